@@ -1,0 +1,102 @@
+"""Flow-matching imitation: regress the velocity field on demonstrated chunks (Lipman et al., arXiv 2210.02747).
+
+    loss = E | v(x_t, t, obs) - (x_1 - x_0) |^2,   x_1 a demonstrated chunk, x_0 ~ N(0, I), t ~ U(0, 1)
+
+The weights that count are an exponential moving average of those that are trained.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flow_policy_rl import flow
+from flow_policy_rl.data.demonstrations import ChunkDataset
+from flow_policy_rl.policy import FlowPolicy, Obs
+
+
+@dataclass(frozen=True)
+class BCConfig:
+    """Flow-matching pre-training.
+
+    Attributes:
+        num_steps: gradient steps.
+        batch_size: chunks per step.
+        learning_rate: peak; a cosine takes it to a tenth.
+        weight_decay: of AdamW.
+        ema_decay: of the moving average of the weights.
+        held_out: share of episodes kept out of training for the held-out loss.
+    """
+
+    num_steps: int = 3000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-6
+    ema_decay: float = 0.995
+    held_out: float = 0.1
+
+
+def cfm_loss(policy: FlowPolicy, obs: Obs, x_1: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+    """Conditional flow-matching loss per sample, (B,): mean square over the chunk. x in normalised units, t (B, H)."""
+    velocity = policy.velocity_field(flow.interpolate(x_0, x_1, t), t, policy.embed(obs))
+    return (velocity - flow.velocity_target(x_0, x_1)).square().mean(dim=(1, 2))
+
+
+def train(
+    policy: FlowPolicy,
+    data: ChunkDataset,
+    config: BCConfig,
+    generator: torch.Generator,
+    on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    log_every: int = 100,
+) -> FlowPolicy:
+    """Fit the normalisers, train, and return a policy with the averaged weights. `policy` keeps the raw ones."""
+    training, held_out = data.split(config.held_out)
+    policy.normalizer.fit(training.obs)
+    policy.fit_action_range(training.actions)
+    average = copy.deepcopy(policy).requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: 0.1 + 0.45 * (1 + math.cos(math.pi * min(i / config.num_steps, 1)))
+    )
+    for step, (obs, chunk) in enumerate(_batches(training, config, generator), start=1):
+        loss = _loss(policy, obs, chunk, generator).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        # A short memory at first, so that the average forgets the initial weights.
+        decay = min(config.ema_decay, (1 + step) / (10 + step))
+        for mean, parameter in zip(average.parameters(), policy.parameters(), strict=True):
+            mean.lerp_(parameter.detach(), 1 - decay)
+        if step % log_every == 0 or step == config.num_steps:
+            metrics = {"train/cfm_loss": loss.item()}
+            if len(held_out):
+                metrics["eval/cfm_loss"] = held_out_loss(average, held_out)
+            on_step(step, metrics)
+    return average
+
+
+@torch.no_grad()
+def held_out_loss(policy: FlowPolicy, data: ChunkDataset, seed: int = 0) -> float:
+    """Loss on unseen episodes, with the same noise and times at every call."""
+    generator = torch.Generator().manual_seed(seed)
+    obs, chunk = data.all()
+    return _loss(policy, obs, chunk, generator).mean().item()
+
+
+def _loss(policy: FlowPolicy, obs: Obs, chunk: Tensor, generator: torch.Generator) -> Tensor:
+    x_1 = policy.normalize_action(chunk)
+    x_0 = torch.randn(x_1.shape, generator=generator)
+    t = torch.rand(len(x_1), 1, generator=generator).expand(x_1.shape[:2])
+    return cfm_loss(policy, obs, x_1, x_0, t)
+
+
+def _batches(data: ChunkDataset, config: BCConfig, generator: torch.Generator) -> Iterator:
+    for _ in range(config.num_steps):
+        yield data.batch(torch.randint(len(data), (config.batch_size,), generator=generator))

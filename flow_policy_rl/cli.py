@@ -1,0 +1,131 @@
+"""The `flow-policy` command: one table of commands, each a config dataclass (tyro makes its flags) and a function.
+
+Exit codes: 0 ok; 1 a gate failed or the work came to no good end; 2 wrong input, in one line.
+"""
+
+import dataclasses
+import importlib
+import json
+import sys
+from typing import NamedTuple
+
+from flow_policy_rl import __version__
+from flow_policy_rl.errors import InputError, RunFailed, unknown_name
+
+
+class Command(NamedTuple):
+    """Where a command lives. Modules are imported only when their command runs, so that --help is quick."""
+
+    module: str
+    config: str
+    main: str
+    help: str
+
+
+COMMANDS = {
+    "list": Command("listing", "Config", "main", "names of tasks, algorithms, presets and robots"),
+    "doctor": Command("doctor", "Config", "main", "check this machine and say how to mend it"),
+    "inspect": Command("inspection", "Config", "main", "print what a policy.onnx says of itself"),
+    "collect": Command("collect", "Config", "main", "record scripted demonstrations"),
+    "train": Command("train", "", "main", "train a policy: flow-policy train ALGO --task T"),
+    "eval": Command("evaluate", "Config", "main", "success rate of a policy in simulation"),
+    "export": Command("export", "ExportConfig", "main", "write one self-describing policy.onnx"),
+    "verify": Command("export", "VerifyConfig", "verify", "compare a policy.onnx with its checkpoint"),
+    "sim": Command("ros", "SimConfig", "sim", "ROS 2 simulation node: a task as a robot"),
+    "deploy": Command("ros", "DeployConfig", "deploy", "ROS 2 policy node (dry run unless --armed)"),
+    "replay": Command("replay", "Config", "main", "judge a policy on a recorded rosbag"),
+    "report": Command("report", "Config", "main", "HTML report of a run folder"),
+    "demo": Command("demo", "Config", "main", "the whole product, from demonstrations to a ROS 2 arm"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        return run(arguments[0], arguments[1:])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except RunFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        if not is_input_error(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def is_input_error(error: ValueError) -> bool:
+    """Whether somebody's input is wrong, ours or the simulation's way of saying it."""
+    simulation = sys.modules.get("sim.errors")
+    return isinstance(error, InputError) or (
+        simulation is not None and isinstance(error, simulation.SimulationError)
+    )
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Parse the flags of one command and run it."""
+    import tyro
+
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS)
+    command = COMMANDS[name]
+    module = importlib.import_module(f"flow_policy_rl.{command.module}")
+    if name == "train":
+        config = parse_train(module, arguments)
+    else:
+        config = tyro.cli(getattr(module, command.config), args=arguments, prog=f"flow-policy {name}")
+    result = getattr(module, command.main)(config)
+    if result is not None:
+        print(json.dumps(result) if config.json else module.text(result))
+        return 0 if result.get("passed", result.get("ok", True)) else 1
+    return 0
+
+
+def parse_train(module, arguments: list[str]):
+    """`ALGO --task T` decide the preset; every other flag overrides one of its values."""
+    import tyro
+
+    @dataclasses.dataclass(frozen=True)
+    class Task:
+        task: str = "lift"
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        names = ", ".join(module.ALGORITHMS)
+        print(f"usage: flow-policy train ALGO --task T [flags]\n\nALGO: {names}\n\n"
+              "Each has its own flags: flow-policy train ALGO --help")
+        raise SystemExit(0 if arguments else 2)
+    algorithm, *flags = arguments
+    if algorithm not in module.ALGORITHMS:
+        raise unknown_name("algorithm", algorithm, module.ALGORITHMS)
+    given, _ = tyro.cli(Task, args=[f for f in flags if f not in ("-h", "--help")], return_unknown_args=True)
+    config = module.ALGORITHMS[algorithm]
+    return tyro.cli(
+        config,
+        args=flags,
+        default=module.default_config(algorithm, given.task),
+        prog=f"flow-policy train {algorithm}",
+    )
+
+
+def overview() -> str:
+    """The page that --help prints."""
+    rows = "\n".join(f"  {name:<9} {command.help}" for name, command in COMMANDS.items())
+    return (
+        "flow-policy: RL fine-tuning of flow-matching robot policies, MuJoCo to one ONNX file to ROS 2\n\n"
+        f"usage: flow-policy COMMAND [flags]\n\n{rows}\n\n"
+        "Each command: --help for its flags and an example, --json for one JSON object on standard output.\n"
+        "Exit codes: 0 ok, 1 a gate failed, 2 wrong input."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

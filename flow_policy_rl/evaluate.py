@@ -1,0 +1,181 @@
+"""Success rate of a policy on fixed episodes, with its uncertainty."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from flow_policy_rl import checkpoint
+from flow_policy_rl.errors import InputError
+from flow_policy_rl.policy import FlowPolicy
+from flow_policy_rl.serving.onnx_policy import OnnxPolicy
+from flow_policy_rl.spec import PolicySpec
+from sim.tasks import make_task
+from sim.vec_env import Observation, VecEnv
+
+ChunkFn = Callable[[Observation, np.ndarray], np.ndarray]  # obs, noise (N, H, A) -> chunk (N, H, A)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One episode per seed.
+
+    Attributes:
+        success: (E,) bool. returns: (E,) undiscounted. steps: (E,) control steps until the end.
+    """
+
+    seeds: tuple[int, ...]
+    success: np.ndarray
+    returns: np.ndarray
+    steps: np.ndarray
+
+    def summary(self) -> dict:
+        """The numbers people ask for."""
+        low, high = wilson_interval(int(self.success.sum()), len(self.success))
+        return {
+            "success_rate": float(self.success.mean()),
+            "success_ci95": [low, high],
+            "return_mean": float(self.returns.mean()),
+            "return_std": float(self.returns.std()),
+            "steps_mean": float(self.steps.mean()),
+            "episodes": len(self.success),
+        }
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """95 % confidence interval of a proportion (Wilson, 1927): honest near 0 and 1, and for few trials."""
+    rate = successes / trials
+    center = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def evaluate(
+    env: VecEnv,
+    act: ChunkFn,
+    seeds: Sequence[int],
+    chunk_shape: tuple[int, int],
+    execute_horizon: int,
+    noise: str = "zero",
+    on_states: Callable[[np.ndarray, np.ndarray], None] = lambda states, valid: None,
+) -> Evaluation:
+    """Run one whole episode per seed, `env.num_envs` at a time.
+
+    Args:
+        noise: `zero`, or `random`: drawn from a generator per episode, so that an episode is the same in any batch.
+        on_states: called with the states (N, h, state_size) and their validity (N, h) of each chunk.
+    """
+    success, returns, steps = [], [], []
+    for start in range(0, len(seeds), env.num_envs):
+        batch = list(seeds[start : start + env.num_envs])
+        padded = batch + [batch[-1]] * (env.num_envs - len(batch))
+        generators = [np.random.default_rng((seed, 1)) for seed in padded]
+        running = np.ones(env.num_envs, bool)
+        won, total, length = np.zeros(env.num_envs, bool), np.zeros(env.num_envs), np.zeros(env.num_envs, int)
+        obs = env.reset(padded)
+        while running[: len(batch)].any():
+            draw = (
+                np.stack([g.standard_normal(chunk_shape, dtype=np.float32) for g in generators])
+                if noise == "random"
+                else np.zeros((env.num_envs, *chunk_shape), np.float32)
+            )
+            step = env.step(act(obs, draw)[:, :execute_horizon])
+            on_states(step.states, step.valid & running[:, None])
+            total += step.reward.sum(axis=1) * running
+            length += step.valid.sum(axis=1) * running
+            won |= step.success & running
+            running &= ~step.ended
+            obs = step.obs
+        success.append(won[: len(batch)])
+        returns.append(total[: len(batch)])
+        steps.append(length[: len(batch)])
+    return Evaluation(tuple(seeds), np.concatenate(success), np.concatenate(returns), np.concatenate(steps))
+
+
+def torch_policy(policy: FlowPolicy) -> ChunkFn:
+    """A FlowPolicy as a function of numpy arrays."""
+
+    @torch.no_grad()
+    def act(obs: Observation, noise: np.ndarray) -> np.ndarray:
+        tensors = {name: torch.as_tensor(values, dtype=torch.float32) for name, values in obs.items()}
+        return policy.sample(tensors, torch.as_tensor(noise)).numpy()
+
+    return act
+
+
+@dataclass(frozen=True)
+class Config:
+    """Success rate of a policy in simulation, one whole episode per seed.
+
+    Example: flow-policy eval --policy policy.onnx --task lift --episodes 200
+
+    Attributes:
+        policy: checkpoint (.safetensors) or exported policy (.onnx).
+        task: name of the task (default: the one the policy was trained for).
+        episodes: number of episodes.
+        seed: of the first episode; the next ones follow.
+        noise: where the flow starts: zero, or random per episode.
+        num_envs: episodes side by side.
+        json: print one JSON object.
+    """
+
+    policy: Path
+    task: str | None = None
+    episodes: int = 200
+    seed: int = 10_000
+    noise: Literal["zero", "random"] = "zero"
+    num_envs: int = 200
+    json: bool = False
+
+
+def main(config: Config) -> dict:
+    """Evaluate a file."""
+    if config.episodes < 1:
+        raise InputError(f"--episodes must be at least 1, not {config.episodes}")
+    spec, act = load_policy(config.policy)
+    task = make_task(config.task or spec.task)
+    check_fits(spec, task, str(config.policy))
+    env = VecEnv(task, min(config.num_envs, config.episodes))
+    seeds = range(config.seed, config.seed + config.episodes)
+    shape = (spec.action_horizon, spec.num_joints)
+    result = evaluate(env, act, seeds, shape, spec.execute_horizon, config.noise)
+    env.close()
+    return {**result.summary(), "seed": config.seed, "task": task.name, "policy": str(config.policy)}
+
+
+def load_policy(path: Path) -> tuple[PolicySpec, ChunkFn]:
+    """A checkpoint or an exported policy as a function of numpy arrays."""
+    if path.suffix == ".onnx":
+        exported = OnnxPolicy(path)
+        return exported.spec, exported.infer
+    policy = checkpoint.load(path)
+    return policy.spec, torch_policy(policy)
+
+
+def check_fits(spec: PolicySpec, task, name: str) -> None:
+    """Refuse a policy made for another task.
+
+    Raises:
+        InputError: names both sides.
+    """
+    mine, theirs = [f.name for f in spec.observations], [f.name for f in task.obs_fields]
+    if mine != theirs or spec.joint_names != task.world.joint_names:
+        raise InputError(
+            f"policy '{name}' (task '{spec.task}', observations {mine}, joints {list(spec.joint_names)}) does not fit "
+            f"task '{task.name}' (observations {theirs}, joints {list(task.world.joint_names)})"
+        )
+
+
+def text(result: dict) -> str:
+    """For people."""
+    low, high = result["success_ci95"]
+    return (
+        f"{result['policy']} on {result['task']}: success {result['success_rate']:.1%} "
+        f"(95 % interval {low:.1%} to {high:.1%}, {result['episodes']} episodes), "
+        f"return {result['return_mean']:.3f} ± {result['return_std']:.3f}"
+    )

@@ -1,0 +1,119 @@
+"""`FlowPolicy`: raw SI observations in, a chunk of joint targets in SI units out. Normalisation is part of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flow_policy_rl import flow
+from flow_policy_rl.networks import ObservationNormalizer, VelocityField
+from flow_policy_rl.spec import PolicySpec
+
+Obs = Mapping[str, Tensor]  # field name -> (B, size), raw SI units
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Size of the velocity field.
+
+    Attributes:
+        width: hidden units per layer.
+        depth: hidden layers.
+        score_drift: the policy has a learned score drift (ScoRe-Flow), which is then part of sampling and export.
+    """
+
+    width: int = 256
+    depth: int = 3
+    score_drift: bool = False
+
+
+class DriftGain(nn.Module):
+    """g(t) >= 0, the coefficient of the score drift, (..., H) -> (..., H, 1).
+
+    The AlphaNet of ScoRe-Flow's released code: 1-16-16-1 with SiLU and softplus, starting at softplus(-2) = 0.127 for
+    every t.
+    """
+
+    def __init__(self, width: int = 16, initial_bias: float = -2.0):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
+        )
+        nn.init.zeros_(self.net[-1].weight)
+        nn.init.constant_(self.net[-1].bias, initial_bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return nn.functional.softplus(self.net(t.unsqueeze(-1)))
+
+
+class FlowPolicy(nn.Module):
+    """A flow-matching policy over action chunks.
+
+    Inside, actions are scaled so that [low, high] of the training data becomes [-1, 1]; noise, x_t and velocities live
+    there. `action_chunk` is physical and held to the limits of the spec.
+    """
+
+    def __init__(self, spec: PolicySpec, network: NetworkConfig):
+        super().__init__()
+        self.spec = spec
+        self.network = network
+        self.normalizer = ObservationNormalizer({f.name: f.size for f in spec.observations})
+        obs_dim = sum(self.normalizer.fields.values())
+        self.velocity_field = VelocityField(
+            obs_dim, spec.action_horizon, spec.num_joints, network.width, network.depth
+        )
+        self.drift_gain = DriftGain() if network.score_drift else None
+        for name, value in {"action_low": spec.action_low, "action_high": spec.action_high}.items():
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
+        self.register_buffer("action_center", (self.action_low + self.action_high) / 2)
+        self.register_buffer("action_scale", (self.action_high - self.action_low) / 2)
+
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        """(H, A)."""
+        return self.velocity_field.shape
+
+    @torch.no_grad()
+    def fit_action_range(self, actions: Tensor, min_scale: float = 1e-3) -> None:
+        """Scale actions by the range seen in data (n, A)."""
+        low, high = actions.amin(0), actions.amax(0)
+        self.action_center.copy_((low + high) / 2)
+        self.action_scale.copy_(((high - low) / 2).clamp_min(min_scale))
+
+    def normalize_action(self, action_chunk: Tensor) -> Tensor:
+        """Physical (..., A) -> normalised."""
+        return (action_chunk - self.action_center) / self.action_scale
+
+    def denormalize_action(self, x: Tensor) -> Tensor:
+        """Normalised (..., A) -> physical, within the limits of the spec."""
+        physical = x * self.action_scale + self.action_center
+        return torch.clamp(physical, self.action_low, self.action_high)
+
+    def embed(self, obs: Obs) -> Tensor:
+        """What the flow needs to know of an observation, computed once per chunk, (B, width)."""
+        return self.velocity_field.from_obs(self.normalizer(obs))
+
+    def velocity(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """(B, H, A): the velocity field, with the score drift where the policy was trained with one."""
+        velocity = self.velocity_field(x, t, context)
+        if self.drift_gain is None:
+            return velocity
+        return flow.score_drift(x, velocity, t, self.drift_gain(t))
+
+    def sample(
+        self,
+        obs: Obs,
+        noise: Tensor,
+        num_flow_steps: int | None = None,
+        integrator: str | None = None,
+    ) -> Tensor:
+        """Action chunk (B, H, A) in physical units from noise (B, H, A). Deterministic."""
+        context = self.embed(obs)
+        x = flow.integrate(
+            lambda x, t: self.velocity(x, t, context),
+            noise,
+            num_flow_steps or self.spec.num_flow_steps,
+            integrator or self.spec.integrator,
+        )
+        return self.denormalize_action(x)

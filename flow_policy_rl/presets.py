@@ -1,0 +1,22 @@
+"""Named settings: one function per algorithm, which returns the settings for a task."""
+
+from flow_policy_rl.algorithms.bc import BCConfig
+from flow_policy_rl.algorithms.ppo import PPOConfig
+from flow_policy_rl.algorithms.score_flow import ScoreFlowConfig
+
+
+def bc(task: str) -> BCConfig:
+    """Flow-matching pre-training."""
+    return BCConfig(num_steps=4000)
+
+
+def score_flow(task: str) -> tuple[PPOConfig, ScoreFlowConfig]:
+    """ScoRe-Flow fine-tuning."""
+    ppo = PPOConfig(
+        num_iterations=30,
+        num_envs=256,
+        num_minibatches=8,
+        actor_learning_rate=1e-5,
+        target_kl=0.1,
+    )
+    return ppo, ScoreFlowConfig(sigma_min=0.03, sigma_max=0.08)

@@ -1,0 +1,109 @@
+"""On-policy data: T chunks in N environments. The one place that says what a chunk is worth to a critic."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sim.vec_env import ChunkStep, Observation, VecEnv
+
+TensorDict = dict[str, Tensor]
+ActFn = Callable[[TensorDict], tuple[Tensor, TensorDict]]  # obs -> (action chunk (N, H, A), trace)
+
+
+@dataclass
+class Rollout:
+    """Everything one update needs, (T, N, ...) each.
+
+    Attributes:
+        obs, final_obs: before the chunk; at its last valid step.
+        trace: what the algorithm wants to remember of its sampling.
+        reward: sum over the executed steps, discounted inside the chunk.
+        discount: gamma to the number of executed steps.
+        terminated, truncated: how the episode ended within the chunk, if it did.
+        num_env_steps: valid control steps in all.
+        episodes, successes: that ended in this rollout.
+        episode_return: undiscounted sum of rewards, mean over the ended episodes (nan if none).
+    """
+
+    obs: TensorDict
+    final_obs: TensorDict
+    trace: TensorDict
+    reward: Tensor
+    discount: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    num_env_steps: int
+    episodes: int
+    successes: int
+    episode_return: float
+
+
+def to_tensors(obs: Observation) -> TensorDict:
+    """Simulation observation (float64 numpy) to policy input (float32 torch)."""
+    return {name: torch.as_tensor(values, dtype=torch.float32) for name, values in obs.items()}
+
+
+def chunk_return(step: ChunkStep, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+    """Reward (N,) discounted inside the chunk, and the discount (N,) across it."""
+    powers = gamma ** np.arange(step.reward.shape[1])
+    return step.reward @ powers, gamma ** step.valid.sum(axis=1)
+
+
+class Collector:
+    """Keeps environments going from one rollout to the next."""
+
+    def __init__(self, env: VecEnv, execute_horizon: int, gamma: float):
+        self.env = env
+        self.execute_horizon = execute_horizon
+        self.gamma = gamma
+        self._obs = to_tensors(env.reset())
+        self._return = np.zeros(env.num_envs)
+
+    @torch.no_grad()
+    def collect(self, act: ActFn, num_steps: int) -> Rollout:
+        """Run `num_steps` chunks everywhere, executing the first `execute_horizon` actions of each."""
+        rows, returns, counts = [], [], np.zeros(3, dtype=int)
+        for _ in range(num_steps):
+            action_chunk, trace = act(self._obs)
+            step = self.env.step(action_chunk[:, : self.execute_horizon].numpy())
+            reward, discount = chunk_return(step, self.gamma)
+            rows.append(
+                {
+                    "obs": self._obs,
+                    "final_obs": to_tensors(step.final_obs),
+                    "trace": trace,
+                    "reward": torch.as_tensor(reward, dtype=torch.float32),
+                    "discount": torch.as_tensor(discount, dtype=torch.float32),
+                    "terminated": torch.as_tensor(step.terminated),
+                    "truncated": torch.as_tensor(step.truncated),
+                }
+            )
+            self._return += step.reward.sum(axis=1)
+            returns.extend(self._return[step.ended])
+            self._return[step.ended] = 0.0
+            counts += [step.valid.sum(), step.ended.sum(), step.success.sum()]
+            self._obs = to_tensors(step.obs)
+        return Rollout(
+            **stack(rows),
+            num_env_steps=int(counts[0]),
+            episodes=int(counts[1]),
+            successes=int(counts[2]),
+            episode_return=float(np.mean(returns)) if returns else float("nan"),
+        )
+
+
+def stack(rows: list[dict]) -> dict:
+    """A list of nested dicts of tensors to one nested dict, with a new first axis."""
+    first = rows[0]
+    return {
+        key: stack([row[key] for row in rows]) if isinstance(first[key], dict) else torch.stack([row[key] for row in rows])
+        for key in first
+    }
+
+
+def flatten(tensors: TensorDict) -> TensorDict:
+    """(T, N, ...) -> (T * N, ...) for each."""
+    return {name: values.flatten(0, 1) for name, values in tensors.items()}

@@ -1,0 +1,186 @@
+"""`PolicySpec`: what a policy sees, commands and expects, in one JSON string. The waist between training and robot.
+
+The task defines it, training writes it into the checkpoint, export writes it into `policy.onnx`, the node reads it
+back. Everything is in SI units, and the order of joints is always the order of `joint_names`.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from flow_policy_rl.errors import InputError
+
+SCHEMA_VERSION = 1
+METADATA_KEY = "flow_policy_rl.spec"  # where an ONNX file keeps the JSON
+FIELD_KINDS = ("joint_position", "joint_velocity", "pose", "image")
+ACTION_KINDS = ("joint_position",)
+INTEGRATORS = ("euler", "midpoint", "heun", "rk4")
+
+
+@dataclass(frozen=True)
+class ObservationField:
+    """One input of the policy.
+
+    Attributes:
+        name: key in observation dicts and input name of the graph.
+        kind: one of `FIELD_KINDS`.
+        elements: joint names; the elements of a pose (x, y, z, qx, qy, qz, qw with qw >= 0); empty for an image.
+        unit: SI unit.
+        source: object of a pose, camera of an image, else empty.
+        mean, std: statistics of the training data, one per element, for an out-of-distribution check.
+    """
+
+    name: str
+    kind: str
+    elements: tuple[str, ...]
+    unit: str
+    source: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Numbers in the field."""
+        return len(self.elements)
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """The contract of one policy.
+
+    Attributes:
+        task, robot: names; the node refuses a robot file of another name.
+        joint_names: the A commanded joints, in the order of the action.
+        action_kind: one of `ACTION_KINDS`.
+        action_low, action_high: limits of the command per joint, rad or m; the graph clamps to them.
+        observations: the inputs, in order.
+        control_dt: seconds between two actions of a chunk.
+        action_horizon: H, actions in a chunk. Action k is due (k + 1) * control_dt after the observation.
+        execute_horizon: actions to run before the next chunk takes over.
+        integrator, num_flow_steps: how the flow is integrated (in the graph, for an exported policy).
+        algorithm: what trained it last.
+        provenance: free facts: results, hashes, versions, the command.
+    """
+
+    task: str
+    robot: str
+    joint_names: tuple[str, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    observations: tuple[ObservationField, ...]
+    control_dt: float
+    action_horizon: int
+    execute_horizon: int
+    action_kind: str = "joint_position"
+    integrator: str = "euler"
+    num_flow_steps: int = 4
+    algorithm: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self):
+        problem = self._problem()
+        if problem:
+            raise InputError(f"policy spec: {problem}")
+
+    def _problem(self) -> str:
+        joints = len(self.joint_names)
+        names = [f.name for f in self.observations]
+        bounds = (*self.action_low, *self.action_high)
+        checks = {
+            "joint_names is empty": joints == 0,
+            "joint_names has duplicates": len(set(self.joint_names)) != joints,
+            f"action_low and action_high need {joints} values each": len(self.action_low) != joints
+            or len(self.action_high) != joints,
+            "action limits are not finite": not all(math.isfinite(b) for b in bounds),
+            "action_low is not below action_high": any(
+                lo >= hi for lo, hi in zip(self.action_low, self.action_high, strict=False)
+            ),
+            "observations is empty": not names,
+            "observation names are not unique": len(set(names)) != len(names),
+            f"action_kind must be one of {ACTION_KINDS}": self.action_kind not in ACTION_KINDS,
+            f"integrator must be one of {INTEGRATORS}": self.integrator not in INTEGRATORS,
+            "num_flow_steps must be at least 1": self.num_flow_steps < 1,
+            "control_dt must be positive": not self.control_dt > 0,
+            "need 1 <= execute_horizon <= action_horizon": not (
+                1 <= self.execute_horizon <= self.action_horizon
+            ),
+        }
+        for f in self.observations:
+            checks[f"observation '{f.name}': kind must be one of {FIELD_KINDS}"] = f.kind not in FIELD_KINDS
+            checks[f"observation '{f.name}' has no elements"] = f.kind != "image" and f.size == 0
+        return next((text for text, wrong in checks.items() if wrong), "")
+
+    @property
+    def num_joints(self) -> int:
+        """A."""
+        return len(self.joint_names)
+
+    def replace(self, **changes) -> "PolicySpec":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        """One line of JSON; floats keep full precision."""
+        return json.dumps(dataclasses.asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "PolicySpec":
+        """Read a spec back.
+
+        Raises:
+            InputError: not JSON, of a newer schema, or a key missing, unknown or of the wrong type.
+        """
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"policy spec is not JSON: {error}") from None
+        if not isinstance(raw, dict):
+            raise InputError("policy spec is not a JSON object")
+        version = raw.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                f"policy spec has schema_version {version!r}; this version reads {SCHEMA_VERSION}"
+            )
+        observations = raw.get("observations")
+        if not isinstance(observations, list):
+            raise InputError("policy spec: 'observations' must be a list")
+        raw["observations"] = tuple(_build(ObservationField, f, "policy spec: observation") for f in observations)
+        return _build(cls, raw, "policy spec")
+
+
+_PYTHON_TYPES = {str: str, int: int, float: (int, float), dict: dict, tuple: (list, tuple)}
+
+
+def _build(cls, raw: Any, where: str):
+    """A dataclass from a JSON object, every key and type checked."""
+    if not isinstance(raw, dict):
+        raise InputError(f"{where} is not a JSON object")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in raw:
+        if key not in fields:
+            raise InputError(f"{where}: unknown key '{key}'; valid: {', '.join(fields)}")
+    values = {}
+    for name, f in fields.items():
+        if name not in raw:
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+                raise InputError(f"{where}: key '{name}' is missing")
+            continue
+        values[name] = _checked(raw[name], f.type, f"{where}: '{name}'")
+    return cls(**values)
+
+
+def _checked(value: Any, declared: Any, where: str) -> Any:
+    origin = getattr(declared, "__origin__", declared)
+    if not isinstance(value, _PYTHON_TYPES[origin]) or (isinstance(value, bool) and origin is not bool):
+        raise InputError(f"{where} must be {origin.__name__}, not {type(value).__name__}")
+    if origin is float:
+        return float(value)
+    if origin is tuple:
+        (item, *_) = declared.__args__
+        if item in (str, float, int):
+            return tuple(_checked(v, item, where) for v in value)
+        return tuple(value)
+    return value

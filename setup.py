@@ -1,0 +1,54 @@
+"""All package metadata lives here: colcon reads setup.py only, and fails on metadata in pyproject.toml."""
+
+import re
+from glob import glob
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = "flow_policy_rl"
+VERSION = re.search(r'__version__ = "(.+)"', Path(f"{NAME}/__init__.py").read_text()).group(1)
+
+SIM = ["mujoco"]
+SERVE = ["onnxruntime"]
+BAGS = ["rosbags", "mcap"]
+REPORT = ["jinja2", "plotly", "av", "opencv-python-headless"]
+TRAIN = [*SIM, "torch", "h5py", "safetensors", "mink", "daqp", "onnx", "onnxscript", "tensorboard"]
+
+setup(
+    name=NAME,
+    version=VERSION,
+    description="RL fine-tuning of flow-matching robot policies: MuJoCo to one ONNX file to ROS 2",
+    long_description=Path("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    author="The flow_policy_rl authors",
+    maintainer="The flow_policy_rl authors",
+    maintainer_email="maintainers@flow-policy-rl.example.com",
+    url="https://example.com/flow_policy_rl",
+    packages=find_packages(include=["flow_policy_rl", "flow_policy_rl.*", "sim", "sim.*", "robots"]),
+    package_data={
+        "flow_policy_rl": ["templates/*"],
+        "sim": ["assets/*.xml"],
+        "robots": ["*.yaml"],
+    },
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        (f"share/{NAME}/launch", sorted(glob("launch/*.launch.py"))),
+    ],
+    python_requires=">=3.10",
+    install_requires=["numpy", "pyyaml", "tyro", "tqdm"],
+    extras_require={
+        "sim": SIM,
+        "serve": SERVE,
+        "bags": BAGS,
+        "report": REPORT,
+        "train": TRAIN,
+        "all": sorted({*SIM, *SERVE, *BAGS, *REPORT, *TRAIN}),
+        "test": ["pytest", "hypothesis", "gymnasium"],
+        "dev": ["ruff"],
+    },
+    entry_points={"console_scripts": ["flow-policy = flow_policy_rl.cli:main"]},
+    zip_safe=False,
+)

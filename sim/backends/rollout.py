@@ -1,0 +1,41 @@
+"""Physics for all environments at once with `mujoco.rollout`: C++ threads, one call for a whole chunk."""
+
+import os
+
+import mujoco
+import numpy as np
+from mujoco import rollout
+
+from sim.world import World
+
+
+class RolloutBackend:
+    """Advance N states by the same number of physics steps.
+
+    The constraint solver starts every call without a warm start, because `mujoco.rollout` returns none. A call is
+    therefore a pure function of (state, controls): it does not depend on the number of threads, on the batch, or on
+    what ran before.
+    """
+
+    def __init__(self, world: World, num_threads: int | None = None):
+        self.world = world
+        self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self._data = [mujoco.MjData(world.model) for _ in range(self.num_threads)]
+        self._pool = rollout.Rollout(nthread=self.num_threads if self.num_threads > 1 else 0)
+
+    def step(self, state: np.ndarray, controls: np.ndarray) -> np.ndarray:
+        """Advance by T physics steps.
+
+        Args:
+            state: (N, state_size).
+            controls: (N, T, A), T a multiple of the decimation.
+
+        Returns:
+            (N, T / decimation, state_size): the state at the end of each control step.
+        """
+        states, _ = self._pool.rollout(self.world.model, self._data, state, controls)
+        return states[:, self.world.decimation - 1 :: self.world.decimation]
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.close()

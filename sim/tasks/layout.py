@@ -1,0 +1,24 @@
+"""How a task describes what it observes: one entry per field, carried into the policy's spec and from there to ROS."""
+
+from dataclasses import dataclass
+
+POSE_ELEMENTS = ("x", "y", "z", "qx", "qy", "qz", "qw")
+
+
+@dataclass(frozen=True)
+class ObsField:
+    """One named part of an observation.
+
+    Attributes:
+        name: key in the observation dict, and input name of the exported graph.
+        kind: where it comes from: joint_position, joint_velocity, pose or image.
+        elements: joint names, the elements of a pose (`POSE_ELEMENTS`), or for an image its height, width and channels.
+        unit: SI unit of the elements.
+        source: for a pose or an image, the name of the object or camera.
+    """
+
+    name: str
+    kind: str
+    elements: tuple[str, ...]
+    unit: str
+    source: str = ""
