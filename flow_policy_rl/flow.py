@@ -70,7 +70,8 @@ def integrate(velocity: VelocityFn, noise: Tensor, num_flow_steps: int, integrat
 
 
 def _at(x: Tensor, t: float) -> Tensor:
-    return torch.full(x.shape[:-1], t, dtype=x.dtype, device=x.device)
+    # One row for all: it broadcasts, and an exported graph keeps everything that follows from it as a constant.
+    return torch.full((1, x.shape[1]), t, dtype=x.dtype, device=x.device)
 
 
 def _euler(f: VelocityFn, x: Tensor, t: float, dt: float) -> Tensor:

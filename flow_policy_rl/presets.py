@@ -20,3 +20,6 @@ def score_flow(task: str) -> tuple[PPOConfig, ScoreFlowConfig]:
         target_kl=0.1,
     )
     return ppo, ScoreFlowConfig(sigma_min=0.03, sigma_max=0.08)
+
+
+PRESETS = {"bc": bc, "score_flow": score_flow}

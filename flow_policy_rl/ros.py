@@ -1,0 +1,189 @@
+"""ROS processes, started from outside of ROS: this file imports nothing of it. `flow-policy sim` and `deploy` live here."""
+
+import contextlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flow_policy_rl.errors import InputError, RunFailed
+
+END_S = 1.0  # from asking a process to end to killing it
+
+
+@dataclass(frozen=True)
+class SimConfig:
+    """ROS 2 simulation node: a task as a robot, until Ctrl-C.
+
+    Example: flow-policy sim --task lift --robot panda
+
+    Attributes:
+        task: name of the task.
+        robot: name of a robot, or path of a robot file.
+        seed: of the first episode.
+        real_time_factor: simulated seconds per second.
+        json: no result to print; kept for uniformity.
+    """
+
+    task: str = "lift"
+    robot: str = "panda"
+    seed: int = 10_000
+    real_time_factor: float = 1.0
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class DeployConfig:
+    """ROS 2 policy node, until Ctrl-C. A dry run unless armed: chunks are computed and shown, the arm is not commanded.
+
+    Example: flow-policy deploy --policy policy.onnx --robot panda --use-sim-time --armed
+
+    Attributes:
+        policy: exported policy.
+        robot: name of a robot, or path of a robot file.
+        armed: command the arm.
+        use_sim_time: take time from /clock.
+        json: no result to print; kept for uniformity.
+    """
+
+    policy: Path
+    robot: str = "panda"
+    armed: bool = False
+    use_sim_time: bool = False
+    json: bool = False
+
+
+def sim(config: SimConfig) -> None:
+    """Run the simulation node in the foreground."""
+    parameters = {
+        "task": config.task,
+        "robot": config.robot,
+        "first_seed": config.seed,
+        "real_time_factor": config.real_time_factor,
+    }
+    foreground("sim_node", parameters)
+
+
+def deploy(config: DeployConfig) -> None:
+    """Run the policy node in the foreground."""
+    parameters = {
+        "policy": str(config.policy.absolute()),
+        "robot": config.robot,
+        "armed": config.armed,
+        "use_sim_time": config.use_sim_time,
+    }
+    foreground("policy_node", parameters)
+
+
+def foreground(node: str, parameters: Mapping[str, object]) -> None:
+    """Become the node: its output, signals and exit code are those of this process."""
+    os.execv(sys.executable, node_command(node, parameters))
+
+
+def node_command(node: str, parameters: Mapping[str, object]) -> list[str]:
+    """Command line of a node of `flow_policy_ros`, started by module so that it works pip- and colcon-installed.
+
+    Raises:
+        InputError: ROS or the node package is not installed.
+    """
+    for package, mend in {
+        "rclpy": "source a ROS 2 installation, or run: make setup",
+        "flow_policy_ros": "pip install ros_ws/src/flow_policy_ros, or build it with colcon",
+    }.items():
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"{package} is not installed: {mend}")
+    command = [sys.executable, "-m", f"flow_policy_ros.{node}", "--ros-args"]
+    for name, value in parameters.items():
+        command += ["-p", f"{name}:={_yaml(value)}"]
+    return command
+
+
+def _yaml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def private_environment(log_dir: Path) -> dict[str, str]:
+    """Environment for processes that talk to each other on this machine only, on a domain of their own."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    return os.environ | {
+        "ROS_DOMAIN_ID": os.environ.get("ROS_DOMAIN_ID", str(1 + os.getpid() % 100)),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_LOG_DIR": str(log_dir),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+class Process:
+    """One node as a child process, in a session of its own so that a Ctrl-C reaches it only through us."""
+
+    def __init__(self, node: str, parameters: Mapping[str, object], log_dir: Path):
+        self.node = node
+        self.log = log_dir / f"{node}.log"
+        environment = private_environment(log_dir)
+        with self.log.open("wb") as log:
+            self._child = subprocess.Popen(
+                node_command(node, parameters),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def check(self) -> None:
+        """Raise if it has ended by itself with an error.
+
+        Raises:
+            RunFailed: with the last line of its log.
+        """
+        code = self._child.poll()
+        if code not in (None, 0):
+            lines = self.log.read_text(errors="replace").strip().splitlines()
+            raise RunFailed(f"{self.node} ended with exit code {code}: {lines[-1] if lines else 'no output'} ({self.log})")
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._child.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if it still runs."""
+        if self.running:
+            self._child.send_signal(number)
+
+    def wait(self, timeout: float) -> int | None:
+        """Exit code, or None when it runs on."""
+        try:
+            return self._child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        """End it for sure."""
+        if self.running:
+            self._child.kill()
+            self._child.wait()
+
+
+@contextlib.contextmanager
+def processes(nodes: Mapping[str, Mapping[str, object]], log_dir: Path) -> Iterator[dict[str, Process]]:
+    """Start nodes; at the end ask all of them to end, and kill what does not within a second."""
+    started: dict[str, Process] = {}
+    try:
+        for node, parameters in nodes.items():
+            started[node] = Process(node, parameters, log_dir)
+        yield started
+    finally:
+        for process in started.values():
+            process.signal(signal.SIGINT)
+        deadline = time.monotonic() + END_S
+        for process in started.values():
+            process.wait(max(0.0, deadline - time.monotonic()))
+            process.kill()

@@ -1,0 +1,102 @@
+"""Input streams sampled as of one reference time, with a limit on age. Missing or stale input is never made up."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flow_policy_rl.errors import InputError
+from flow_policy_rl.serving.decode import DecodeError, decode
+from flow_policy_rl.serving.robot import Topics
+from flow_policy_rl.spec import ObservationField, PolicySpec
+
+KEPT = 256  # samples per stream: more than two seconds at 100 Hz
+
+
+class NotReady(Exception):
+    """No usable observation now. The text names the stream and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One observation: values by field (size,), and the time (ns) as of which they were sampled."""
+
+    obs: dict[str, np.ndarray]
+    stamp: int
+
+
+def topics_of(spec: PolicySpec, topics: Topics) -> dict[str, list[ObservationField]]:
+    """Which fields of the policy come from which topic.
+
+    Raises:
+        InputError: the robot has no topic for a pose or an image that the policy needs.
+    """
+    result: dict[str, list[ObservationField]] = {}
+    for f in spec.observations:
+        if f.kind in ("joint_position", "joint_velocity"):
+            topic = topics.joint_states
+        else:
+            known = topics.poses if f.kind == "pose" else topics.images
+            if f.source not in known:
+                raise InputError(
+                    f"observation '{f.name}' needs the {f.kind} of '{f.source}'; the robot file has "
+                    f"{', '.join(known) or 'none'}"
+                )
+            topic = known[f.source]
+        result.setdefault(topic, []).append(f)
+    return result
+
+
+class Streams:
+    """The newest samples of each topic a policy reads."""
+
+    def __init__(self, fields: Mapping[str, Sequence[ObservationField]], max_age_s: float):
+        self.fields = fields
+        self.max_age = int(max_age_s * 1e9)
+        self._samples: dict[str, deque] = {topic: deque(maxlen=KEPT) for topic in fields}
+        self._problem: dict[str, str] = {}
+
+    def push(self, topic: str, stamp: int, msg) -> None:
+        """Decode a message and keep it. One that cannot be decoded makes its stream not ready until the next good one.
+
+        A stamp older than the last one (a clock that jumped back, a bag that started again) empties all streams.
+        """
+        try:
+            values = {f.name: decode(f, msg) for f in self.fields[topic]}
+        except DecodeError as error:
+            self._problem[topic] = str(error)
+            return
+        self._problem.pop(topic, None)
+        samples = self._samples[topic]
+        if samples and stamp < samples[-1][0]:
+            self.clear()
+        samples.append((stamp, values))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for samples in self._samples.values():
+            samples.clear()
+
+    def snapshot(self, now: int) -> Snapshot:
+        """The observation as of the newest time that every stream has reached.
+
+        Raises:
+            NotReady: a stream is missing, broken, or older than the limit.
+        """
+        for topic, problem in self._problem.items():
+            raise NotReady(f"{topic}: {problem}")
+        for topic, samples in self._samples.items():
+            if not samples:
+                raise NotReady(f"{topic}: no message yet")
+            age = now - samples[-1][0]
+            if age > self.max_age:
+                raise NotReady(f"{topic}: newest message is {age / 1e9:.3f} s old, limit {self.max_age / 1e9:.3f} s")
+        reference = min(samples[-1][0] for samples in self._samples.values())
+        obs: dict[str, np.ndarray] = {}
+        for topic, samples in self._samples.items():
+            values = next((v for stamp, v in reversed(samples) if stamp <= reference), None)
+            if values is None:
+                raise NotReady(f"{topic}: no message as old as the other streams yet")
+            obs |= values
+        return Snapshot(obs, reference)

@@ -1,0 +1,114 @@
+"""`episode_runner`: closed-loop episodes over ROS. For each: stop the policy, reset the simulation, start the policy, wait.
+
+Writes one JSON file: success per seed, and the end-to-end latencies the simulation measured.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from flow_policy_ros.process import Stop, run_node
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from std_msgs.msg import Bool, Float64
+from std_srvs.srv import Trigger
+
+from flow_policy_rl.errors import InputError
+
+START_UP_S = 20.0
+CALL_S = 10.0
+
+
+class EpisodeRunner(Node):
+    """Client of the simulation and of the policy node's lifecycle."""
+
+    def __init__(self):
+        super().__init__("episode_runner")
+        self._declare("episodes", 100, "how many")
+        self._declare("out", "episodes.json", "file to write")
+        self._declare("episode_timeout_s", 60.0, "give up on an episode after this long (steady clock)")
+        self._result: bool | None = None
+        self._latencies: list[float] = []
+        self._reset = self.create_client(Trigger, "/sim_node/reset")
+        self._change = self.create_client(ChangeState, "/policy_node/change_state")
+        self._policy_state = self.create_client(GetState, "/policy_node/get_state")
+        self.create_subscription(Bool, "/sim_node/success", self._on_success, 10)
+        self.create_subscription(Float64, "/sim_node/end_to_end_latency", self._on_latency, 50)
+
+    def _declare(self, name: str, default, description: str) -> None:
+        self.declare_parameter(name, default, ParameterDescriptor(description=description))
+
+    def _on_success(self, msg: Bool) -> None:
+        self._result = msg.data
+
+    def _on_latency(self, msg: Float64) -> None:
+        self._latencies.append(msg.data)
+
+    def _call(self, client, request):
+        future = client.call_async(request)
+        deadline = time.monotonic() + CALL_S
+        while not future.done():
+            self._tick(0.05)
+            if time.monotonic() > deadline:
+                raise InputError(f"service {client.srv_name} did not answer within {CALL_S:.0f} s")
+        return future.result()
+
+    def _tick(self, timeout: float) -> None:
+        if self._stop.requested:
+            raise KeyboardInterrupt
+        self._executor.spin_once(timeout_sec=timeout)
+
+    def _transition(self, number: int) -> None:
+        request = ChangeState.Request(transition=Transition(id=number))
+        if not self._call(self._change, request).success:
+            raise InputError(f"policy_node refused lifecycle transition {number}; see its log")
+
+    def spin(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
+        """Run all episodes and write the file."""
+        self._executor, self._stop = executor, stop
+        for client in (self._reset, self._change, self._policy_state):
+            if not client.wait_for_service(timeout_sec=START_UP_S):
+                raise InputError(f"no {client.srv_name} within {START_UP_S:.0f} s: is its node running?")
+        total = self.get_parameter("episodes").value
+        episodes = []
+        try:
+            for number in range(total):
+                episodes.append(self._episode())
+                print(f"episode {number + 1}/{total} {'success' if episodes[-1]['success'] else 'failure'}", flush=True)
+        except KeyboardInterrupt:
+            return
+        self._deactivate()
+        out = Path(self.get_parameter("out").value)
+        partial = out.with_suffix(".partial")
+        partial.write_text(json.dumps({"episodes": episodes, "end_to_end_s": self._latencies}))
+        partial.rename(out)
+
+    def _deactivate(self) -> None:
+        state = self._call(self._policy_state, GetState.Request()).current_state
+        if state.id == State.PRIMARY_STATE_ACTIVE:
+            self._transition(Transition.TRANSITION_DEACTIVATE)
+
+    def _episode(self) -> dict:
+        self._deactivate()
+        facts = json.loads(self._call(self._reset, Trigger.Request()).message)
+        self._result = None
+        self._transition(Transition.TRANSITION_ACTIVATE)
+        deadline = time.monotonic() + self.get_parameter("episode_timeout_s").value
+        while self._result is None:
+            self._tick(0.05)
+            if time.monotonic() > deadline:
+                raise InputError(f"episode {facts['episode']} did not end; does the policy command the arm (armed)?")
+        return {"seed": facts["seed"], "success": self._result}
+
+
+def main() -> int:
+    """Entry point."""
+    return run_node(EpisodeRunner, EpisodeRunner.spin)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
