@@ -22,4 +22,14 @@ def score_flow(task: str) -> tuple[PPOConfig, ScoreFlowConfig]:
     return ppo, ScoreFlowConfig(sigma_min=0.03, sigma_max=0.08)
 
 
+def demo_data(task: str) -> dict:
+    """How the demo's demonstrations are collected: few enough that imitation leaves room to improve."""
+    return {"episodes": 80, "noise": 0.03}
+
+
+def demo_bc(task: str) -> BCConfig:
+    """Pre-training in the demo."""
+    return BCConfig(num_steps=3500)
+
+
 PRESETS = {"bc": bc, "score_flow": score_flow}

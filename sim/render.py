@@ -38,5 +38,11 @@ class Renderer:
         return self._renderer.render()
 
     def close(self) -> None:
-        """Free the GL context."""
+        """Free the GL context, which must not be left to the interpreter's end."""
         self._renderer.close()
+
+    def __enter__(self) -> "Renderer":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()

@@ -184,6 +184,11 @@ class SimNode(Node):
             pixels = self._renderer.render(self._live.state, camera)
             publisher.publish(messages.image(pixels, camera, round(self._live.time * 1e9)))
 
+    def close(self) -> None:
+        """Free the GL context."""
+        if self._images:
+            self._renderer.close()
+
     def spin(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
         """Tick, publish, serve callbacks until the next tick is due."""
         world = self._task.world

@@ -1,0 +1,426 @@
+"""`flow-policy demo`: the whole product on real input, one stage after the other, and one page that shows what happened.
+
+    collect -> pretrain -> fine_tune -> evaluate -> export -> deploy (ROS 2, two processes and a recorder) -> replay -> report
+
+Each stage leaves its files in the run folder and an entry in `stages.json`; `--resume` goes on after the last one that finished.
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from flow_policy_rl import checkpoint, collect, evaluate, export, presets, provenance, replay, report, ros, train
+from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.evaluate import wilson_interval
+from flow_policy_rl.logger import read_metrics
+from flow_policy_rl.progress import Progress
+from sim.errors import SimulationError
+from sim.render import Renderer
+from sim.tasks import make_task
+from sim.vec_env import VecEnv
+
+EVAL_SEED = 10_000
+FILM_SEEDS = range(EVAL_SEED, EVAL_SEED + 4)
+FILM_SIZE = (240, 320)
+EPISODE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Demonstrations, imitation, RL fine-tuning, policy.onnx, a ROS 2 arm, a rosbag and a report, in a few minutes.
+
+    Example: flow-policy demo --run-dir runs/demo
+
+    Attributes:
+        algorithm: how the policy is fine-tuned.
+        task: what it learns.
+        run_dir: folder for everything; emptied first unless --resume.
+        seed: of the whole run.
+        episodes: evaluation episodes of base and fine-tuned policy.
+        ros_episodes: closed-loop episodes over ROS.
+        real_time_factor: simulated seconds per second while over ROS.
+        resume: go on after the last finished stage of the run folder.
+        json: print one JSON object.
+    """
+
+    algorithm: Literal["score_flow"] = "score_flow"
+    task: str = "lift"
+    run_dir: Path = Path("runs/demo")
+    seed: int = 0
+    episodes: int = 200
+    ros_episodes: int = 100
+    real_time_factor: float = 8.0
+    resume: bool = False
+    json: bool = False
+
+
+class Demo:
+    """The stages. Each returns a JSON-able result, which later stages and `--resume` read back."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.dir = config.run_dir
+        self.results: dict[str, dict] = {}
+        self.seconds: dict[str, float] = {}
+        ppo, kernel = presets.score_flow(config.task)
+        self.collect_config = collect.Config(
+            config.task, self.dir / "demos.hdf5", **presets.demo_data(config.task), seed=config.seed
+        )
+        self.bc_config = train.TrainBC(
+            task=config.task,
+            demos=self.collect_config.out,
+            run_dir=self.dir / "base",
+            seed=config.seed,
+            bc=presets.demo_bc(config.task),
+        )
+        self.rl_config = train.TrainScoreFlow(
+            task=config.task,
+            checkpoint=self.bc_config.run_dir / train.POLICY_FILE,
+            run_dir=self.dir / "finetuned",
+            seed=config.seed,
+            ppo=ppo,
+            score_flow=kernel,
+        )
+        self.export_config = export.ExportConfig(self.rl_config.run_dir / train.POLICY_FILE, self.dir / "policy.onnx")
+
+    @property
+    def stages(self) -> dict[str, Callable[[], dict]]:
+        """In order."""
+        return {
+            "collect": lambda: collect.main(self.collect_config),
+            "pretrain": lambda: train.main(self.bc_config),
+            "fine_tune": lambda: train.main(self.rl_config),
+            "evaluate": self.run_evaluate,
+            "export": lambda: export.main(self.export_config),
+            "deploy": self.run_deploy,
+            "replay": self.run_replay,
+            "report": self.run_report,
+        }
+
+    def run(self) -> dict:
+        """All stages that are not finished."""
+        self._begin()
+        for name, stage in self.stages.items():
+            if name in self.results:
+                self._say(f"[{name}] finished earlier")
+                continue
+            self._say(f"[{name}]")
+            start = time.monotonic()
+            self.results[name] = stage()
+            self.seconds[name] = round(time.monotonic() - start, 1)
+            self._save()
+        return self.summary()
+
+    def _begin(self) -> None:
+        state = self.dir / "stages.json"
+        settings = json.loads(
+            json.dumps(dataclasses.asdict(dataclasses.replace(self.config, resume=False, json=False)), default=str)
+        )
+        if self.config.resume:
+            if not state.is_file():
+                raise InputError(f"nothing to resume: '{self.dir}' has no stages.json")
+            saved = json.loads(state.read_text())
+            if saved["settings"] != settings:
+                different = [k for k in settings if settings[k] != saved["settings"].get(k)]
+                raise InputError(f"'{self.dir}' was run with other settings: {', '.join(different)}")
+            self.results, self.seconds = saved["results"], saved["seconds"]
+        else:
+            ours = state.is_file() or not self.dir.exists() or not any(self.dir.iterdir())
+            if not ours:
+                raise InputError(f"'{self.dir}' is not a run folder of this demo: choose another --run-dir")
+            shutil.rmtree(self.dir, ignore_errors=True)
+            self.dir.mkdir(parents=True)
+        self._settings = settings
+        self._save()
+
+    def _save(self) -> None:
+        state = {"settings": self._settings, "results": self.results, "seconds": self.seconds}
+        partial = self.dir / "stages.partial"
+        partial.write_text(json.dumps(state, indent=2))
+        partial.rename(self.dir / "stages.json")
+
+    def _say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    # --- stages that are more than one command ---
+
+    def run_evaluate(self) -> dict:
+        """Base and fine-tuned policy on the same seeds, and a film of both."""
+        task = make_task(self.config.task)
+        paths = {"base": self.bc_config.run_dir, "finetuned": self.rl_config.run_dir}
+        result = {}
+        with Progress("evaluate", len(paths), "policy") as progress:
+            for name, folder in paths.items():
+                policy = checkpoint.load(folder / train.POLICY_FILE)
+                env = VecEnv(task, self.config.episodes)
+                seeds = range(EVAL_SEED, EVAL_SEED + self.config.episodes)
+                act = evaluate.torch_policy(policy)
+                outcome = evaluate.evaluate(env, act, seeds, policy.chunk_shape, policy.spec.execute_horizon)
+                env.close()
+                shared = outcome.success[: self.config.ros_episodes]
+                result[name] = outcome.summary() | {"success_rate_on_ros_seeds": float(shared.mean())}
+                result[name]["film"] = self._film(task, act, policy, self.dir / f"{name}_film.npz")
+                progress.update(1, f"{name} {outcome.success.mean():.0%}")
+        return result
+
+    def _film(self, task, act, policy, path: Path) -> str:
+        """States of a few episodes, for the report to draw."""
+        env = VecEnv(task, len(FILM_SEEDS))
+        states: list[np.ndarray] = []
+        evaluate.evaluate(
+            env,
+            act,
+            FILM_SEEDS,
+            policy.chunk_shape,
+            policy.spec.execute_horizon,
+            on_states=lambda chunk, valid: states.append(np.where(valid[..., None], chunk, np.nan)),
+        )
+        env.close()
+        np.savez_compressed(path, states=np.concatenate(states, axis=1))
+        return path.name
+
+    def run_deploy(self) -> dict:
+        """Simulated arm and policy as two processes on ROS 2, everything recorded."""
+        bag, out, logs = self.dir / "bag", self.dir / "episodes.json", self.dir / "ros"
+        shutil.rmtree(bag, ignore_errors=True)
+        total = self.config.ros_episodes
+        nodes = {
+            "recorder": {"bag": str(bag.absolute())},
+            "sim_node": {
+                "task": self.config.task,
+                "first_seed": EVAL_SEED,
+                "real_time_factor": self.config.real_time_factor,
+                "state_rate_hz": 20.0,
+                "image_rate_hz": 2.0,
+            },
+            "policy_node": {
+                "policy": str(self.export_config.out.absolute()),
+                "armed": True,
+                "use_sim_time": True,
+            },
+            "episode_runner": {
+                "episodes": total,
+                "out": str(out.absolute()),
+                "episode_timeout_s": EPISODE_TIMEOUT_S,
+            },
+        }
+        with ros.processes(nodes, logs) as running, Progress("over ROS", total, "episode") as progress:
+            runner = running["episode_runner"]
+            while runner.running:
+                for process in running.values():
+                    process.check()
+                done = re.findall(r"^episode (\d+)/", runner.log.read_text(errors="replace"), re.MULTILINE)
+                progress.reach(int(done[-1]) if done else 0)
+                time.sleep(0.2)
+            runner.check()
+        data = json.loads(out.read_text())
+        successes = sum(e["success"] for e in data["episodes"])
+        low, high = wilson_interval(successes, total)
+        return {
+            "success_rate": successes / total,
+            "success_ci95": [low, high],
+            "episodes": total,
+            "end_to_end_ms": replay.percentiles(np.array(data["end_to_end_s"]) * 1e3),
+            "bag": str(bag),
+        }
+
+    def run_replay(self) -> dict:
+        """The bag through the same decoding and policy code."""
+        return replay.main(
+            replay.Config(bag=self.dir / "bag", policy=self.export_config.out, out=self.dir / "replay")
+        )
+
+    # --- what comes out ---
+
+    def commands(self) -> list[str]:
+        """The same run, by hand."""
+        base, tuned = self.bc_config, self.rl_config
+        line = lambda name, config, default: f"flow-policy {name} " + flags(config, default)  # noqa: E731
+        plain_eval = f"--task {self.config.task} --episodes {self.config.episodes} --seed {EVAL_SEED}"
+        return [
+            line("collect", self.collect_config, collect.Config(self.config.task, Path())),
+            line("train bc", base, train.default_config("bc", self.config.task)),
+            line("train score_flow", tuned, train.default_config("score_flow", self.config.task)),
+            f"flow-policy eval --policy {tuned.checkpoint} {plain_eval}",
+            f"flow-policy eval --policy {self.export_config.checkpoint} {plain_eval}",
+            line("export", self.export_config, export.ExportConfig(Path(), Path())),
+            f"flow-policy sim --task {self.config.task} &   # then, in another terminal:",
+            f"flow-policy deploy --policy {self.export_config.out} --use-sim-time --armed",
+            f"flow-policy replay --bag {self.dir / 'bag'} --policy {self.export_config.out} --out {self.dir / 'replay'}",
+        ]
+
+    def run_report(self) -> dict:
+        """The page."""
+        table = [[*row.values()] for row in self.table()]
+        deploy, replayed = self.results["deploy"], self.results["replay"]
+        rows = read_metrics(self.rl_config.run_dir / "metrics.csv")
+        exported = replay.OnnxPolicy(self.export_config.out)
+        recording = replay.read_recording(self.dir / "bag", exported.spec, replay.load_robot(exported.spec.robot))
+        chunks, _ = replay.predict(exported, recording, "zero", 0)
+        environment = provenance.environment()
+        sections = [
+            report.Text(
+                f"A {self.config.task} policy learned from {self.results['collect']['episodes']} scripted demonstrations, "
+                f"then improved itself by {self.config.algorithm} in {self.results['fine_tune']['env_steps']:,} control "
+                f"steps of simulation with a sparse reward. It was exported to one policy.onnx and drove the simulated "
+                f"arm over real ROS 2 messages between separate processes."
+            ),
+            report.Table("Success", list(self.table()[0]), table, strong=1),
+            self._films(),
+            report.learning_figure(rows),
+            report.latency_figure(recording.latencies_s * 1e3),
+            report.chunk_figure(exported.spec, recording.times, chunks, recording.reference, recording.segment),
+            report.Table(
+                "Replay of the bag",
+                ["joint", "mean absolute error", "root mean square"],
+                [[n, f"{v['mae']:.5f}", f"{v['rmse']:.5f}"] for n, v in replayed["joints"].items()],
+            ),
+            report.Text(
+                f"Parity of policy.onnx with torch: largest error {self.results['export']['max_abs_error']:.1e} rad. "
+                f"Replay: mean error {replayed['mae']:.4f}, hold position {replayed['mae_hold']:.4f}, copy last command "
+                f"{replayed['mae_copy_last']:.4f}; mean jump where one chunk takes over from the other "
+                f"{replayed['seam_jump']['mean']:.4f}. Over ROS, real-time factor {self.config.real_time_factor:g}: "
+                f"latency p50 {deploy['end_to_end_ms']['p50']:.2f} ms, p99 {deploy['end_to_end_ms']['p99']:.2f} ms."
+            ),
+            report.Table(
+                "Time", ["stage", "seconds"], [[name, f"{s:.1f}"] for name, s in self.seconds.items()]
+            ),
+            report.Code("The same by hand", "\n".join(self.commands())),
+            report.Code("Versions and machine", json.dumps(environment, indent=2)),
+        ]
+        out = self.dir / "report.html"
+        report.write(out, f"flow_policy_rl demo: {self.config.task}, {self.config.algorithm}", str(self.dir), sections)
+        return {"report": str(out)}
+
+    def _films(self) -> report.Films | None:
+        task = make_task(self.config.task)
+        try:
+            renderer = Renderer(task.world, *FILM_SIZE)
+        except SimulationError as error:
+            self._say(f"no film: {error}")
+            return None
+        films = []
+        with renderer, Progress("film", 2, "film") as progress:
+            for name, label in {"base": "Base policy", "finetuned": "Fine-tuned"}.items():
+                states = np.load(self.dir / self.results["evaluate"][name]["film"])["states"]  # (4, T, state)
+                frames = draw_tiles(renderer, states, task.cameras[0])
+                rate = round(1 / task.control_dt)
+                films.append(report.Film(report.encode_film(frames, rate), f"{label}, four episodes"))
+                progress.update(1)
+        return report.Films("Before and after, same start positions", films)
+
+    def table(self) -> list[dict[str, str]]:
+        """Success of base, fine-tuned and over ROS."""
+        results = self.results
+        rows = []
+        for label, key in {
+            "base (imitation)": results["evaluate"]["base"],
+            "fine-tuned": results["evaluate"]["finetuned"],
+            "fine-tuned, over ROS 2": results["deploy"],
+        }.items():
+            low, high = key["success_ci95"]
+            rows.append(
+                {
+                    "policy": label,
+                    "success": f"{key['success_rate']:.1%}",
+                    "95 % interval": f"{low:.1%} to {high:.1%}",
+                    "episodes": str(key["episodes"]),
+                }
+            )
+        return rows
+
+    def summary(self) -> dict:
+        """What `--json` prints."""
+        keys = ("success_rate", "success_ci95", "episodes")
+        results = self.results
+        pick = lambda result: {k: result[k] for k in keys}  # noqa: E731
+        return {
+            "base": pick(results["evaluate"]["base"]),
+            "finetuned": pick(results["evaluate"]["finetuned"]),
+            "ros": pick(results["deploy"]),
+            "seconds": {**self.seconds, "total": round(sum(self.seconds.values()), 1)},
+            "parity_max_abs_error": results["export"]["max_abs_error"],
+            "latency_ms": {
+                "inference": results["replay"]["inference_ms"],
+                "end_to_end": results["deploy"]["end_to_end_ms"],
+            },
+            "report": results["report"]["report"],
+            "policy": str(self.export_config.out),
+            "bag": results["deploy"]["bag"],
+            "table": self.table(),
+        }
+
+
+def draw_tiles(renderer: Renderer, states: np.ndarray, camera: str) -> list[np.ndarray]:
+    """Episodes (4, T, state) as frames of two by two pictures; an episode that is over stays as it ended."""
+    last = [None] * len(states)
+    frames = []
+    for step in range(states.shape[1]):
+        for i, episode in enumerate(states):
+            if np.isfinite(episode[step]).all():
+                last[i] = renderer.render(episode[step], camera)
+        rows = [np.concatenate(last[i : i + 2], axis=1) for i in (0, 2)]
+        frames.append(np.concatenate(rows, axis=0))
+    return frames
+
+
+def flags(config, default) -> str:
+    """Command-line flags that turn one config into another."""
+
+    def walk(value, base, prefix):
+        for f in dataclasses.fields(value):
+            new, old = getattr(value, f.name), getattr(base, f.name, None)
+            name = f"{prefix}{f.name}".replace("_", "-")
+            if dataclasses.is_dataclass(new):
+                yield from walk(new, old, f"{prefix}{f.name}.")
+            elif f.name != "json" and (new != old or (prefix == "" and f.name == "task")):
+                yield f"--{name} {new}"
+
+    return " ".join(walk(config, default, ""))
+
+
+def main(config: Config) -> dict:
+    """Run the demo. SIGTERM ends it like Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for package in ("rclpy", "flow_policy_ros"):
+        if package not in sys.modules:
+            ros.node_command("sim_node", {})  # fail now, not after minutes of training
+    try:
+        return Demo(config).run()
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; go on with: flow-policy demo --run-dir {config.run_dir} --resume", file=sys.stderr)
+        raise
+    except RunFailed as error:
+        raise RunFailed(f"{error}; go on with --resume") from None
+
+
+def text(result: dict) -> str:
+    """For people."""
+    rows = result["table"]
+    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+    lines = ["  ".join(key.ljust(widths[key]) for key in rows[0])]
+    lines += ["  ".join(row[key].ljust(widths[key]) for key in row) for row in rows]
+    end_to_end = result["latency_ms"]["end_to_end"]
+    return "\n".join(
+        [
+            "",
+            *lines,
+            "",
+            f"latency over ROS: p50 {end_to_end['p50']:.2f} ms, p99 {end_to_end['p99']:.2f} ms; "
+            f"policy.onnx differs from torch by {result['parity_max_abs_error']:.1e} rad at most; "
+            f"{result['seconds']['total']:.0f} s in all",
+            f"policy: {result['policy']}",
+            f"bag:    {result['bag']}",
+            f"report: {result['report']}",
+        ]
+    )
