@@ -26,7 +26,9 @@ setup(
     maintainer="The flow_policy_rl authors",
     maintainer_email="maintainers@flow-policy-rl.example.com",
     url="https://example.com/flow_policy_rl",
-    packages=find_packages(include=["flow_policy_rl", "flow_policy_rl.*", "sim", "sim.*", "robots"]),
+    packages=find_packages(
+        include=["flow_policy_rl", "flow_policy_rl.*", "sim", "sim.*", "robots"]
+    ),
     package_data={
         "flow_policy_rl": ["templates/*"],
         "sim": ["assets/*.xml"],

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation over chunks (Schulman et al., arXiv 1506.02438), with the two ways to end told apart."""
+"""Generalised advantage estimation over chunks (Schulman et al., arXiv 1506.02438)."""
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ def generalized_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Advantages and value targets of T chunk steps in N environments.
 
-    A chunk is one macro-action: `reward` is already discounted inside the chunk and `discount` is gamma to the number of
-    control steps executed. A termination is worth nothing beyond; a truncation is worth `next_value`. Both cut the trace.
+    A chunk is one macro-action: `reward` is already discounted inside the chunk and `discount` is
+    gamma to the number of control steps executed. A termination is worth nothing beyond; a
+    truncation is worth `next_value`. Both cut the trace.
 
     Args:
         reward, discount, terminated, truncated: (T, N).

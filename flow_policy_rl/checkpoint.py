@@ -51,5 +51,7 @@ def load(path: str | Path) -> FlowPolicy:
     try:
         policy.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(f"checkpoint '{path}': weights do not fit: {str(error).splitlines()[-1].strip()}") from None
+        raise InputError(
+            f"checkpoint '{path}': weights do not fit: {str(error).splitlines()[-1].strip()}"
+        ) from None
     return policy.eval()

@@ -30,12 +30,18 @@ COMMANDS = {
     "train": Command("train", "", "main", "train a policy: flow-policy train ALGO --task T"),
     "eval": Command("evaluate", "Config", "main", "success rate of a policy in simulation"),
     "export": Command("export", "ExportConfig", "main", "write one self-describing policy.onnx"),
-    "verify": Command("export", "VerifyConfig", "verify", "compare a policy.onnx with its checkpoint"),
+    "verify": Command(
+        "export", "VerifyConfig", "verify", "compare a policy.onnx with its checkpoint"
+    ),
     "sim": Command("ros", "SimConfig", "sim", "ROS 2 simulation node: a task as a robot"),
-    "deploy": Command("ros", "DeployConfig", "deploy", "ROS 2 policy node (dry run unless --armed)"),
+    "deploy": Command(
+        "ros", "DeployConfig", "deploy", "ROS 2 policy node (dry run unless --armed)"
+    ),
     "replay": Command("replay", "Config", "main", "judge a policy on a recorded rosbag"),
     "report": Command("report", "Config", "main", "HTML report of a run folder"),
-    "demo": Command("demo", "Config", "main", "the whole product, from demonstrations to a ROS 2 arm"),
+    "demo": Command(
+        "demo", "Config", "main", "the whole product, from demonstrations to a ROS 2 arm"
+    ),
 }
 
 
@@ -82,7 +88,9 @@ def run(name: str, arguments: list[str]) -> int:
     if name == "train":
         config = parse_train(module, arguments)
     else:
-        config = tyro.cli(getattr(module, command.config), args=arguments, prog=f"flow-policy {name}")
+        config = tyro.cli(
+            getattr(module, command.config), args=arguments, prog=f"flow-policy {name}"
+        )
     result = getattr(module, command.main)(config)
     if result is not None:
         print(json.dumps(result) if config.json else module.text(result))
@@ -100,13 +108,17 @@ def parse_train(module, arguments: list[str]):
 
     if not arguments or arguments[0] in ("-h", "--help"):
         names = ", ".join(module.ALGORITHMS)
-        print(f"usage: flow-policy train ALGO --task T [flags]\n\nALGO: {names}\n\n"
-              "Each has its own flags: flow-policy train ALGO --help")
+        print(
+            f"usage: flow-policy train ALGO --task T [flags]\n\nALGO: {names}\n\n"
+            "Each has its own flags: flow-policy train ALGO --help"
+        )
         raise SystemExit(0 if arguments else 2)
     algorithm, *flags = arguments
     if algorithm not in module.ALGORITHMS:
         raise unknown_name("algorithm", algorithm, module.ALGORITHMS)
-    given, _ = tyro.cli(Task, args=[f for f in flags if f not in ("-h", "--help")], return_unknown_args=True)
+    given, _ = tyro.cli(
+        Task, args=[f for f in flags if f not in ("-h", "--help")], return_unknown_args=True
+    )
     config = module.ALGORITHMS[algorithm]
     return tyro.cli(
         config,

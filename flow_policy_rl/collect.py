@@ -1,7 +1,7 @@
 """`flow-policy collect`: scripted demonstrations, run side by side, successes kept.
 
-Noise is added to what is executed, and the expert's clean intention is what is recorded (DART, Laskey et al., arXiv 1703.09327):
-the data cover states off the expert's path together with the way back.
+Noise is added to what is executed, and the expert's clean intention is what is recorded (DART,
+Laskey et al., arXiv 1703.09327): the data cover states off the expert's path together with the way back.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from flow_policy_rl import provenance
-from flow_policy_rl.data.demonstrations import Demonstrations, DemoLayout, Episode, save
+from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episode, save
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.progress import Progress
 from flow_policy_rl.spec import ObservationField
@@ -57,7 +57,9 @@ def main(config: Config) -> dict:
     attempts = 0
     with Progress("collect", config.episodes, "episode") as progress:
         while len(episodes) < config.episodes:
-            kept = collect_batch(env, config.noise, np.random.default_rng((config.seed, 2, attempts)))
+            kept = collect_batch(
+                env, config.noise, np.random.default_rng((config.seed, 2, attempts))
+            )
             attempts += env.num_envs
             if attempts >= 50 * config.episodes and not episodes:
                 raise InputError(
@@ -73,7 +75,12 @@ def main(config: Config) -> dict:
         task.control_dt,
         tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields),
     )
-    facts = {"attempts": attempts, "noise": config.noise, "seed": config.seed, **provenance.environment()}
+    facts = {
+        "attempts": attempts,
+        "noise": config.noise,
+        "seed": config.seed,
+        **provenance.environment(),
+    }
     demos = Demonstrations(layout, episodes[: config.episodes], facts)
     save(config.out, demos)
     return {
@@ -89,7 +96,9 @@ def collect_batch(env: VecEnv, noise: float, rng: np.random.Generator) -> list[E
     task = env.task
     obs = env.reset()
     experts = [make_expert(task, state, rng) for state in env.state]
-    spread = noise * np.where(task.world.velocity_limit > 1.0, 1.0, 0.0)  # the arm's joints, not the gripper
+    spread = noise * np.where(
+        task.world.velocity_limit > 1.0, 1.0, 0.0
+    )  # the arm's joints, not the gripper
     disturbance = np.zeros((env.num_envs, len(task.world.joint_names)))
     records: list[list] = [[] for _ in experts]
     running, succeeded = np.ones(env.num_envs, bool), np.zeros(env.num_envs, bool)
@@ -116,6 +125,4 @@ def _episode(record: list) -> Episode:
 
 def text(result: dict) -> str:
     """For people."""
-    return (
-        f"{result['episodes']} episodes, {result['steps']} steps, {result['attempts']} attempts: {result['out']}"
-    )
+    return f"{result['episodes']} episodes, {result['steps']} steps, {result['attempts']} attempts: {result['out']}"

@@ -1,8 +1,9 @@
-"""`flow-policy demo`: the whole product on real input, one stage after the other, and one page that shows what happened.
+"""`flow-policy demo`: the whole product on real input, and one page that shows what happened.
 
-    collect -> pretrain -> fine_tune -> evaluate -> export -> deploy (ROS 2, two processes and a recorder) -> replay -> report
+    collect -> pretrain -> fine_tune -> evaluate -> export -> deploy (ROS 2) -> replay -> report
 
-Each stage leaves its files in the run folder and an entry in `stages.json`; `--resume` goes on after the last one that finished.
+Each stage leaves its files in the run folder and an entry in `stages.json`; `--resume` goes on after
+the last one that finished.
 """
 
 import dataclasses
@@ -19,7 +20,18 @@ from typing import Literal
 
 import numpy as np
 
-from flow_policy_rl import checkpoint, collect, evaluate, export, presets, provenance, replay, report, ros, train
+from flow_policy_rl import (
+    checkpoint,
+    collect,
+    evaluate,
+    export,
+    presets,
+    provenance,
+    replay,
+    report,
+    ros,
+    train,
+)
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.evaluate import wilson_interval
 from flow_policy_rl.logger import read_metrics
@@ -91,7 +103,9 @@ class Demo:
             ppo=ppo,
             score_flow=kernel,
         )
-        self.export_config = export.ExportConfig(self.rl_config.run_dir / train.POLICY_FILE, self.dir / "policy.onnx")
+        self.export_config = export.ExportConfig(
+            self.rl_config.run_dir / train.POLICY_FILE, self.dir / "policy.onnx"
+        )
 
     @property
     def stages(self) -> dict[str, Callable[[], dict]]:
@@ -124,7 +138,10 @@ class Demo:
     def _begin(self) -> None:
         state = self.dir / "stages.json"
         settings = json.loads(
-            json.dumps(dataclasses.asdict(dataclasses.replace(self.config, resume=False, json=False)), default=str)
+            json.dumps(
+                dataclasses.asdict(dataclasses.replace(self.config, resume=False, json=False)),
+                default=str,
+            )
         )
         if self.config.resume:
             if not state.is_file():
@@ -132,12 +149,16 @@ class Demo:
             saved = json.loads(state.read_text())
             if saved["settings"] != settings:
                 different = [k for k in settings if settings[k] != saved["settings"].get(k)]
-                raise InputError(f"'{self.dir}' was run with other settings: {', '.join(different)}")
+                raise InputError(
+                    f"'{self.dir}' was run with other settings: {', '.join(different)}"
+                )
             self.results, self.seconds = saved["results"], saved["seconds"]
         else:
             ours = state.is_file() or not self.dir.exists() or not any(self.dir.iterdir())
             if not ours:
-                raise InputError(f"'{self.dir}' is not a run folder of this demo: choose another --run-dir")
+                raise InputError(
+                    f"'{self.dir}' is not a run folder of this demo: choose another --run-dir"
+                )
             shutil.rmtree(self.dir, ignore_errors=True)
             self.dir.mkdir(parents=True)
         self._settings = settings
@@ -165,10 +186,14 @@ class Demo:
                 env = VecEnv(task, self.config.episodes)
                 seeds = range(EVAL_SEED, EVAL_SEED + self.config.episodes)
                 act = evaluate.torch_policy(policy)
-                outcome = evaluate.evaluate(env, act, seeds, policy.chunk_shape, policy.spec.execute_horizon)
+                outcome = evaluate.evaluate(
+                    env, act, seeds, policy.chunk_shape, policy.spec.execute_horizon
+                )
                 env.close()
                 shared = outcome.success[: self.config.ros_episodes]
-                result[name] = outcome.summary() | {"success_rate_on_ros_seeds": float(shared.mean())}
+                result[name] = outcome.summary() | {
+                    "success_rate_on_ros_seeds": float(shared.mean())
+                }
                 result[name]["film"] = self._film(task, act, policy, self.dir / f"{name}_film.npz")
                 progress.update(1, f"{name} {outcome.success.mean():.0%}")
         return result
@@ -214,12 +239,17 @@ class Demo:
                 "episode_timeout_s": EPISODE_TIMEOUT_S,
             },
         }
-        with ros.processes(nodes, logs) as running, Progress("over ROS", total, "episode") as progress:
+        with (
+            ros.processes(nodes, logs) as running,
+            Progress("over ROS", total, "episode") as progress,
+        ):
             runner = running["episode_runner"]
             while runner.running:
                 for process in running.values():
                     process.check()
-                done = re.findall(r"^episode (\d+)/", runner.log.read_text(errors="replace"), re.MULTILINE)
+                done = re.findall(
+                    r"^episode (\d+)/", runner.log.read_text(errors="replace"), re.MULTILINE
+                )
                 progress.reach(int(done[-1]) if done else 0)
                 time.sleep(0.2)
             runner.check()
@@ -237,7 +267,9 @@ class Demo:
     def run_replay(self) -> dict:
         """The bag through the same decoding and policy code."""
         return replay.main(
-            replay.Config(bag=self.dir / "bag", policy=self.export_config.out, out=self.dir / "replay")
+            replay.Config(
+                bag=self.dir / "bag", policy=self.export_config.out, out=self.dir / "replay"
+            )
         )
 
     # --- what comes out ---
@@ -246,7 +278,9 @@ class Demo:
         """The same run, by hand."""
         base, tuned = self.bc_config, self.rl_config
         line = lambda name, config, default: f"flow-policy {name} " + flags(config, default)  # noqa: E731
-        plain_eval = f"--task {self.config.task} --episodes {self.config.episodes} --seed {EVAL_SEED}"
+        plain_eval = (
+            f"--task {self.config.task} --episodes {self.config.episodes} --seed {EVAL_SEED}"
+        )
         return [
             line("collect", self.collect_config, collect.Config(self.config.task, Path())),
             line("train bc", base, train.default_config("bc", self.config.task)),
@@ -256,7 +290,8 @@ class Demo:
             line("export", self.export_config, export.ExportConfig(Path(), Path())),
             f"flow-policy sim --task {self.config.task} &   # then, in another terminal:",
             f"flow-policy deploy --policy {self.export_config.out} --use-sim-time --armed",
-            f"flow-policy replay --bag {self.dir / 'bag'} --policy {self.export_config.out} --out {self.dir / 'replay'}",
+            f"flow-policy replay --bag {self.dir / 'bag'} --policy {self.export_config.out} "
+            f"--out {self.dir / 'replay'}",
         ]
 
     def run_report(self) -> dict:
@@ -265,41 +300,55 @@ class Demo:
         deploy, replayed = self.results["deploy"], self.results["replay"]
         rows = read_metrics(self.rl_config.run_dir / "metrics.csv")
         exported = replay.OnnxPolicy(self.export_config.out)
-        recording = replay.read_recording(self.dir / "bag", exported.spec, replay.load_robot(exported.spec.robot))
+        recording = replay.read_recording(
+            self.dir / "bag", exported.spec, replay.load_robot(exported.spec.robot)
+        )
         chunks, _ = replay.predict(exported, recording, "zero", 0)
         environment = provenance.environment()
         sections = [
             report.Text(
-                f"A {self.config.task} policy learned from {self.results['collect']['episodes']} scripted demonstrations, "
-                f"then improved itself by {self.config.algorithm} in {self.results['fine_tune']['env_steps']:,} control "
-                f"steps of simulation with a sparse reward. It was exported to one policy.onnx and drove the simulated "
-                f"arm over real ROS 2 messages between separate processes."
+                f"A {self.config.task} policy learned from {self.results['collect']['episodes']} scripted "
+                f"demonstrations, then improved itself by {self.config.algorithm} in "
+                f"{self.results['fine_tune']['env_steps']:,} control steps of simulation with a sparse "
+                f"reward. It was exported to one policy.onnx and drove the simulated arm over real "
+                f"ROS 2 messages between separate processes."
             ),
             report.Table("Success", list(self.table()[0]), table, strong=1),
             self._films(),
             report.learning_figure(rows),
             report.latency_figure(recording.latencies_s * 1e3),
-            report.chunk_figure(exported.spec, recording.times, chunks, recording.reference, recording.segment),
+            report.chunk_figure(
+                exported.spec, recording.times, chunks, recording.reference, recording.segment
+            ),
             report.Table(
                 "Replay of the bag",
                 ["joint", "mean absolute error", "root mean square"],
                 [[n, f"{v['mae']:.5f}", f"{v['rmse']:.5f}"] for n, v in replayed["joints"].items()],
             ),
             report.Text(
-                f"Parity of policy.onnx with torch: largest error {self.results['export']['max_abs_error']:.1e} rad. "
-                f"Replay: mean error {replayed['mae']:.4f}, hold position {replayed['mae_hold']:.4f}, copy last command "
-                f"{replayed['mae_copy_last']:.4f}; mean jump where one chunk takes over from the other "
+                f"Parity of policy.onnx with torch: largest error "
+                f"{self.results['export']['max_abs_error']:.1e} rad. "
+                f"Replay: mean error {replayed['mae']:.4f}, hold position {replayed['mae_hold']:.4f}, "
+                f"copy last command {replayed['mae_copy_last']:.4f}; mean jump where one "
+                f"chunk takes over from the other "
                 f"{replayed['seam_jump']['mean']:.4f}. Over ROS, real-time factor {self.config.real_time_factor:g}: "
                 f"latency p50 {deploy['end_to_end_ms']['p50']:.2f} ms, p99 {deploy['end_to_end_ms']['p99']:.2f} ms."
             ),
             report.Table(
-                "Time", ["stage", "seconds"], [[name, f"{s:.1f}"] for name, s in self.seconds.items()]
+                "Time",
+                ["stage", "seconds"],
+                [[name, f"{s:.1f}"] for name, s in self.seconds.items()],
             ),
             report.Code("The same by hand", "\n".join(self.commands())),
             report.Code("Versions and machine", json.dumps(environment, indent=2)),
         ]
         out = self.dir / "report.html"
-        report.write(out, f"flow_policy_rl demo: {self.config.task}, {self.config.algorithm}", str(self.dir), sections)
+        report.write(
+            out,
+            f"flow_policy_rl demo: {self.config.task}, {self.config.algorithm}",
+            str(self.dir),
+            sections,
+        )
         return {"report": str(out)}
 
     def _films(self) -> report.Films | None:
@@ -312,10 +361,14 @@ class Demo:
         films = []
         with renderer, Progress("film", 2, "film") as progress:
             for name, label in {"base": "Base policy", "finetuned": "Fine-tuned"}.items():
-                states = np.load(self.dir / self.results["evaluate"][name]["film"])["states"]  # (4, T, state)
+                states = np.load(self.dir / self.results["evaluate"][name]["film"])[
+                    "states"
+                ]  # (4, T, state)
                 frames = draw_tiles(renderer, states, task.cameras[0])
                 rate = round(1 / task.control_dt)
-                films.append(report.Film(report.encode_film(frames, rate), f"{label}, four episodes"))
+                films.append(
+                    report.Film(report.encode_film(frames, rate), f"{label}, four episodes")
+                )
                 progress.update(1)
         return report.Films("Before and after, same start positions", films)
 
@@ -398,7 +451,10 @@ def main(config: Config) -> dict:
     try:
         return Demo(config).run()
     except KeyboardInterrupt:
-        print(f"\ninterrupted; go on with: flow-policy demo --run-dir {config.run_dir} --resume", file=sys.stderr)
+        print(
+            f"\ninterrupted; go on with: flow-policy demo --run-dir {config.run_dir} --resume",
+            file=sys.stderr,
+        )
         raise
     except RunFailed as error:
         raise RunFailed(f"{error}; go on with --resume") from None

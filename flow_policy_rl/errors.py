@@ -28,7 +28,11 @@ def existing_file(path: str | Path, what: str) -> Path:
         return path
     if path.exists():
         raise InputError(f"{what} '{path}' is not a file")
-    near = sorted(p.name for p in path.parent.glob(f"*{path.suffix}"))[:8] if path.parent.is_dir() else []
+    near = (
+        sorted(p.name for p in path.parent.glob(f"*{path.suffix}"))[:8]
+        if path.parent.is_dir()
+        else []
+    )
     there = f"; that folder has: {', '.join(near)}" if near else ""
     raise InputError(f"{what} '{path}' does not exist{there}")
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
 from pathlib import Path
 from typing import Literal
 
@@ -47,7 +46,9 @@ class Evaluation:
         }
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(
+    successes: int, trials: int, z: float = 1.959963984540054
+) -> tuple[float, float]:
     """95 % confidence interval of a proportion (Wilson, 1927): honest near 0 and 1, and for few trials."""
     rate = successes / trials
     center = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
@@ -76,7 +77,11 @@ def evaluate(
         padded = batch + [batch[-1]] * (env.num_envs - len(batch))
         generators = [np.random.default_rng((seed, 1)) for seed in padded]
         running = np.ones(env.num_envs, bool)
-        won, total, length = np.zeros(env.num_envs, bool), np.zeros(env.num_envs), np.zeros(env.num_envs, int)
+        won, total, length = (
+            np.zeros(env.num_envs, bool),
+            np.zeros(env.num_envs),
+            np.zeros(env.num_envs, int),
+        )
         obs = env.reset(padded)
         while running[: len(batch)].any():
             draw = (
@@ -94,7 +99,9 @@ def evaluate(
         success.append(won[: len(batch)])
         returns.append(total[: len(batch)])
         steps.append(length[: len(batch)])
-    return Evaluation(tuple(seeds), np.concatenate(success), np.concatenate(returns), np.concatenate(steps))
+    return Evaluation(
+        tuple(seeds), np.concatenate(success), np.concatenate(returns), np.concatenate(steps)
+    )
 
 
 def torch_policy(policy: FlowPolicy) -> ChunkFn:
@@ -102,7 +109,9 @@ def torch_policy(policy: FlowPolicy) -> ChunkFn:
 
     @torch.no_grad()
     def act(obs: Observation, noise: np.ndarray) -> np.ndarray:
-        tensors = {name: torch.as_tensor(values, dtype=torch.float32) for name, values in obs.items()}
+        tensors = {
+            name: torch.as_tensor(values, dtype=torch.float32) for name, values in obs.items()
+        }
         return policy.sample(tensors, torch.as_tensor(noise)).numpy()
 
     return act
@@ -145,7 +154,12 @@ def main(config: Config) -> dict:
     shape = (spec.action_horizon, spec.num_joints)
     result = evaluate(env, act, seeds, shape, spec.execute_horizon, config.noise)
     env.close()
-    return {**result.summary(), "seed": config.seed, "task": task.name, "policy": str(config.policy)}
+    return {
+        **result.summary(),
+        "seed": config.seed,
+        "task": task.name,
+        "policy": str(config.policy),
+    }
 
 
 def load_policy(path: Path) -> tuple[PolicySpec, ChunkFn]:

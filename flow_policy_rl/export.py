@@ -1,7 +1,8 @@
 """`flow-policy export` and `verify`: FlowPolicy -> one `policy.onnx`, and proof that it computes the same.
 
-Graph: the observation fields by name and `noise` (B, H, A) -> `action_chunk` (B, H, A), all raw SI units. Normalisation, K steps
-of the integrator and the score drift are inside; the spec is a JSON string in the file's metadata.
+Graph: the observation fields by name and `noise` (B, H, A) -> `action_chunk` (B, H, A), all raw SI
+units. Normalisation, K steps of the integrator and the score drift are inside; the spec is a JSON
+string in the file's metadata.
 """
 
 import contextlib
@@ -155,7 +156,9 @@ def parity(policy: FlowPolicy, exported: OnnxPolicy, seed: int = 0) -> dict:
     }
 
 
-def observations_to_check(policy: FlowPolicy, rng: np.random.Generator) -> list[dict[str, np.ndarray]]:
+def observations_to_check(
+    policy: FlowPolicy, rng: np.random.Generator
+) -> list[dict[str, np.ndarray]]:
     """What the policy meets in simulation, and observations far outside of it."""
     task = make_task(policy.spec.task)
     env = VecEnv(task, 32, seed=int(rng.integers(2**31)))
@@ -178,7 +181,9 @@ def main(config: ExportConfig) -> dict:
     policy = checkpoint.load(config.checkpoint)
     changes = {"integrator": config.integrator, "num_flow_steps": config.num_flow_steps}
     if config.integrator is not None and config.integrator not in INTEGRATORS:
-        raise InputError(f"--integrator must be one of {', '.join(INTEGRATORS)}, not '{config.integrator}'")
+        raise InputError(
+            f"--integrator must be one of {', '.join(INTEGRATORS)}, not '{config.integrator}'"
+        )
     policy.spec = policy.spec.replace(**{k: v for k, v in changes.items() if v is not None})
     return {"policy": str(config.out), **export_policy(policy, config.out)}
 

@@ -6,7 +6,8 @@ optimal-transport path of Lipman et al., arXiv 2210.02747):
     x_t = (1 - t) x_0 + t x_1,   x_0 ~ N(0, I),   velocity target x_1 - x_0,   grid t_k = k / K, never 1.
 
 Shapes: x (..., H, A); t (..., H), one flow time per action of the chunk, so that a known prefix of the chunk can sit at
-t = 1 while the rest is still noise (training-time real-time chunking, arXiv 2512.05964). Plain sampling uses one t for all.
+t = 1 while the rest is still noise (training-time real-time chunking, arXiv 2512.05964). Plain
+sampling uses one t for all.
 """
 
 import math
@@ -57,7 +58,9 @@ def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 # --- fixed-step integrators: (stages in order) at times k/K, with K steps of 1/K ---
 
 
-def integrate(velocity: VelocityFn, noise: Tensor, num_flow_steps: int, integrator: str = "euler") -> Tensor:
+def integrate(
+    velocity: VelocityFn, noise: Tensor, num_flow_steps: int, integrator: str = "euler"
+) -> Tensor:
     """Carry noise (B, H, A) from t = 0 to t = 1 along a velocity, in K equal steps.
 
     Orders of accuracy: euler 1, midpoint 2, heun 2, rk4 4. The higher ones ask for the velocity at t = 1.

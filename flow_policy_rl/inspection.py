@@ -29,7 +29,11 @@ class Config:
 def main(config: Config) -> dict:
     """Read the spec."""
     policy = OnnxPolicy(config.policy)
-    facts = {"file": str(config.policy), "bytes": config.policy.stat().st_size, "sha256": file_hash(config.policy)}
+    facts = {
+        "file": str(config.policy),
+        "bytes": config.policy.stat().st_size,
+        "sha256": file_hash(config.policy),
+    }
     return {**facts, "spec": dataclasses.asdict(policy.spec)}
 
 
@@ -52,7 +56,9 @@ def text(result: dict) -> str:
         f"output: {spec['action_kind']} targets",
         *(
             f"  {name:<22} {low:8.4f} .. {high:.4f}"
-            for name, low, high in zip(spec["joint_names"], spec["action_low"], spec["action_high"], strict=True)
+            for name, low, high in zip(
+                spec["joint_names"], spec["action_low"], spec["action_high"], strict=True
+            )
         ),
     ]
     return "\n".join(lines)

@@ -19,7 +19,9 @@ class Config:
         json: print one JSON object.
     """
 
-    what: Annotated[Literal["all", "tasks", "algorithms", "presets", "robots"], tyro.conf.Positional] = "all"
+    what: Annotated[
+        Literal["all", "tasks", "algorithms", "presets", "robots"], tyro.conf.Positional
+    ] = "all"
     json: bool = False
 
 

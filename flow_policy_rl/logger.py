@@ -45,4 +45,7 @@ class RunLogger:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Rows of a `metrics.csv`, without the empty cells."""
     with path.open(newline="") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+        return [
+            {name: float(cell) for name, cell in row.items() if cell}
+            for row in csv.DictReader(file)
+        ]

@@ -1,4 +1,5 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere. Always on standard error."""
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere. Always
+on standard error."""
 
 import sys
 import time
@@ -13,7 +14,9 @@ class Progress:
 
     def __init__(self, label: str, total: int, unit: str = "it"):
         self._label, self._total, self._unit = label, total, unit
-        self._bar = tqdm(total=total, desc=label, unit=unit, leave=False) if sys.stderr.isatty() else None
+        self._bar = (
+            tqdm(total=total, desc=label, unit=unit, leave=False) if sys.stderr.isatty() else None
+        )
         self._done, self._note = 0, ""
         self._start = self._last_line = time.monotonic()
 

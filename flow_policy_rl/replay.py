@@ -1,7 +1,8 @@
 """`flow-policy replay`: judge a policy on a recorded rosbag, with the decoding and timing code of the live node.
 
-Teacher-forced: wherever the live node would have started an inference, the policy sees the recorded observation and its chunk is
-compared with what the robot's controller was really commanded in that time. No ROS needed.
+Teacher-forced: wherever the live node would have started an inference, the policy sees the recorded
+observation and its chunk is compared with what the robot's controller was really commanded in that
+time. No ROS needed.
 
 Open-loop error does not predict closed-loop success: this is a test of wiring and of regressions.
 """
@@ -64,7 +65,8 @@ class Recording:
     Attributes:
         snapshots: observations at which the live node would infer: values by field, time in s.
         segment: number of the uninterrupted piece each belongs to.
-        reference: commanded position (n, A) at the end of each of the H control steps after a snapshot, (n, H, A); nan where the
+        reference: commanded position (n, A) at the end of each of the H control steps after a
+        snapshot, (n, H, A); nan where the
             controller had no trajectory yet or the segment ends before.
         latencies_s: end-to-end latencies on the latency topic.
         problems: number of messages that could not be used, by reason.
@@ -86,12 +88,20 @@ def main(config: Config) -> dict:
     recording = read_recording(config.bag, policy.spec, robot)
     if len(recording.times) == 0:
         reasons = "; ".join(f"{reason} ({count}x)" for reason, count in recording.problems.items())
-        raise InputError(f"bag '{config.bag}' has no complete observation for the policy: {reasons or 'no messages'}")
+        raise InputError(
+            f"bag '{config.bag}' has no complete observation for the policy: {reasons or 'no messages'}"
+        )
     chunks, inference_s = predict(policy, recording, config.noise, config.seed)
     result = metrics(policy.spec, recording, chunks, inference_s)
-    result["gates"] = {} if config.max_mae is None else {"mae": {"value": result["mae"], "limit": config.max_mae}}
+    result["gates"] = (
+        {} if config.max_mae is None else {"mae": {"value": result["mae"], "limit": config.max_mae}}
+    )
     result["passed"] = all(g["value"] <= g["limit"] for g in result["gates"].values())
-    result |= {"schema_version": SCHEMA_VERSION, "bag": str(config.bag), "policy": str(config.policy)}
+    result |= {
+        "schema_version": SCHEMA_VERSION,
+        "bag": str(config.bag),
+        "policy": str(config.policy),
+    }
     config.out.mkdir(parents=True, exist_ok=True)
     result["report"] = str(config.out / "report.html")
     (config.out / "replay.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -124,7 +134,13 @@ def read_recording(bag: Path, spec: PolicySpec, robot: Robot) -> Recording:
 class _Reader:
     """State of the pass."""
 
-    def __init__(self, spec: PolicySpec, streams: Streams, scheduler: ChunkScheduler, velocity_limit: np.ndarray):
+    def __init__(
+        self,
+        spec: PolicySpec,
+        streams: Streams,
+        scheduler: ChunkScheduler,
+        velocity_limit: np.ndarray,
+    ):
         self.spec, self.streams, self.scheduler = spec, streams, scheduler
         self.velocity_limit = velocity_limit
         self.latencies: list[float] = []
@@ -172,7 +188,9 @@ class _Reader:
             return self._problem("command before the first complete observation")
         if self.controller is None:
             self.controller = TrajectoryController(self.spec.joint_names, self.last[1])
-        times = np.array([p.time_from_start.sec + p.time_from_start.nanosec * 1e-9 for p in msg.points])
+        times = np.array(
+            [p.time_from_start.sec + p.time_from_start.nanosec * 1e-9 for p in msg.points]
+        )
         positions = np.array([p.positions for p in msg.points])
         with_velocity = len(msg.points) > 0 and len(msg.points[0].velocities) > 0
         velocities = np.array([p.velocities for p in msg.points]) if with_velocity else None
@@ -201,13 +219,17 @@ class _Reader:
                     due, grid_times[rows], grid_command[rows, joint], left=np.nan, right=np.nan
                 )
         measured = obs.pop(MEASURED)
-        return Recording(obs, times, segment, measured, reference, np.array(self.latencies), self.problems)
+        return Recording(
+            obs, times, segment, measured, reference, np.array(self.latencies), self.problems
+        )
 
 
 # --- prediction and judgement ---
 
 
-def predict(policy: OnnxPolicy, recording: Recording, noise: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def predict(
+    policy: OnnxPolicy, recording: Recording, noise: str, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Chunks (n, H, A) for every snapshot, one inference each as on the robot, and the seconds each took."""
     if noise not in ("zero", "random"):
         raise InputError(f"--noise must be zero or random, not '{noise}'")
@@ -215,7 +237,11 @@ def predict(policy: OnnxPolicy, recording: Recording, noise: str, seed: int) -> 
     shape = (1, *policy.chunk_shape)
     chunks, seconds = [], []
     for i in range(len(recording.times)):
-        draw = rng.standard_normal(shape, dtype=np.float32) if noise == "random" else np.zeros(shape, np.float32)
+        draw = (
+            rng.standard_normal(shape, dtype=np.float32)
+            if noise == "random"
+            else np.zeros(shape, np.float32)
+        )
         obs = {name: values[i : i + 1] for name, values in recording.obs.items()}
         start = time.perf_counter()
         chunks.append(policy.infer(obs, draw)[0])
@@ -223,18 +249,25 @@ def predict(policy: OnnxPolicy, recording: Recording, noise: str, seed: int) -> 
     return np.array(chunks, dtype=np.float64), np.array(seconds)
 
 
-def metrics(spec: PolicySpec, recording: Recording, chunks: np.ndarray, inference_s: np.ndarray) -> dict:
+def metrics(
+    spec: PolicySpec, recording: Recording, chunks: np.ndarray, inference_s: np.ndarray
+) -> dict:
     """Errors over the executed part of each chunk, against two baselines; seams; latencies."""
     executed = slice(0, spec.execute_horizon)
     reference = recording.reference[:, executed]
     error = chunks[:, executed] - reference
     hold = recording.measured[:, None] - reference
     # The command in force when the observation was made: the reference just before the first step.
-    last = np.concatenate([recording.measured[:1], recording.reference[:-1, spec.execute_horizon - 1]])
+    last = np.concatenate(
+        [recording.measured[:1], recording.reference[:-1, spec.execute_horizon - 1]]
+    )
     same = np.concatenate([[False], recording.segment[1:] == recording.segment[:-1]])
     copy_last = np.where(same[:, None], last, recording.measured)[:, None] - reference
     joints = {
-        name: {"mae": _mean(np.abs(error[..., j])), "rmse": float(np.sqrt(_mean(error[..., j] ** 2)))}
+        name: {
+            "mae": _mean(np.abs(error[..., j])),
+            "rmse": float(np.sqrt(_mean(error[..., j] ** 2))),
+        }
         for j, name in enumerate(spec.joint_names)
     }
     seams = seam_jumps(spec, recording, chunks)
@@ -245,9 +278,14 @@ def metrics(spec: PolicySpec, recording: Recording, chunks: np.ndarray, inferenc
         "mae_hold": _mean(np.abs(hold)),
         "mae_copy_last": _mean(np.abs(copy_last)),
         "mae_by_step": [_mean(np.abs(error[:, k])) for k in range(error.shape[1])],
-        "seam_jump": {"mean": _mean(seams), "max": float(np.nanmax(seams)) if np.isfinite(seams).any() else None},
+        "seam_jump": {
+            "mean": _mean(seams),
+            "max": float(np.nanmax(seams)) if np.isfinite(seams).any() else None,
+        },
         "latency_ms": percentiles(latencies),
-        "latency_source": LATENCY_TOPIC if len(recording.latencies_s) else "inference in this replay",
+        "latency_source": LATENCY_TOPIC
+        if len(recording.latencies_s)
+        else "inference in this replay",
         "inference_ms": percentiles(inference_s * 1e3),
         "chunks": len(chunks),
         "compared_chunks": int(np.isfinite(error).all(axis=(1, 2)).sum()),
@@ -279,12 +317,16 @@ def percentiles(values_ms: np.ndarray) -> dict[str, float]:
 # --- for people ---
 
 
-def write_report(path: Path, spec: PolicySpec, recording: Recording, chunks: np.ndarray, result: dict) -> None:
+def write_report(
+    path: Path, spec: PolicySpec, recording: Recording, chunks: np.ndarray, result: dict
+) -> None:
     """One self-contained page."""
     from flow_policy_rl import report
 
-    verdict = "better than both baselines" if result["mae"] < min(result["mae_hold"], result["mae_copy_last"]) else (
-        "NOT better than the baselines: check joint order, units, rate and inputs"
+    verdict = (
+        "better than both baselines"
+        if result["mae"] < min(result["mae_hold"], result["mae_copy_last"])
+        else ("NOT better than the baselines: check joint order, units, rate and inputs")
     )
     sections = [
         report.Text(

@@ -1,6 +1,7 @@
-"""Self-contained HTML reports: one template, interactive plots, films. `flow-policy report` makes the one of a training run.
+"""Self-contained HTML reports: one template, interactive plots, films.
 
-Everything is escaped by the template; figures travel as JSON. The page opens from disk and asks the network for nothing.
+Everything is escaped by the template; figures travel as JSON. The page opens from disk and asks the
+network for nothing. `flow-policy report` makes the page of a training run.
 """
 
 import base64
@@ -89,7 +90,10 @@ class Films:
 def write(path: Path, title: str, subtitle: str, sections: Sequence) -> None:
     """Render the page. `None` among the sections is skipped."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("flow_policy_rl"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("flow_policy_rl"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     sections = [s for s in sections if s is not None]
     plots = any(s.kind == "figure" for s in sections)
@@ -110,10 +114,16 @@ def encode_film(frames: Sequence[np.ndarray], fps: int) -> str:
     buffer = io.BytesIO()
     height, width, _ = frames[0].shape
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "26", "preset": "veryfast"})
+        stream = container.add_stream(
+            "libx264", rate=fps, options={"crf": "26", "preset": "veryfast"}
+        )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                )
+            )
         container.mux(stream.encode())
     return base64.b64encode(buffer.getvalue()).decode()
 
@@ -135,23 +145,36 @@ def layout(figure: go.Figure, x: str, y: str) -> go.Figure:
 def learning_figure(rows: Sequence[dict[str, float]]) -> Figure:
     """Success over environment steps, exploring and on the mean flow."""
     figure = go.Figure()
-    names = {"rollout/success_rate": "while exploring", "eval/success_rate": "evaluation (100 episodes)"}
+    names = {
+        "rollout/success_rate": "while exploring",
+        "eval/success_rate": "evaluation (100 episodes)",
+    }
     for name, label in names.items():
         points = [(r["time/env_steps"], r[name]) for r in rows if name in r]
-        figure.add_scatter(x=[p[0] for p in points], y=[p[1] for p in points], name=label, mode="lines+markers")
-    layout(figure, "control steps in simulation", "success rate").update_yaxes(range=[0, 1.02], tickformat=".0%")
+        figure.add_scatter(
+            x=[p[0] for p in points], y=[p[1] for p in points], name=label, mode="lines+markers"
+        )
+    layout(figure, "control steps in simulation", "success rate").update_yaxes(
+        range=[0, 1.02], tickformat=".0%"
+    )
     return Figure("Learning curve", figure, "Sparse reward: one for success, nothing else.")
 
 
 def chunk_figure(
-    spec: PolicySpec, times: np.ndarray, chunks: np.ndarray, reference: np.ndarray, segment: np.ndarray
+    spec: PolicySpec,
+    times: np.ndarray,
+    chunks: np.ndarray,
+    reference: np.ndarray,
+    segment: np.ndarray,
 ) -> Figure | None:
     """Planned chunks over the commanded reference, per joint, in the longest segment."""
     if len(times) == 0:
         return None
     rows = np.flatnonzero(segment == np.bincount(segment).argmax())[:12]
     due = (np.arange(spec.action_horizon) + 1) * spec.control_dt
-    figure = make_subplots(rows=-(-spec.num_joints // 2), cols=2, subplot_titles=spec.joint_names, shared_xaxes=True)
+    figure = make_subplots(
+        rows=-(-spec.num_joints // 2), cols=2, subplot_titles=spec.joint_names, shared_xaxes=True
+    )
     start = times[rows[0]]
     for joint in range(spec.num_joints):
         at = {"row": joint // 2 + 1, "col": joint % 2 + 1}
@@ -159,7 +182,9 @@ def chunk_figure(
         x = np.concatenate([times[i] + due[done] - start for i in rows])
         y = np.concatenate([reference[i, done, joint] for i in rows])
         first = {"showlegend": joint == 0}
-        figure.add_scatter(x=x, y=y, name="commanded", line={"color": COLORS[0], "width": 3}, **first, **at)
+        figure.add_scatter(
+            x=x, y=y, name="commanded", line={"color": COLORS[0], "width": 3}, **first, **at
+        )
         gaps_x, gaps_y = [], []
         for i in rows:
             gaps_x += [*(times[i] + due - start), None]
@@ -167,8 +192,10 @@ def chunk_figure(
         line = {"color": COLORS[1], "width": 1.5}
         figure.add_scatter(x=gaps_x, y=gaps_y, name="planned chunks", line=line, **first, **at)
     layout(figure, "", "").update_layout(hovermode="closest", legend={"y": 1.06})
-    caption = "Targets in rad (gripper in m) over seconds. A chunk is drawn whole; the next one takes over before its end."
-    return Figure("Planned and commanded", figure, caption, height=130 * (-(-spec.num_joints // 2)) + 120)
+    caption = "Targets in rad (gripper in m) over seconds. The next chunk takes over before the end of one."
+    return Figure(
+        "Planned and commanded", figure, caption, height=130 * (-(-spec.num_joints // 2)) + 120
+    )
 
 
 def latency_figure(latencies_ms: np.ndarray) -> Figure | None:
@@ -180,7 +207,11 @@ def latency_figure(latencies_ms: np.ndarray) -> Figure | None:
     figure.add_histogram(x=np.minimum(latencies_ms, top), nbinsx=60, name="messages")
     layout(figure, "ms, from publishing a state to receiving the command it triggered", "messages")
     p50, p99 = np.percentile(latencies_ms, [50, 99])
-    return Figure("Latency over ROS", figure, f"{len(latencies_ms)} commands: p50 {p50:.2f} ms, p99 {p99:.2f} ms.")
+    return Figure(
+        "Latency over ROS",
+        figure,
+        f"{len(latencies_ms)} commands: p50 {p50:.2f} ms, p99 {p99:.2f} ms.",
+    )
 
 
 @dataclass(frozen=True)
@@ -202,17 +233,23 @@ def main(config: Config) -> dict:
     """Write `report.html` into the run folder."""
     metrics = config.run_dir / "metrics.csv"
     if not metrics.is_file():
-        raise InputError(f"run folder '{config.run_dir}' has no metrics.csv: give a folder that flow-policy train wrote")
+        raise InputError(
+            f"run folder '{config.run_dir}' has no metrics.csv: give a folder that flow-policy train wrote"
+        )
     rows = read_metrics(metrics)
     settings = json.loads((config.run_dir / "config.json").read_text())
     environment = json.loads((config.run_dir / "environment.json").read_text())
     sections = []
     if any("rollout/success_rate" in row for row in rows):
         sections.append(learning_figure(rows))
-    names = sorted({n for row in rows for n in row if n.startswith(("train/", "eval/", "rollout/"))})
+    names = sorted(
+        {n for row in rows for n in row if n.startswith(("train/", "eval/", "rollout/"))}
+    )
     for name in names:
         points = [(r["step"], r[name]) for r in rows if name in r]
-        figure = go.Figure().add_scatter(x=[p[0] for p in points], y=[p[1] for p in points], name=name)
+        figure = go.Figure().add_scatter(
+            x=[p[0] for p in points], y=[p[1] for p in points], name=name
+        )
         sections.append(Figure(name, layout(figure, "step", ""), height=260))
     sections += [
         Code("Settings", json.dumps(settings, indent=2)),

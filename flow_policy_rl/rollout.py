@@ -99,7 +99,9 @@ def stack(rows: list[dict]) -> dict:
     """A list of nested dicts of tensors to one nested dict, with a new first axis."""
     first = rows[0]
     return {
-        key: stack([row[key] for row in rows]) if isinstance(first[key], dict) else torch.stack([row[key] for row in rows])
+        key: stack([row[key] for row in rows])
+        if isinstance(first[key], dict)
+        else torch.stack([row[key] for row in rows])
         for key in first
     }
 

@@ -1,4 +1,5 @@
-"""ROS processes, started from outside of ROS: this file imports nothing of it. `flow-policy sim` and `deploy` live here."""
+"""ROS processes, started from outside of ROS: this file imports nothing of it. `flow-policy sim`
+and `deploy` live here."""
 
 import contextlib
 import importlib.util
@@ -146,7 +147,9 @@ class Process:
         code = self._child.poll()
         if code not in (None, 0):
             lines = self.log.read_text(errors="replace").strip().splitlines()
-            raise RunFailed(f"{self.node} ended with exit code {code}: {lines[-1] if lines else 'no output'} ({self.log})")
+            raise RunFailed(
+                f"{self.node} ended with exit code {code}: {lines[-1] if lines else 'no output'} ({self.log})"
+            )
 
     @property
     def running(self) -> bool:
@@ -173,7 +176,9 @@ class Process:
 
 
 @contextlib.contextmanager
-def processes(nodes: Mapping[str, Mapping[str, object]], log_dir: Path) -> Iterator[dict[str, Process]]:
+def processes(
+    nodes: Mapping[str, Mapping[str, object]], log_dir: Path
+) -> Iterator[dict[str, Process]]:
     """Start nodes; at the end ask all of them to end, and kill what does not within a second."""
     started: dict[str, Process] = {}
     try:

@@ -109,7 +109,9 @@ class PolicySpec:
             ),
         }
         for f in self.observations:
-            checks[f"observation '{f.name}': kind must be one of {FIELD_KINDS}"] = f.kind not in FIELD_KINDS
+            checks[f"observation '{f.name}': kind must be one of {FIELD_KINDS}"] = (
+                f.kind not in FIELD_KINDS
+            )
             checks[f"observation '{f.name}' has no elements"] = f.kind != "image" and f.size == 0
         return next((text for text, wrong in checks.items() if wrong), "")
 
@@ -147,7 +149,9 @@ class PolicySpec:
         observations = raw.get("observations")
         if not isinstance(observations, list):
             raise InputError("policy spec: 'observations' must be a list")
-        raw["observations"] = tuple(_build(ObservationField, f, "policy spec: observation") for f in observations)
+        raw["observations"] = tuple(
+            _build(ObservationField, f, "policy spec: observation") for f in observations
+        )
         return _build(cls, raw, "policy spec")
 
 
@@ -174,7 +178,9 @@ def _build(cls, raw: Any, where: str):
 
 def _checked(value: Any, declared: Any, where: str) -> Any:
     origin = getattr(declared, "__origin__", declared)
-    if not isinstance(value, _PYTHON_TYPES[origin]) or (isinstance(value, bool) and origin is not bool):
+    if not isinstance(value, _PYTHON_TYPES[origin]) or (
+        isinstance(value, bool) and origin is not bool
+    ):
         raise InputError(f"{where} must be {origin.__name__}, not {type(value).__name__}")
     if origin is float:
         return float(value)

@@ -24,7 +24,7 @@ from flow_policy_rl.evaluate import check_fits, evaluate, torch_policy
 from flow_policy_rl.logger import RunLogger
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.progress import Progress
-from flow_policy_rl.spec import ObservationField, PolicySpec
+from flow_policy_rl.spec import PolicySpec
 from sim.tasks import make_task
 from sim.vec_env import VecEnv
 
@@ -97,7 +97,9 @@ def default_config(algorithm: str, task: str):
     if algorithm == "bc":
         return TrainBC(task=task, demos=Path("demos.hdf5"), bc=presets.bc(task))
     ppo, kernel = presets.score_flow(task)
-    return TrainScoreFlow(task=task, checkpoint=Path("policy.safetensors"), ppo=ppo, score_flow=kernel)
+    return TrainScoreFlow(
+        task=task, checkpoint=Path("policy.safetensors"), ppo=ppo, score_flow=kernel
+    )
 
 
 ALGORITHMS = {"bc": TrainBC, "score_flow": TrainScoreFlow}
@@ -116,7 +118,9 @@ def begin_run(config) -> None:
     config.run_dir.mkdir(parents=True, exist_ok=True)
     resolved = json.dumps(dataclasses.asdict(config), indent=2, default=str)
     (config.run_dir / "config.json").write_text(resolved + "\n")
-    (config.run_dir / "environment.json").write_text(json.dumps(provenance.environment(), indent=2) + "\n")
+    (config.run_dir / "environment.json").write_text(
+        json.dumps(provenance.environment(), indent=2) + "\n"
+    )
 
 
 def train_bc(config: TrainBC, task) -> dict:
@@ -138,7 +142,10 @@ def train_bc(config: TrainBC, task) -> dict:
         num_flow_steps=config.num_flow_steps,
         algorithm="bc",
         provenance={
-            "demos": {"sha256": provenance.file_hash(config.demos), "episodes": len(demos.episodes)},
+            "demos": {
+                "sha256": provenance.file_hash(config.demos),
+                "episodes": len(demos.episodes),
+            },
             "environment": provenance.environment(),
         },
     )
@@ -152,7 +159,9 @@ def train_bc(config: TrainBC, task) -> dict:
             logger.log(step, metrics | {"time/wall_s": time.monotonic() - start})
             progress.reach(step, f"held-out loss {metrics.get('eval/cfm_loss', math.nan):.3f}")
 
-        policy = imitation.train(FlowPolicy(spec, config.network), data, config.bc, generator, on_step)
+        policy = imitation.train(
+            FlowPolicy(spec, config.network), data, config.bc, generator, on_step
+        )
     policy.spec = with_statistics(spec, policy)
     logger.close()
     checkpoint.save(config.run_dir / POLICY_FILE, policy)
@@ -171,7 +180,9 @@ def check_demos(demos: Demonstrations, task, config: TrainBC) -> None:
     }
     for what, (found, wanted) in differences.items():
         if found != wanted:
-            raise InputError(f"demonstrations '{path}' have {what} {found}; task '{task.name}' has {wanted}")
+            raise InputError(
+                f"demonstrations '{path}' have {what} {found}; task '{task.name}' has {wanted}"
+            )
     if config.bc.batch_size > demos.num_steps:
         raise InputError(
             f"--bc.batch-size {config.bc.batch_size} is larger than the {demos.num_steps} steps in '{path}'"
@@ -240,7 +251,9 @@ def train_score_flow(config: TrainScoreFlow, task) -> dict:
     }
 
 
-def evaluate_policy(env: VecEnv, policy: FlowPolicy, episodes: int, first_seed: int, noise: str = "zero") -> dict:
+def evaluate_policy(
+    env: VecEnv, policy: FlowPolicy, episodes: int, first_seed: int, noise: str = "zero"
+) -> dict:
     """Success of a policy on consecutive seeds."""
     seeds = range(first_seed, first_seed + episodes)
     return evaluate(
@@ -256,7 +269,9 @@ def require_finite(metrics: dict[str, float], step: int, optional: tuple[str, ..
     """
     for name, value in metrics.items():
         if not math.isfinite(value) and name not in optional:
-            raise RunFailed(f"training diverged at step {step}: {name} is {value}; lower the learning rate")
+            raise RunFailed(
+                f"training diverged at step {step}: {name} is {value}; lower the learning rate"
+            )
 
 
 def text(result: dict) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mink
-import mujoco
 import numpy as np
 
 from sim.errors import unknown_name
@@ -39,7 +38,9 @@ class WaypointExpert:
         SimulationError: the robot has no tool site of that name.
     """
 
-    def __init__(self, task, waypoints: list[Waypoint], command: np.ndarray, tool: str = "panda_tcp"):
+    def __init__(
+        self, task, waypoints: list[Waypoint], command: np.ndarray, tool: str = "panda_tcp"
+    ):
         world = task.world
         sites = [world.model.site(i).name for i in range(world.model.nsite)]
         if tool not in sites:

@@ -1,4 +1,5 @@
-"""One environment that runs on, a physics step at a time, under a controller of the caller's: what a robot node needs."""
+"""One environment that runs on, a physics step at a time, under a controller of the caller's: what
+a robot node needs."""
 
 from collections.abc import Callable
 
@@ -23,7 +24,9 @@ class LiveWorld:
         self.time = 0.0
         model = world.model
         self.moving_joints = [
-            model.joint(i).name for i in range(model.njnt) if model.jnt_type[i] != mujoco.mjtJoint.mjJNT_FREE
+            model.joint(i).name
+            for i in range(model.njnt)
+            if model.jnt_type[i] != mujoco.mjtJoint.mjJNT_FREE
         ]
         self._qpos = world.qpos_address(self.moving_joints)
         self._qvel = world.qvel_address(self.moving_joints)

@@ -81,13 +81,22 @@ class VecEnv:
     def step(self, action_chunk: np.ndarray) -> ChunkStep:
         """Execute (N, h, A) joint targets open loop."""
         task, horizon = self.task, action_chunk.shape[1]
-        controls, commands = self.world.ramp(self.command, np.asarray(action_chunk, dtype=np.float64))
+        controls, commands = self.world.ramp(
+            self.command, np.asarray(action_chunk, dtype=np.float64)
+        )
         states = self.backend.step(self.state, controls)  # (N, h, state_size)
 
-        diverged_at = ~np.isfinite(states).all(axis=-1)  # (N, h)
+        # MuJoCo restarts a simulation that broke down from time zero, so its clock tells as well as its numbers.
+        due = self.state[:, :1] + (1 + np.arange(horizon)) * self.world.control_dt
+        diverged_at = ~np.isfinite(states).all(axis=-1) | (
+            np.abs(states[..., 0] - due) > 1e-6
+        )  # (N, h)
         states = np.where(diverged_at[..., None], self.state[:, None], states)
         holds = task.is_success(states) & ~diverged_at
-        valid, succeeded = np.ones((self.num_envs, horizon), bool), np.zeros((self.num_envs, horizon), bool)
+        valid, succeeded = (
+            np.ones((self.num_envs, horizon), bool),
+            np.zeros((self.num_envs, horizon), bool),
+        )
         truncated, diverged = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
         alive = np.ones(self.num_envs, bool)
         for h in range(horizon):
@@ -101,7 +110,9 @@ class VecEnv:
             alive &= ~(succeeded[:, h] | truncated)
         success = succeeded.any(axis=1)
 
-        reward_terms = {name: term * valid for name, term in task.reward_terms(states, succeeded).items()}
+        reward_terms = {
+            name: term * valid for name, term in task.reward_terms(states, succeeded).items()
+        }
         last = valid.sum(axis=1) - 1
         rows = np.arange(self.num_envs)
         self.state = states[rows, last].copy()

@@ -45,7 +45,9 @@ class World:
         self.state_size = mujoco.mj_stateSize(model, STATE)
         self.joint_names = tuple(model.actuator(i).name for i in range(model.nu))
         if model.nuser_actuator < 1 or not model.actuator_ctrllimited.all():
-            raise SimulationError("every actuator needs a control range and a velocity limit (user='...')")
+            raise SimulationError(
+                "every actuator needs a control range and a velocity limit (user='...')"
+            )
         self.target_low = model.actuator_ctrlrange[:, 0].copy()
         self.target_high = model.actuator_ctrlrange[:, 1].copy()
         self.velocity_limit = model.actuator_user[:, 0].copy()
@@ -114,9 +116,14 @@ class World:
         commands = np.empty((num_envs, horizon + 1, num_joints))
         commands[:, 0] = command
         for h in range(horizon):
-            commands[:, h + 1] = commands[:, h] + np.clip(targets[:, h] - commands[:, h], -most, most)
+            commands[:, h + 1] = commands[:, h] + np.clip(
+                targets[:, h] - commands[:, h], -most, most
+            )
         share = np.arange(1, self.decimation + 1)[:, None] / self.decimation  # (decimation, 1)
-        start, change = commands[:, :-1, None], np.diff(commands, axis=1)[:, :, None]  # (N, H, 1, A)
+        start, change = (
+            commands[:, :-1, None],
+            np.diff(commands, axis=1)[:, :, None],
+        )  # (N, H, 1, A)
         controls = start + share * change  # (N, H, decimation, A)
         return controls.reshape(num_envs, horizon * self.decimation, num_joints), commands[:, 1:]
 

@@ -5,7 +5,8 @@ An algorithm brings a ratio estimator, an `nn.Module` with two verbs:
     sample(obs, generator) -> (action_chunk (B, H, A), trace)     trace: dict of tensors (B, ...), kept as it is
     evaluate(obs, trace) -> (log_ratio (B,), entropy (B,) or None)  differentiable; 0 at unchanged parameters
 
-and its parameters are what is trained. This file does the rest: rollout, advantages, epochs, clipped surrogate, value loss.
+and its parameters are what is trained. This file does the rest: rollout, advantages, epochs,
+clipped surrogate, value loss.
 """
 
 import time
@@ -72,8 +73,15 @@ class PPO:
         config: PPOConfig,
         generator: torch.Generator,
     ):
-        self.policy, self.estimator, self.config, self.generator = policy, estimator, config, generator
-        self.critic = ValueFunction(len(policy.normalizer.mean), config.value_width, config.value_depth)
+        self.policy, self.estimator, self.config, self.generator = (
+            policy,
+            estimator,
+            config,
+            generator,
+        )
+        self.critic = ValueFunction(
+            len(policy.normalizer.mean), config.value_width, config.value_depth
+        )
         self.collector = Collector(env, policy.spec.execute_horizon, config.gamma)
         self.actor_optimizer = torch.optim.AdamW(
             estimator.parameters(), lr=config.actor_learning_rate, weight_decay=0.0
@@ -147,7 +155,9 @@ class PPO:
         step(self.critic_optimizer, loss, self.config.max_grad_norm)
         return {"train/value_loss": loss.item()}
 
-    def _actor_step(self, obs: dict[str, Tensor], trace: dict[str, Tensor], advantage: Tensor) -> dict[str, float]:
+    def _actor_step(
+        self, obs: dict[str, Tensor], trace: dict[str, Tensor], advantage: Tensor
+    ) -> dict[str, float]:
         config = self.config
         log_ratio, entropy = self.estimator.evaluate(obs, trace)
         loss = surrogate_loss(log_ratio, advantage, config.clip_range)
@@ -160,7 +170,10 @@ class PPO:
             ratio = log_ratio.exp()
             metrics |= {
                 "train/approx_kl": (ratio - 1 - log_ratio).mean().item(),
-                "train/clip_fraction": ((ratio - 1).abs() > config.clip_range).float().mean().item(),
+                "train/clip_fraction": ((ratio - 1).abs() > config.clip_range)
+                .float()
+                .mean()
+                .item(),
                 "train/actor_grad_norm": norm,
             }
         return metrics
@@ -169,7 +182,9 @@ class PPO:
 def surrogate_loss(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
     """Clipped surrogate, to be minimised: -E min(r A, clip(r, 1 - c, 1 + c) A)."""
     ratio = log_ratio.exp()
-    return -torch.min(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage).mean()
+    return -torch.min(
+        ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage
+    ).mean()
 
 
 def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> float:

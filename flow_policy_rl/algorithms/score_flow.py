@@ -1,18 +1,21 @@
 """ScoRe-Flow (arXiv 2604.10962): the flow as a chain of Gaussian transitions with a score drift, trained by PPO.
 
-    mean_k = x_k + dt * [ (1 + g t_k) v - g x_k ]          v + alpha * score with alpha = (1 - t) g   (flow.score_drift)
-    x_{k+1} = mean_k + sigma_k * eps,   eps ~ N(0, I),   k = 0 .. K - 1,   dt = 1 / K,   t_k = k / K
+    mean_k = x_k + dt * [ (1 + g t_k) v - g x_k ]     that is v + alpha * score, alpha = (1 - t) g
+    x_{k+1} = mean_k + sigma_k * eps,  eps ~ N(0, I),  k = 0 .. K - 1,  dt = 1 / K,  t_k = k / K
 
-sigma is the standard deviation of the step itself (no sqrt(dt)), from a learned head with bounds. The likelihood of a chunk is
-that of its chain, exact for any K. With g = 0 this is ReinFlow (arXiv 2505.22094). The robot runs the means.
+sigma is the standard deviation of the step itself (no sqrt(dt)), from a learned head with bounds.
+The likelihood of a chunk is that of its chain, exact for any K. With g = 0 this is ReinFlow (arXiv
+2505.22094). The robot runs the means.
 
 Deviations from the released code, each for a reason:
 - The drift has no singularity, so no epsilon and no clamp of the score are needed.
-- No clamp of means, of the noise or of the log-probability: they kill gradients and make the density wrong. Actions are held to
-  their limits on the way to the robot, outside the chain.
-- The gain is a parameter of the policy, hence in the optimiser, the checkpoint and the exported graph, for every task.
-- The ratio is that of the joint density of what was executed. Actions of the chunk that are never executed drop out of the
-  last transition (nothing depends on them any more); `per_dim_mean` gives the authors' normalisation instead.
+- No clamp of means, of the noise or of the log-probability: they kill gradients and make the
+  density wrong. Actions are held to their limits on the way to the robot, outside the chain.
+- The gain is a parameter of the policy, hence in the optimiser, the checkpoint and the exported
+  graph, for every task.
+- The ratio is that of the joint density of what was executed. Actions of the chunk that are never
+  executed drop out of the last transition (nothing depends on them any more); `per_dim_mean` gives
+  the authors' normalisation instead.
 - Time limits bootstrap; no sample duplication; K is folded into the batch.
 """
 
@@ -77,9 +80,13 @@ class ScoreFlow(nn.Module):
         executed = (torch.arange(horizon) < policy.spec.execute_horizon).float()
         counted = torch.ones(self.num_flow_steps, horizon, joints)
         counted[-1] *= executed[:, None]
-        self.register_buffer("counted", counted)  # (K, H, A): what of the chain the executed actions depend on
+        self.register_buffer(
+            "counted", counted
+        )  # (K, H, A): what of the chain the executed actions depend on
 
-    def mean_std(self, x: Tensor, t: Tensor, context: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    def mean_std(
+        self, x: Tensor, t: Tensor, context: Tensor, features: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The transition kernel, for sampling, likelihood and entropy alike.
 
         Args:
@@ -99,8 +106,13 @@ class ScoreFlow(nn.Module):
             mean, std = self.mean_std(x, t.expand(len(x)), context, features)
             x = mean + std * torch.randn(x.shape, generator=generator)
             chain.append(x)
-            log_prob = log_prob + (flow.gaussian_log_prob(x, mean, std) * self.counted[k]).sum(dim=(1, 2))
-        return self.policy.denormalize_action(x), {"chain": torch.stack(chain, 1), "log_prob": log_prob}
+            log_prob = log_prob + (flow.gaussian_log_prob(x, mean, std) * self.counted[k]).sum(
+                dim=(1, 2)
+            )
+        return self.policy.denormalize_action(x), {
+            "chain": torch.stack(chain, 1),
+            "log_prob": log_prob,
+        }
 
     def evaluate(self, obs: Obs, trace: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Log-ratio (B,) of a chain under the present weights, and the chain's entropy per element (B,)."""
@@ -109,8 +121,12 @@ class ScoreFlow(nn.Module):
         context = self.policy.velocity_field.from_obs(features)
         x, x_next = chain[:, :-1].flatten(0, 1), chain[:, 1:].flatten(0, 1)  # (B * K, H, A)
         t = self.grid.repeat(len(chain))
-        mean, std = self.mean_std(x, t, context.repeat_interleave(steps, 0), features.repeat_interleave(steps, 0))
-        log_prob = flow.gaussian_log_prob(x_next, mean, std).unflatten(0, (-1, steps)) * self.counted
+        mean, std = self.mean_std(
+            x, t, context.repeat_interleave(steps, 0), features.repeat_interleave(steps, 0)
+        )
+        log_prob = (
+            flow.gaussian_log_prob(x_next, mean, std).unflatten(0, (-1, steps)) * self.counted
+        )
         log_ratio = log_prob.sum(dim=(1, 2, 3)) - trace["log_prob"]
         if self.config.likelihood == "per_dim_mean":
             log_ratio = log_ratio / ((steps + 1) * self.counted[0].numel())

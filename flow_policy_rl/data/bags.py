@@ -1,9 +1,11 @@
-"""rosbag2 folders with MCAP storage, written so that a crash loses a second at most, and read even when they were cut off.
+"""rosbag2 folders with MCAP storage, written so that a crash loses a second at most, and read even
+when they were cut off.
 
 No ROS needed: message definitions come from the `rosbags` library, files from the `mcap` library.
 """
 
 import os
+import struct
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import yaml
 from mcap.exceptions import McapError
 from mcap.reader import NonSeekingReader
 from mcap.writer import MCAP0_MAGIC, CompressionType, Writer
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, TypesysError, get_typestore
 
 from flow_policy_rl.errors import InputError
 
@@ -53,7 +55,7 @@ class BagWriter:
             raise InputError(f"bag '{folder}' exists already")
         folder.mkdir(parents=True)
         self._folder, self._ros_distro = folder, ros_distro
-        self._file = (folder / f"{folder.name}_0.mcap").open("wb", buffering=0)
+        self._file = (folder / f"{folder.name}_0.mcap").open("wb")
         self._writer = Writer(self._file, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD)
         self._writer.start(profile="ros2", library="flow_policy_rl")
         self._channels: dict[str, int] = {}
@@ -69,10 +71,12 @@ class BagWriter:
         try:
             definition, _ = TYPESTORE.generate_msgdef(msgtype, ros_version=2)
             type_hash = TYPESTORE.hash_rihs01(msgtype)
-        except KeyError:
+        except TypesysError:
             return False
         schema = self._writer.register_schema(msgtype, "ros2msg", definition.encode())
-        self._channels[topic] = self._writer.register_channel(topic, "cdr", schema, {"offered_qos_profiles": ""})
+        self._channels[topic] = self._writer.register_channel(
+            topic, "cdr", schema, {"offered_qos_profiles": ""}
+        )
         self._topics[topic] = {"type": msgtype, "hash": type_hash, "count": 0}
         return True
 
@@ -88,6 +92,7 @@ class BagWriter:
         self._last = max(self._last, log_time)
         if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             self._writer.flush()
+            self._file.flush()
             self._flushed = time.monotonic()
 
     def close(self) -> None:
@@ -123,7 +128,9 @@ class BagWriter:
             "compression_format": "",
             "compression_mode": "",
             "relative_file_paths": [name],
-            "files": [{"path": name, "starting_time": start, "duration": duration, "message_count": count}],
+            "files": [
+                {"path": name, "starting_time": start, "duration": duration, "message_count": count}
+            ],
             "custom_data": None,
             "ros_distro": self._ros_distro,
         }
@@ -139,17 +146,23 @@ def read_bag(folder: str | Path, topics: Iterable[str] | None = None) -> Iterato
         InputError: no such bag, or no MCAP file in it.
     """
     folder = Path(folder)
-    files = [folder] if folder.suffix == ".mcap" and folder.is_file() else sorted(folder.glob("*.mcap"))
+    files = (
+        [folder] if folder.suffix == ".mcap" and folder.is_file() else sorted(folder.glob("*.mcap"))
+    )
     if not files:
-        raise InputError(f"bag '{folder}' " + ("has no .mcap file" if folder.is_dir() else "does not exist"))
+        raise InputError(
+            f"bag '{folder}' " + ("has no .mcap file" if folder.is_dir() else "does not exist")
+        )
     wanted = None if topics is None else set(topics)
     for path in files:
         with path.open("rb") as file:
             reader = NonSeekingReader(file)
             try:
-                for schema, channel, message in reader.iter_messages(topics=wanted, log_time_order=False):
+                for schema, channel, message in reader.iter_messages(
+                    topics=wanted, log_time_order=False
+                ):
                     yield Message(channel.topic, schema.name, message.log_time, message.data)
-            except (McapError, EOFError, ValueError, OSError) as error:
+            except (McapError, EOFError, ValueError, OSError, struct.error) as error:
                 if not _cut_off(path):
                     raise InputError(f"bag file '{path}' cannot be read: {error}") from None
 

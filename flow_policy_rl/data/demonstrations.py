@@ -98,15 +98,20 @@ def load(path: str | Path) -> Demonstrations:
     for i, episode in enumerate(episodes):
         for name, values in {**episode.obs, "actions": episode.actions}.items():
             if not np.isfinite(values).all():
-                raise InputError(f"demonstrations '{path}': demo_{i}/{name} has numbers that are not finite")
+                raise InputError(
+                    f"demonstrations '{path}': demo_{i}/{name} has numbers that are not finite"
+                )
     return Demonstrations(layout, episodes, provenance)
 
 
 def _layout(raw: dict) -> DemoLayout:
     observations = tuple(
-        ObservationField(**{**f, "elements": tuple(f["elements"])}) for f in raw.pop("observations")
+        ObservationField(**{key: tuple(v) if isinstance(v, list) else v for key, v in f.items()})
+        for f in raw.pop("observations")
     )
-    return DemoLayout(**{**raw, "joint_names": tuple(raw["joint_names"])}, observations=observations)
+    return DemoLayout(
+        **{**raw, "joint_names": tuple(raw["joint_names"])}, observations=observations
+    )
 
 
 def _episode(group: h5py.Group, layout: DemoLayout) -> Episode:
@@ -126,12 +131,17 @@ class ChunkDataset:
         self.action_horizon = action_horizon
         names = self.episodes[0].obs if self.episodes else {}
         self.obs = {
-            name: torch.as_tensor(np.concatenate([e.obs[name] for e in self.episodes]), dtype=torch.float32)
+            name: torch.as_tensor(
+                np.concatenate([e.obs[name] for e in self.episodes]), dtype=torch.float32
+            )
             for name in names
         }
         lengths = [len(e.actions) for e in self.episodes]
         if not lengths:
-            self.actions, self._index = torch.zeros(0), torch.zeros(0, action_horizon, dtype=torch.long)
+            self.actions, self._index = (
+                torch.zeros(0),
+                torch.zeros(0, action_horizon, dtype=torch.long),
+            )
             return
         self.actions = torch.as_tensor(
             np.concatenate([e.actions for e in self.episodes]), dtype=torch.float32
@@ -145,7 +155,9 @@ class ChunkDataset:
 
     def batch(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Observations {name: (B, size)} and the action chunks (B, H, A) that follow."""
-        return {name: values[rows] for name, values in self.obs.items()}, self.actions[self._index[rows]]
+        return {name: values[rows] for name, values in self.obs.items()}, self.actions[
+            self._index[rows]
+        ]
 
     def all(self) -> tuple[dict[str, Tensor], Tensor]:
         """Every window, in order."""

@@ -1,7 +1,8 @@
 """When to infer, and how a chunk becomes a timed trajectory for a joint_trajectory_controller.
 
-Action k of a chunk is due (k + 1) * control_dt after its observation. By the time the chunk is ready some of it is past: those
-points are dropped, and the rest keep their place in time, so that the delay does not shift the motion.
+Action k of a chunk is due (k + 1) * control_dt after its observation. By the time the chunk is ready
+some of it is past: those points are dropped, and the rest keep their place in time, so that the delay
+does not shift the motion.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from flow_policy_rl.spec import PolicySpec
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Points for the controller: times (n,) in seconds from now, positions and velocities (n, A). The last point is at rest."""
+    """Points for the controller: times (n,) in seconds from now, positions and velocities (n, A).
+    The last point is at rest."""
 
     times: np.ndarray
     positions: np.ndarray
@@ -35,7 +37,11 @@ class ChunkScheduler:
 
     def due(self, stamp: int) -> bool:
         """Whether an observation of this time (ns) should start an inference."""
-        return self._last_stamp is None or stamp - self._last_stamp >= self.period or stamp < self._last_stamp
+        return (
+            self._last_stamp is None
+            or stamp - self._last_stamp >= self.period
+            or stamp < self._last_stamp
+        )
 
     def started(self, stamp: int) -> None:
         """An inference on the observation of this time has begun."""
@@ -47,6 +53,8 @@ class ChunkScheduler:
         keep = lead >= self.min_lead_s
         if not keep.any():
             return None
-        velocities = np.gradient(chunk, self.control_dt, axis=0) if len(chunk) > 1 else np.zeros_like(chunk)
+        velocities = (
+            np.gradient(chunk, self.control_dt, axis=0) if len(chunk) > 1 else np.zeros_like(chunk)
+        )
         velocities[-1] = 0.0
         return Trajectory(lead[keep], chunk[keep], velocities[keep])

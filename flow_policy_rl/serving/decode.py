@@ -1,4 +1,5 @@
-"""ROS messages to arrays, by duck typing: one decoder for the live node (rclpy messages) and for bags (rosbags messages)."""
+"""ROS messages to arrays, by duck typing: one decoder for the live node (rclpy messages) and for
+bags (rosbags messages)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +37,11 @@ def decode(field: ObservationField, msg: Any) -> np.ndarray:
     else:
         raise DecodeError(f"observation '{field.name}': kind '{field.kind}' cannot be decoded")
     if not np.isfinite(values).all():
-        bad = [name for name, value in zip(field.elements, values, strict=True) if not np.isfinite(value)]
+        bad = [
+            name
+            for name, value in zip(field.elements, values, strict=True)
+            if not np.isfinite(value)
+        ]
         raise DecodeError(f"observation '{field.name}': not a finite number in {', '.join(bad)}")
     return values
 
@@ -46,10 +51,14 @@ def joint_values(msg: Any, names: Sequence[str], what: str) -> np.ndarray:
     index = {name: i for i, name in enumerate(msg.name)}
     missing = [name for name in names if name not in index]
     if missing:
-        raise DecodeError(f"joint state lacks {', '.join(missing)}; it has {', '.join(msg.name) or 'no joints'}")
+        raise DecodeError(
+            f"joint state lacks {', '.join(missing)}; it has {', '.join(msg.name) or 'no joints'}"
+        )
     values = np.asarray(getattr(msg, what), dtype=np.float64)
     if len(values) != len(msg.name):
-        raise DecodeError(f"joint state has {len(msg.name)} names but {len(values)} values of {what}")
+        raise DecodeError(
+            f"joint state has {len(msg.name)} names but {len(values)} values of {what}"
+        )
     return values[[index[name] for name in names]]
 
 
@@ -74,7 +83,9 @@ def image(msg: Any) -> np.ndarray:
         raise DecodeError(f"image encoding '{msg.encoding}' is not one of rgb8, bgr8, mono8")
     buffer = np.frombuffer(msg.data, np.uint8)
     if msg.step < msg.width * channels or len(buffer) != msg.step * msg.height:
-        raise DecodeError(f"image of {msg.height}x{msg.width} {msg.encoding} has {len(buffer)} bytes, step {msg.step}")
+        raise DecodeError(
+            f"image of {msg.height}x{msg.width} {msg.encoding} has {len(buffer)} bytes, step {msg.step}"
+        )
     pixels = buffer.reshape(msg.height, msg.step)[:, : msg.width * channels]
     pixels = pixels.reshape(msg.height, msg.width, channels)
     return pixels[..., ::-1] if msg.encoding == "bgr8" else pixels

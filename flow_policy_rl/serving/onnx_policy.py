@@ -30,7 +30,9 @@ class OnnxPolicy:
                 self.path.read_bytes(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime has a class of its own for every kind of bad file
-            raise InputError(f"policy '{path}' cannot be loaded: {str(error).splitlines()[0]}") from None
+            raise InputError(
+                f"policy '{path}' cannot be loaded: {str(error).splitlines()[0]}"
+            ) from None
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise InputError(
@@ -45,7 +47,9 @@ class OnnxPolicy:
         wanted["noise"] = (spec.action_horizon, spec.num_joints)
         found = {i.name: tuple(i.shape[1:]) for i in self._session.get_inputs()}
         if found != wanted:
-            raise InputError(f"policy '{self.path}': the graph takes {found}, its spec says {wanted}")
+            raise InputError(
+                f"policy '{self.path}': the graph takes {found}, its spec says {wanted}"
+            )
 
     @property
     def chunk_shape(self) -> tuple[int, int]:
@@ -61,13 +65,17 @@ class OnnxPolicy:
         feed = {"noise": np.asarray(noise, np.float32)}
         for f in self.spec.observations:
             if f.name not in obs:
-                raise InputError(f"observation '{f.name}' is missing; the policy needs {self.field_names}")
+                raise InputError(
+                    f"observation '{f.name}' is missing; the policy needs {self.field_names}"
+                )
             feed[f.name] = np.asarray(obs[f.name], np.float32)
         batch = len(feed["noise"])
         for name, values in feed.items():
             size = self.chunk_shape if name == "noise" else (self._size(name),)
             if values.shape != (batch, *size):
-                raise InputError(f"observation '{name}' has shape {values.shape}, not {(batch, *size)}")
+                raise InputError(
+                    f"observation '{name}' has shape {values.shape}, not {(batch, *size)}"
+                )
             if not np.isfinite(values).all():
                 raise InputError(f"observation '{name}' has numbers that are not finite")
         return self._session.run(["action_chunk"], feed)[0]

@@ -1,4 +1,5 @@
-"""Robot files: what a robot's joints may do, and which topics it speaks on. A user adds a robot without touching code."""
+"""Robot files: what a robot's joints may do, and which topics it speaks on. A user adds a robot
+without touching code."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -83,12 +84,17 @@ def load_robot(name: str) -> Robot:
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"robot file '{name}' is not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(
+            f"robot file '{name}' is not YAML: {' '.join(str(error).split())}"
+        ) from None
     raw = _keys(Robot, raw, f"robot file '{name}'")
     joints = {}
     for group in ("arm", "gripper"):
         where = f"robot file '{name}': {group}"
-        joints[group] = {joint: _limits(value, f"{where}.{joint}") for joint, value in _mapping(raw[group], where).items()}
+        joints[group] = {
+            joint: _limits(value, f"{where}.{joint}")
+            for joint, value in _mapping(raw[group], where).items()
+        }
     if not joints["arm"]:
         raise InputError(f"robot file '{name}': arm has no joints")
     topics = Topics(**_keys(Topics, raw["topics"], f"robot file '{name}': topics"))
@@ -99,12 +105,16 @@ def _limits(raw: Any, where: str) -> JointLimits:
     values = _keys(JointLimits, raw, where)
     try:
         low, high = (float(v) for v in values["position"])
-        limits = JointLimits((low, high), *(float(values[k]) for k in ("velocity", "acceleration", "jerk")))
+        limits = JointLimits(
+            (low, high), *(float(values[k]) for k in ("velocity", "acceleration", "jerk"))
+        )
     except (TypeError, ValueError):
         raise InputError(f"{where}: limits must be numbers, position a pair [low, high]") from None
     rest = (limits.velocity, limits.acceleration, limits.jerk)
     if not low < high or not all(np.isfinite((low, high, *rest))) or min(rest) <= 0:
-        raise InputError(f"{where}: need low < high and positive, finite velocity, acceleration and jerk")
+        raise InputError(
+            f"{where}: need low < high and positive, finite velocity, acceleration and jerk"
+        )
     return limits
 
 
@@ -121,6 +131,10 @@ def _keys(cls, raw: Any, where: str) -> Mapping:
         if key not in fields:
             raise unknown_name(f"key in {where}:", str(key), fields)
     for name, f in fields.items():
-        if name not in raw and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+        if (
+            name not in raw
+            and f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+        ):
             raise InputError(f"{where}: key '{name}' is missing")
     return raw

@@ -1,4 +1,5 @@
-"""What stands between a policy and a robot. On by default, in physical units, without ROS. Not a certified safety function."""
+"""What stands between a policy and a robot. On by default, in physical units, without ROS. Not a
+certified safety function."""
 
 from dataclasses import dataclass
 
@@ -50,7 +51,11 @@ class SafetyFilter:
             Rejected: not a finite number, or a first target too far away.
         """
         if not np.isfinite(chunk).all():
-            bad = [n for n, wrong in zip(self.joint_names, ~np.isfinite(chunk).all(axis=0), strict=True) if wrong]
+            bad = [
+                n
+                for n, wrong in zip(self.joint_names, ~np.isfinite(chunk).all(axis=0), strict=True)
+                if wrong
+            ]
             raise Rejected(f"not a finite target for {', '.join(bad)}")
         if first:
             distance = np.abs(chunk[0] - start)

@@ -91,7 +91,9 @@ class Streams:
                 raise NotReady(f"{topic}: no message yet")
             age = now - samples[-1][0]
             if age > self.max_age:
-                raise NotReady(f"{topic}: newest message is {age / 1e9:.3f} s old, limit {self.max_age / 1e9:.3f} s")
+                raise NotReady(
+                    f"{topic}: newest message is {age / 1e9:.3f} s old, limit {self.max_age / 1e9:.3f} s"
+                )
         reference = min(samples[-1][0] for samples in self._samples.values())
         obs: dict[str, np.ndarray] = {}
         for topic, samples in self._samples.items():

@@ -1,7 +1,7 @@
 """Lift: a Panda-like arm picks a cube off the table.
 
-The cube lies anywhere in a 24 x 24 cm square, at any yaw. Success: the cube is held at least 10 cm above where it rested for
-ten control steps in a row (0.5 s). The episode ends there, or after six seconds.
+The cube lies anywhere in a 24 x 24 cm square, at any yaw. Success: the cube is held at least 10 cm
+above where it rested for ten control steps in a row (0.5 s). The episode ends there, or after six seconds.
 """
 
 import mujoco

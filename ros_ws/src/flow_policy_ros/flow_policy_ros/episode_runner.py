@@ -1,4 +1,5 @@
-"""`episode_runner`: closed-loop episodes over ROS. For each: stop the policy, reset the simulation, start the policy, wait.
+"""`episode_runner`: closed-loop episodes over ROS. For each: stop the policy, reset the simulation,
+start the policy, wait.
 
 Writes one JSON file: success per seed, and the end-to-end latencies the simulation measured.
 """
@@ -8,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-from flow_policy_ros.process import Stop, run_node
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import ParameterDescriptor
@@ -18,6 +18,7 @@ from std_msgs.msg import Bool, Float64
 from std_srvs.srv import Trigger
 
 from flow_policy_rl.errors import InputError
+from flow_policy_ros.process import Stop, run_node
 
 START_UP_S = 20.0
 CALL_S = 10.0
@@ -30,7 +31,9 @@ class EpisodeRunner(Node):
         super().__init__("episode_runner")
         self._declare("episodes", 100, "how many")
         self._declare("out", "episodes.json", "file to write")
-        self._declare("episode_timeout_s", 60.0, "give up on an episode after this long (steady clock)")
+        self._declare(
+            "episode_timeout_s", 60.0, "give up on an episode after this long (steady clock)"
+        )
         self._result: bool | None = None
         self._latencies: list[float] = []
         self._reset = self.create_client(Trigger, "/sim_node/reset")
@@ -72,13 +75,18 @@ class EpisodeRunner(Node):
         self._executor, self._stop = executor, stop
         for client in (self._reset, self._change, self._policy_state):
             if not client.wait_for_service(timeout_sec=START_UP_S):
-                raise InputError(f"no {client.srv_name} within {START_UP_S:.0f} s: is its node running?")
+                raise InputError(
+                    f"no {client.srv_name} within {START_UP_S:.0f} s: is its node running?"
+                )
         total = self.get_parameter("episodes").value
         episodes = []
         try:
             for number in range(total):
                 episodes.append(self._episode())
-                print(f"episode {number + 1}/{total} {'success' if episodes[-1]['success'] else 'failure'}", flush=True)
+                print(
+                    f"episode {number + 1}/{total} {'success' if episodes[-1]['success'] else 'failure'}",
+                    flush=True,
+                )
         except KeyboardInterrupt:
             return
         self._deactivate()
@@ -101,7 +109,9 @@ class EpisodeRunner(Node):
         while self._result is None:
             self._tick(0.05)
             if time.monotonic() > deadline:
-                raise InputError(f"episode {facts['episode']} did not end; does the policy command the arm (armed)?")
+                raise InputError(
+                    f"episode {facts['episode']} did not end; does the policy command the arm (armed)?"
+                )
         return {"seed": facts["seed"], "success": self._result}
 
 

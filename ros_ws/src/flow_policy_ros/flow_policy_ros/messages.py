@@ -33,7 +33,9 @@ def doubles(values: np.ndarray) -> array:
     return array("d", np.ascontiguousarray(values, np.float64).tobytes())
 
 
-def joint_state(names: Sequence[str], position: np.ndarray, velocity: np.ndarray, stamp: int) -> JointState:
+def joint_state(
+    names: Sequence[str], position: np.ndarray, velocity: np.ndarray, stamp: int
+) -> JointState:
     """Positions and velocities (n,) by name."""
     msg = JointState(name=list(names), position=doubles(position), velocity=doubles(velocity))
     msg.header.stamp = to_time(stamp)
@@ -59,7 +61,11 @@ def image(pixels: np.ndarray, frame: str, stamp: int) -> Image:
 
 
 def joint_trajectory(
-    names: Sequence[str], times: np.ndarray, positions: np.ndarray, velocities: np.ndarray | None, stamp: int = 0
+    names: Sequence[str],
+    times: np.ndarray,
+    positions: np.ndarray,
+    velocities: np.ndarray | None,
+    stamp: int = 0,
 ) -> JointTrajectory:
     """Points (n,), (n, A), (n, A). Stamp 0 means: start on reception."""
     msg = JointTrajectory(joint_names=list(names))
@@ -78,7 +84,9 @@ def diagnostics(
 ) -> DiagnosticArray:
     """One status."""
     pairs = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
-    status = DiagnosticStatus(name=name, level=level, message=text, values=pairs, hardware_id=hardware)
+    status = DiagnosticStatus(
+        name=name, level=level, message=text, values=pairs, hardware_id=hardware
+    )
     msg = DiagnosticArray(status=[status])
     msg.header.stamp = to_time(stamp)
     return msg

@@ -4,8 +4,9 @@
     activate    subscribe to nothing new, forget the past, begin at the next complete observation
     deactivate  one stop trajectory from where the arm is commanded to be, then silence
 
-Dry run is the default: chunks are computed and published on `~/planned_chunk`, and the arm is commanded only when `armed`.
-Topics: the robot file names them. Besides: `~/inference` (one record per inference, with its latencies) and `/diagnostics`.
+Dry run is the default: chunks are computed and published on `~/planned_chunk`, and the arm is commanded
+only when `armed`. The robot file names the topics. Besides: `~/inference` (one record per inference,
+with its latencies) and `/diagnostics`.
 """
 
 import sys
@@ -15,8 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from flow_policy_ros import messages
-from flow_policy_ros.process import Stop, run_node
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy._rclpy_pybind11 import RCLError
@@ -35,13 +34,19 @@ from flow_policy_rl.serving.robot import load_robot
 from flow_policy_rl.serving.safety import Rejected, SafetyFilter
 from flow_policy_rl.serving.streams import NotReady, Snapshot, Streams, topics_of
 from flow_policy_rl.spec import ObservationField
+from flow_policy_ros import messages
+from flow_policy_ros.process import Stop, run_node
 
-MEASURED = "measured_joint_pos"  # where the commanded joints are, read along with the policy's own inputs
+MEASURED = (
+    "measured_joint_pos"  # where the commanded joints are, read along with the policy's own inputs
+)
 STOP_TIME_S = 0.1
 WATCHDOG_PERIOD_S = 0.05
 DIAGNOSTICS_PERIOD_S = 1.0
 WARM_UP = 20
-SENSOR_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)  # matches every publisher
+SENSOR_QOS = QoSProfile(
+    depth=5, reliability=ReliabilityPolicy.BEST_EFFORT
+)  # matches every publisher
 
 
 @dataclass
@@ -65,13 +70,23 @@ class PolicyNode(LifecycleNode):
         super().__init__("policy_node")
         self._text("policy", "", "path of the policy.onnx")
         self._text("robot", "panda", "name of a robot, or path of a robot file")
-        self._flag("armed", False, "command the arm; otherwise dry run: chunks are computed and shown only")
+        self._flag(
+            "armed", False, "command the arm; otherwise dry run: chunks are computed and shown only"
+        )
         self._flag("autostart", True, "configure and activate without a lifecycle manager")
         self._text("noise", "zero", "where the flow starts: zero, or random from `seed`")
         self.declare_parameter("seed", 0, ParameterDescriptor(description="seed of random noise"))
         self._number("max_input_age_s", 0.2, 0.001, 10.0, "older input is stale: hold")
-        self._number("max_silence_s", 1.0, 0.01, 60.0, "no message at all for this long (steady clock): hold")
-        self._number("max_start_distance", 0.5, 0.0, 10.0, "refuse to start if the first target is further away")
+        self._number(
+            "max_silence_s", 1.0, 0.01, 60.0, "no message at all for this long (steady clock): hold"
+        )
+        self._number(
+            "max_start_distance",
+            0.5,
+            0.0,
+            10.0,
+            "refuse to start if the first target is further away",
+        )
         self.problem = ""
         self._active = False
         self._in_force: InForce | None = None
@@ -95,12 +110,16 @@ class PolicyNode(LifecycleNode):
         self.declare_parameter(name, default, ParameterDescriptor(description=description))
 
     def _flag(self, name: str, default: bool, description: str) -> None:
-        self.declare_parameter(name, default, ParameterDescriptor(description=description, read_only=True))
+        self.declare_parameter(
+            name, default, ParameterDescriptor(description=description, read_only=True)
+        )
 
     def _number(self, name: str, default: float, low: float, high: float, description: str) -> None:
         bounds = FloatingPointRange(from_value=low, to_value=high)
         self.declare_parameter(
-            name, default, ParameterDescriptor(description=description, floating_point_range=[bounds])
+            name,
+            default,
+            ParameterDescriptor(description=description, floating_point_range=[bounds]),
         )
 
     def _get(self, name: str):
@@ -124,7 +143,9 @@ class PolicyNode(LifecycleNode):
         self._policy = policy = OnnxPolicy(self._get("policy"))
         spec, robot = policy.spec, load_robot(self._get("robot"))
         if spec.robot != robot.name:
-            raise InputError(f"policy '{policy.path}' is for robot '{spec.robot}', the robot file is '{robot.name}'")
+            raise InputError(
+                f"policy '{policy.path}' is for robot '{spec.robot}', the robot file is '{robot.name}'"
+            )
         if self._get("noise") not in ("zero", "random"):
             raise InputError(f"parameter noise must be zero or random, not '{self._get('noise')}'")
         self._safety = SafetyFilter(
@@ -142,7 +163,9 @@ class PolicyNode(LifecycleNode):
         self._command_pub = self.create_publisher(JointTrajectory, robot.topics.command, 1)
         for topic in fields:
             kind = JointState if topic == robot.topics.joint_states else PoseStamped
-            self.create_subscription(kind, topic, lambda msg, topic=topic: self._receive(topic, msg), SENSOR_QOS)
+            self.create_subscription(
+                kind, topic, lambda msg, topic=topic: self._receive(topic, msg), SENSOR_QOS
+            )
         self._worker = threading.Thread(target=self._work, daemon=True)
         self._worker.start()
 
@@ -256,7 +279,9 @@ class PolicyNode(LifecycleNode):
             "limited_actions": checked.num_changed,
         }
         self._inference_pub.publish(
-            messages.diagnostics("policy_node: inference", DiagnosticStatus.OK, "", record, snapshot.stamp)
+            messages.diagnostics(
+                "policy_node: inference", DiagnosticStatus.OK, "", record, snapshot.stamp
+            )
         )
         times = (np.arange(len(chunk)) + 1) * spec.control_dt
         self._planned_pub.publish(
@@ -289,7 +314,9 @@ class PolicyNode(LifecycleNode):
                 self._streams.snapshot(self._now())
                 return
             except NotReady as error:
-                if self._in_force is None and time.monotonic() - self._activated < self._get("max_silence_s"):
+                if self._in_force is None and time.monotonic() - self._activated < self._get(
+                    "max_silence_s"
+                ):
                     return  # the first messages may take a moment
                 reason = str(error)
         self._refuse(reason)
@@ -325,8 +352,14 @@ class PolicyNode(LifecycleNode):
 
     def _publish_status(self) -> None:
         level, text = self._state
-        values = {"policy": self._get("policy"), "robot": self._get("robot"), "armed": self._get("armed")}
-        self._status_pub.publish(messages.diagnostics("policy_node", level, text, values, self._now()))
+        values = {
+            "policy": self._get("policy"),
+            "robot": self._get("robot"),
+            "armed": self._get("armed"),
+        }
+        self._status_pub.publish(
+            messages.diagnostics("policy_node", level, text, values, self._now())
+        )
 
 
 def spin(node: PolicyNode, executor: SingleThreadedExecutor, stop: Stop) -> None:

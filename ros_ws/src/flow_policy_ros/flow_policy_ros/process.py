@@ -1,7 +1,7 @@
 """How every node of this package starts, spins and ends.
 
-The default signal handlers of rclpy invalidate the context before a node can say goodbye, so a final hold could not be sent.
-Here signals only set a flag; the node ends itself while everything still works.
+The default signal handlers of rclpy invalidate the context before a node can say goodbye, so a
+final hold could not be sent. Here signals only set a flag; the node ends itself while everything still works.
 """
 
 import os
@@ -40,7 +40,10 @@ class Stop:
         self.requested = True
 
 
-def run_node(make: Callable[[], Node], spin: Callable[[Node, SingleThreadedExecutor, Stop], None] | None = None) -> int:
+def run_node(
+    make: Callable[[], Node],
+    spin: Callable[[Node, SingleThreadedExecutor, Stop], None] | None = None,
+) -> int:
     """Create a node, spin it until a signal or until `spin` returns, end it cleanly. Returns the exit code.
 
     A node may have a `close()`, called while it can still publish.

@@ -1,15 +1,13 @@
 """`recorder`: everything that crosses the topics, to a rosbag2 folder (MCAP), as it happens.
 
-Messages are taken as raw bytes and written in small flushed chunks: a killed recorder or a full disk leaves a bag that can be
-read up to that point.
+Messages are taken as raw bytes and written in small flushed chunks: a killed recorder or a full
+disk leaves a bag that can be read up to that point.
 """
 
 import sys
 import time
 from pathlib import Path
 
-from flow_policy_ros.messages import message_class
-from flow_policy_ros.process import Stop, run_node
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -17,6 +15,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from flow_policy_rl.data.bags import BagWriter
 from flow_policy_rl.errors import InputError
+from flow_policy_ros.messages import message_class
+from flow_policy_ros.process import Stop, run_node
 
 LOOK_EVERY_S = 0.2
 IGNORED = ("/rosout", "/parameter_events")
@@ -28,7 +28,9 @@ class Recorder(Node):
 
     def __init__(self):
         super().__init__("recorder")
-        self.declare_parameter("bag", "", ParameterDescriptor(description="folder to write; must not exist"))
+        self.declare_parameter(
+            "bag", "", ParameterDescriptor(description="folder to write; must not exist")
+        )
         bag = self.get_parameter("bag").value
         if not bag:
             raise InputError("parameter bag is empty: give the folder to write")
@@ -45,7 +47,9 @@ class Recorder(Node):
             self._known.add(topic)
             kind = message_class(types[0])
             if kind is None or not self._writer.add_topic(topic, types[0]):
-                self.get_logger().warning(f"{topic} is not recorded: type {types[0]} is not known here")
+                self.get_logger().warning(
+                    f"{topic} is not recorded: type {types[0]} is not known here"
+                )
                 continue
             self.create_subscription(
                 kind,

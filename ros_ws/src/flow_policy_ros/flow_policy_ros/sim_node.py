@@ -4,7 +4,8 @@
          `~/end_to_end_latency` (seconds from publishing a state to receiving the command it triggered)
     in   trajectories on the robot's command topic; `~/reset` (std_srvs/Trigger) starts the next episode
 
-Episode k starts from seed `first_seed` + k, exactly as `flow-policy eval` starts it. Its time limit counts from the first command.
+Episode k starts from seed `first_seed` + k, exactly as `flow-policy eval` starts it. Its time limit
+counts from the first command.
 """
 
 import json
@@ -14,8 +15,6 @@ from collections import OrderedDict
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
-from flow_policy_ros import messages
-from flow_policy_ros.process import Stop, run_node
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
@@ -30,6 +29,8 @@ from trajectory_msgs.msg import JointTrajectory
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving.robot import load_robot
 from flow_policy_rl.serving.trajectory_controller import TrajectoryController, TrajectoryRejected
+from flow_policy_ros import messages
+from flow_policy_ros.process import Stop, run_node
 from sim.errors import SimulationError
 from sim.live import LiveWorld
 from sim.render import Renderer
@@ -48,9 +49,23 @@ class SimNode(Node):
         self._declare("task", "lift", "name of the task")
         self._declare("robot", "panda", "name of a robot, or path of a robot file")
         self._declare("first_seed", 10_000, "seed of the first episode")
-        self._range("real_time_factor", 1.0, 0.01, 1000.0, "simulated seconds per second, where the machine keeps up")
-        self._range("state_rate_hz", 100.0, 1.0, 1000.0, "joint states, poses and clock, per simulated second")
-        self._range("image_rate_hz", 10.0, 0.0, 100.0, "camera images per simulated second; 0 is none")
+        self._range(
+            "real_time_factor",
+            1.0,
+            0.01,
+            1000.0,
+            "simulated seconds per second, where the machine keeps up",
+        )
+        self._range(
+            "state_rate_hz",
+            100.0,
+            1.0,
+            1000.0,
+            "joint states, poses and clock, per simulated second",
+        )
+        self._range(
+            "image_rate_hz", 10.0, 0.0, 100.0, "camera images per simulated second; 0 is none"
+        )
         size = ParameterDescriptor(
             description="height and width of camera images",
             integer_range=[IntegerRange(from_value=16, to_value=480, step=1)],
@@ -80,7 +95,9 @@ class SimNode(Node):
         self._images = self._image_publishers(topics.images)
         self._success_pub = self.create_publisher(Bool, "~/success", 10)
         self._latency_pub = self.create_publisher(Float64, "~/end_to_end_latency", 50)
-        self.create_subscription(JointTrajectory, topics.command, self._on_command, QoSProfile(depth=10))
+        self.create_subscription(
+            JointTrajectory, topics.command, self._on_command, QoSProfile(depth=10)
+        )
         self.create_subscription(DiagnosticArray, "/policy_node/inference", self._on_inference, 50)
         self.create_service(Trigger, "~/reset", self._on_reset)
 
@@ -90,7 +107,9 @@ class SimNode(Node):
     def _range(self, name: str, default: float, low: float, high: float, description: str) -> None:
         bounds = FloatingPointRange(from_value=low, to_value=high)
         self.declare_parameter(
-            name, default, ParameterDescriptor(description=description, floating_point_range=[bounds])
+            name,
+            default,
+            ParameterDescriptor(description=description, floating_point_range=[bounds]),
         )
 
     def _get(self, name: str):
@@ -98,7 +117,9 @@ class SimNode(Node):
 
     def _known(self, f: ObsField, topics) -> bool:
         if f.source not in topics:
-            raise InputError(f"the robot file has no topic for the {f.kind} of '{f.source}'; it has {list(topics)}")
+            raise InputError(
+                f"the robot file has no topic for the {f.kind} of '{f.source}'; it has {list(topics)}"
+            )
         return True
 
     def _image_publishers(self, topics) -> list:
@@ -106,11 +127,17 @@ class SimNode(Node):
         if self._get("image_rate_hz") == 0:
             return []
         try:
-            self._renderer = Renderer(self._task.world, self._get("image_size"), self._get("image_size"))
+            self._renderer = Renderer(
+                self._task.world, self._get("image_size"), self._get("image_size")
+            )
         except SimulationError as error:
             self.get_logger().warning(f"no camera images: {error}")
             return []
-        return [(c, self.create_publisher(Image, topics[c], 2)) for c in self._task.cameras if c in topics]
+        return [
+            (c, self.create_publisher(Image, topics[c], 2))
+            for c in self._task.cameras
+            if c in topics
+        ]
 
     # --- episodes ---
 
@@ -125,7 +152,9 @@ class SimNode(Node):
         self._live.reset(self._initial_state(self._get("first_seed") + self._episode))
         self._controller.hold(self._live.command)
         response.success = True
-        response.message = json.dumps({"episode": self._episode, "seed": self._seed, "time": self._live.time})
+        response.message = json.dumps(
+            {"episode": self._episode, "seed": self._seed, "time": self._live.time}
+        )
         return response
 
     def _after_control_step(self) -> None:
@@ -148,7 +177,11 @@ class SimNode(Node):
             self._received.popitem(last=False)
         times = np.array([messages.seconds(p.time_from_start) for p in msg.points])
         positions = np.array([p.positions for p in msg.points])
-        velocities = np.array([p.velocities for p in msg.points]) if any(len(p.velocities) for p in msg.points) else None
+        velocities = (
+            np.array([p.velocities for p in msg.points])
+            if any(len(p.velocities) for p in msg.points)
+            else None
+        )
         try:
             self._controller.accept(msg.joint_names, times, positions, velocities, self._live.time)
         except (TrajectoryRejected, ValueError) as error:

@@ -1,0 +1,245 @@
+"""The batched simulation: exact, independent of batch and threads, within the robot's limits."""
+
+import mujoco
+import numpy as np
+import pytest
+
+from flow_policy_rl.serving.robot import load_robot
+from sim.backends.rollout import RolloutBackend
+from sim.errors import SimulationError
+from sim.expert import make_expert
+from sim.tasks import TASKS, make_task
+from sim.vec_env import VecEnv
+from sim.world import STATE
+
+
+@pytest.fixture(scope="module")
+def task():
+    return make_task("lift")
+
+
+def wild_targets(task, shape: tuple, seed: int = 0) -> np.ndarray:
+    """Targets anywhere in reach, a new one every control step."""
+    low, high = task.world.target_low, task.world.target_high
+    return np.random.default_rng(seed).uniform(low, high, (*shape, len(low)))
+
+
+def gentle_targets(task, shape: tuple, seed: int = 0) -> np.ndarray:
+    """Targets near the home pose."""
+    home = task.world.home_qpos[task.world.joint_qpos]
+    return home + 0.15 * np.random.default_rng(seed).standard_normal((*shape, len(home)))
+
+
+def test_a_chunk_is_mj_step_bit_for_bit(task):
+    world = task.world
+    rng = np.random.default_rng(3)
+    state = np.stack([task.initial_state(rng) for _ in range(3)])
+    command = world.qpos(state)[:, world.joint_qpos]
+    controls, _ = world.ramp(command, wild_targets(task, (3, 8)))
+    chunk = RolloutBackend(world, 2).step(state, controls)
+    for env in range(3):
+        data = mujoco.MjData(world.model)
+        mujoco.mj_setState(world.model, data, state[env], STATE)
+        data.qacc_warmstart[:] = 0  # the same warm start as a rollout's: none
+        for step, ctrl in enumerate(controls[env]):
+            data.ctrl[:] = ctrl
+            mujoco.mj_step(world.model, data)
+            if (step + 1) % world.decimation == 0:
+                expected = np.empty(world.state_size)
+                mujoco.mj_getState(world.model, data, expected, STATE)
+                assert np.array_equal(chunk[env, step // world.decimation], expected)
+
+
+def test_result_depends_on_neither_threads_nor_batch(task):
+    actions = gentle_targets(task, (5, 24))
+    runs = []
+    for num_envs, threads in ((5, 1), (5, 2), (1, 1)):
+        env = VecEnv(task, num_envs, num_threads=threads)
+        env.reset(list(range(100, 100 + num_envs)))
+        steps = [env.step(actions[:num_envs, k : k + 8]) for k in (0, 8, 16)]
+        runs.append(np.concatenate([s.states for s in steps], axis=1))
+        env.close()
+    assert np.array_equal(runs[0], runs[1])
+    assert np.array_equal(runs[0][:1], runs[2])
+
+
+def test_same_seed_same_episode(task):
+    env = VecEnv(task, 2)
+    first = env.reset([7, 8])
+    again = env.reset([8, 7])
+    for name in first:
+        assert np.array_equal(first[name], again[name][::-1])
+    assert not np.array_equal(first["object_pose"][0], first["object_pose"][1])
+
+
+def test_targets_ramp_no_faster_than_the_velocity_limit(task):
+    world = task.world
+    command = world.home_qpos[world.joint_qpos][None]
+    controls, commands = world.ramp(command, wild_targets(task, (1, 20)))
+    steps = np.diff(np.concatenate([command[:, None], controls], axis=1), axis=1)
+    assert (np.abs(steps) <= world.velocity_limit * world.physics_dt * (1 + 1e-9)).all()
+    assert (controls >= world.target_low).all()
+    assert (controls <= world.target_high).all()
+    assert np.allclose(controls[:, world.decimation - 1 :: world.decimation], commands)
+
+
+def test_arm_respects_published_velocity_and_torque_limits(task):
+    """Bang-bang commands over the whole range: measured speed stays at the limit, torque never passes it."""
+    world, model = task.world, task.world.model
+    data = mujoco.MjData(model)
+    mujoco.mj_setState(model, data, task.initial_state(np.random.default_rng(0)), STATE)
+    command = world.qpos(task.initial_state(np.random.default_rng(0)))[world.joint_qpos][None]
+    targets = np.where(np.arange(60)[None, :, None] // 15 % 2, world.target_low, world.target_high)
+    controls, _ = world.ramp(command, targets)
+    for ctrl in controls[0]:
+        data.ctrl[:] = ctrl
+        mujoco.mj_step(model, data)
+        in_contact = any(
+            c.geom1 >= 0 for c in data.contact if "cube" not in model.geom(c.geom1).name
+        )
+        if not in_contact:
+            assert (
+                np.abs(data.qvel[world.joint_qvel][:7]) <= 1.15 * world.velocity_limit[:7]
+            ).all()
+        assert (
+            np.abs(data.actuator_force) <= np.abs(model.actuator_forcerange).max(axis=1) + 1e-9
+        ).all()
+
+
+def test_limits_in_the_mjcf_are_those_of_the_robot_file(task):
+    world, robot = task.world, load_robot("panda")
+    position = robot.limit_array(world.joint_names, "position")
+    assert np.allclose(position[:, 0], world.target_low)
+    assert np.allclose(position[:, 1], world.target_high)
+    assert np.allclose(robot.limit_array(world.joint_names, "velocity"), world.velocity_limit)
+    for joint, (low, high) in zip(world.joint_names, position, strict=True):
+        assert np.allclose(world.model.joint(joint).range, [low, high])
+
+
+def test_forward_kinematics_is_the_published_one(task):
+    """Modified DH parameters of the Franka documentation, written out here again."""
+    a = [0, 0, 0, 0.0825, -0.0825, 0, 0.088]
+    d = [0.333, 0, 0.316, 0, 0.384, 0, 0]
+    alpha = np.array([0, -np.pi / 2, np.pi / 2, np.pi / 2, -np.pi / 2, np.pi / 2, np.pi / 2])
+    data = mujoco.MjData(task.world.model)
+    for seed in range(5):
+        q = np.random.default_rng(seed).uniform(task.world.target_low, task.world.target_high)[:7]
+        data.qpos[:] = task.world.home_qpos
+        data.qpos[task.world.joint_qpos[:7]] = q
+        mujoco.mj_kinematics(task.world.model, data)
+        pose = np.eye(4)
+        for i in range(7):
+            ct, st, ca, sa = np.cos(q[i]), np.sin(q[i]), np.cos(alpha[i]), np.sin(alpha[i])
+            pose = pose @ np.array(
+                [
+                    [ct, -st, 0, a[i]],
+                    [st * ca, ct * ca, -sa, -d[i] * sa],
+                    [st * sa, ct * sa, ca, d[i] * ca],
+                    [0, 0, 0, 1],
+                ]
+            )
+        flange_to_tool = 0.107 + 0.1034
+        assert np.allclose(
+            data.site("panda_tcp").xpos, (pose @ [0, 0, flange_to_tool, 1])[:3], atol=1e-6
+        )
+
+
+def test_things_collide(task):
+    """Fingers pressed into the table stop at it; a cube dropped on the table rests on it."""
+    env = VecEnv(task, 1)
+    env.reset([0])
+    state = env.state.copy()
+    state[0, 1 + 2] = 0.2  # lift the cube
+    env.state = state
+    home = env.command.copy()
+    for _ in range(4):
+        obs = env.step(np.tile(home[:, None], (1, 8, 1))).obs
+    assert obs["object_pose"][0, 2] == pytest.approx(0.0225, abs=1e-3)
+    # Straight down from a reaching pose.
+    down = np.array([[0.0, 0.6, 0.0, -2.1, 0.0, 2.7, 0.785, 0.0]])
+    for _ in range(6):
+        final = env.step(np.tile(down[:, None], (1, 8, 1))).states[0, -1]
+    data = mujoco.MjData(task.world.model)
+    mujoco.mj_setState(task.world.model, data, final, STATE)
+    mujoco.mj_forward(task.world.model, data)
+    assert data.site("panda_tcp").xpos[2] > -0.01
+
+
+def test_cube_starts_anywhere_in_the_square_at_any_yaw(task):
+    poses = task.observe(
+        np.stack([task.initial_state(np.random.default_rng(s)) for s in range(400)])
+    )["object_pose"]
+    spread = poses[:, :2].max(0) - poses[:, :2].min(0)
+    assert (spread > 0.2).all()
+    yaw = 2 * np.arctan2(poses[:, 5], poses[:, 6])
+    assert yaw.max() - yaw.min() > 2 * np.pi * 0.95
+    assert (poses[:, 6] >= 0).all()
+
+
+def test_success_needs_ten_steps_in_a_row_and_ends_the_episode(task):
+    env = VecEnv(task, 2)
+    env.reset([0, 1])
+    high = env.world.qpos(env.state)
+    lifted = env.state.copy()
+    lifted[:, 1 + 2] = 0.2
+    gravity = task.world.model.opt.gravity.copy()
+    try:
+        task.world.model.opt.gravity[:] = 0
+        env.state = lifted.copy()
+        env.state[1, 1 + 2] = 0.05  # the other cube is not high enough
+        hold = np.tile(env.command[:, None], (1, 8, 1))
+        first, second = env.step(hold), env.step(hold)
+    finally:
+        task.world.model.opt.gravity[:] = gravity
+    assert not first.ended.any()
+    assert list(second.success) == [True, False]
+    assert list(second.valid[0]) == [True, True, *[False] * 6]
+    assert second.reward[0].tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
+    assert second.reward[1].sum() == 0
+    assert second.final_obs["object_pose"][0, 2] > 0.15
+    assert second.obs["object_pose"][0, 2] == pytest.approx(high[0, 2])  # a new episode
+    env.close()
+
+
+def test_time_limit_truncates_and_masks(task):
+    env = VecEnv(task, 1)
+    env.reset([0])
+    hold = np.tile(env.command[:, None], (1, 50, 1))
+    first, second, third = (env.step(hold) for _ in range(3))
+    assert not first.ended.any()
+    assert not second.ended.any()
+    assert third.truncated.all()
+    assert not third.terminated.any()
+    assert third.valid.sum() == task.episode_steps - 100
+    env.close()
+
+
+def test_a_diverged_environment_is_reset_and_the_others_are_untouched(task):
+    env, alone = VecEnv(task, 3), VecEnv(task, 3)
+    env.reset([0, 1, 2])
+    alone.reset([0, 1, 2])
+    env.state[1, 1:] = np.nan
+    actions = gentle_targets(task, (3, 8))
+    broken, whole = env.step(actions), alone.step(actions)
+    assert list(broken.diverged) == [False, True, False]
+    assert list(broken.truncated) == [False, True, False]
+    for name, values in broken.obs.items():
+        assert np.isfinite(values).all()
+        assert np.array_equal(values[[0, 2]], whole.obs[name][[0, 2]])
+
+
+def test_expert_lifts_the_cube_every_time(task):
+    env = VecEnv(task, 20)
+    env.reset(list(range(20)))
+    rng = np.random.default_rng(0)
+    experts = [make_expert(task, state, rng) for state in env.state]
+    won = np.zeros(20, bool)
+    for _ in range(60):
+        won |= env.step(np.stack([e.act() for e in experts])[:, None]).success
+    assert won.all()
+
+
+def test_unknown_task_names_the_nearest_and_all():
+    with pytest.raises(SimulationError, match="did you mean 'lift'") as error:
+        make_task("lfit")
+    assert all(name in str(error.value) for name in TASKS)

@@ -1,0 +1,87 @@
+"""The spec survives its round trip at full precision, and says what is wrong with a bad one."""
+
+import dataclasses
+import json
+
+import pytest
+from conftest import small_spec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flow_policy_rl.errors import InputError
+from flow_policy_rl.spec import PolicySpec
+
+finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
+
+
+@given(
+    low=st.tuples(finite, finite).map(lambda pair: tuple(min(v, 1e300) for v in pair)),
+    width=st.floats(min_value=1e-3, max_value=1e3),
+    control_dt=st.floats(min_value=1e-6, max_value=10.0),
+    steps=st.integers(1, 64),
+    names=st.lists(st.text(min_size=1), min_size=2, max_size=2, unique=True),
+)
+def test_round_trip_is_exact(low, width, control_dt, steps, names):
+    high = tuple(v + max(width, abs(v) * 1e-3) for v in low)
+    spec = small_spec(
+        joint_names=tuple(names),
+        action_low=low,
+        action_high=high,
+        control_dt=control_dt,
+        num_flow_steps=steps,
+    )
+    assert PolicySpec.from_json(spec.to_json()) == spec
+
+
+def bad(**changes) -> str:
+    raw = json.loads(small_spec().to_json())
+    for key, value in changes.items():
+        if value is KeyError:
+            del raw[key]
+        else:
+            raw[key] = value
+    return json.dumps(raw)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+        (bad(schema_version=99), "schema_version 99"),
+        (bad(control_dt=KeyError), "'control_dt' is missing"),
+        (bad(control_dt="fast"), "'control_dt' must be float, not str"),
+        (bad(control_dt=0.0), "control_dt must be positive"),
+        (bad(num_flow_steps=0), "num_flow_steps must be at least 1"),
+        (bad(num_flow_steps=True), "'num_flow_steps' must be int, not bool"),
+        (bad(surprise=1), "unknown key 'surprise'"),
+        (bad(joint_names=["a", "a"]), "duplicates"),
+        (bad(action_low=[0.0]), "need 2 values"),
+        (bad(action_low=[5.0, 5.0]), "not below"),
+        (bad(execute_horizon=7), "execute_horizon <= action_horizon"),
+        (bad(integrator="leapfrog"), "integrator must be one of"),
+        (bad(observations={}), "'observations' must be a list"),
+        (bad(observations=[3]), "not a JSON object"),
+        (bad(observations=[]), "observations is empty"),
+    ],
+)
+def test_a_bad_spec_is_refused_in_one_line(text, says):
+    with pytest.raises(InputError) as error:
+        PolicySpec.from_json(text)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@given(st.data())
+def test_any_damage_to_the_json_is_an_input_error_or_a_valid_spec(data):
+    raw = json.loads(small_spec().to_json())
+    junk = st.one_of(
+        st.none(), st.booleans(), st.integers(), st.text(), st.lists(st.integers()), finite
+    )
+    key = data.draw(st.sampled_from(sorted(raw)))
+    raw[key] = data.draw(junk)
+    try:
+        spec = PolicySpec.from_json(json.dumps(raw))
+    except InputError:
+        return
+    assert dataclasses.asdict(spec)[key] is not None
