@@ -1,13 +1,13 @@
 """All package metadata lives here: colcon reads setup.py only, and fails on metadata in pyproject.toml."""
 
 import re
-from glob import glob
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 NAME = "flow_policy_rl"
-VERSION = re.search(r'__version__ = "(.+)"', Path(f"{NAME}/__init__.py").read_text()).group(1)
+HERE = Path(__file__).resolve().parent  # colcon --symlink-install runs a link to this file
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / NAME / "__init__.py").read_text()).group(1)
 
 SIM = ["mujoco"]
 SERVE = ["onnxruntime"]
@@ -19,7 +19,7 @@ setup(
     name=NAME,
     version=VERSION,
     description="RL fine-tuning of flow-matching robot policies: MuJoCo to one ONNX file to ROS 2",
-    long_description=Path("README.md").read_text(),
+    long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     author="The flow_policy_rl authors",
@@ -37,7 +37,10 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
-        (f"share/{NAME}/launch", sorted(glob("launch/*.launch.py"))),
+        (
+            f"share/{NAME}/launch",
+            [f"launch/{p.name}" for p in sorted((HERE / "launch").glob("*.launch.py"))],
+        ),
     ],
     python_requires=">=3.10",
     install_requires=["numpy", "pyyaml", "tyro", "tqdm"],

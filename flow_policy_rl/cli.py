@@ -6,6 +6,7 @@ Exit codes: 0 ok; 1 a gate failed or the work came to no good end; 2 wrong input
 import dataclasses
 import importlib
 import json
+import os
 import sys
 from typing import NamedTuple
 
@@ -59,6 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # somebody reads only the head of the output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1

@@ -13,23 +13,23 @@ def bc(task: str) -> BCConfig:
 def score_flow(task: str) -> tuple[PPOConfig, ScoreFlowConfig]:
     """ScoRe-Flow fine-tuning."""
     ppo = PPOConfig(
-        num_iterations=30,
+        num_iterations=26,
         num_envs=256,
         num_minibatches=8,
-        actor_learning_rate=1e-5,
+        actor_learning_rate=2e-5,
         target_kl=0.1,
     )
-    return ppo, ScoreFlowConfig(sigma_min=0.03, sigma_max=0.08)
+    return ppo, ScoreFlowConfig(sigma_min=0.03, sigma_max=0.08, start_noise=0.0)
 
 
 def demo_data(task: str) -> dict:
     """How the demo's demonstrations are collected: few enough that imitation leaves room to improve."""
-    return {"episodes": 80, "noise": 0.03}
+    return {"episodes": 50, "noise": 0.03}
 
 
 def demo_bc(task: str) -> BCConfig:
     """Pre-training in the demo."""
-    return BCConfig(num_steps=3500)
+    return BCConfig(num_steps=3500, ema_decay=0.999)
 
 
 PRESETS = {"bc": bc, "score_flow": score_flow}

@@ -131,9 +131,9 @@ def test_every_parameter_is_trained_and_held_by_the_optimiser_once(generator):
         n for n, p in estimator.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
     ]
     assert without == []
-    held = [id(p) for p in estimator.parameters()]
+    held = [id(p) for group in estimator.parameter_groups(1e-3) for p in group["params"]]
     assert len(held) == len(set(held))
-    assert {id(p) for p in estimator.policy.parameters()} <= set(held)
+    assert set(held) == {id(p) for p in estimator.parameters()}
     assert entropy.requires_grad
 
 

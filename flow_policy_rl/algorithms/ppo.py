@@ -1,16 +1,17 @@
 """The one on-policy loop (PPO, Schulman et al., arXiv 1707.06347) on action chunks.
 
-An algorithm brings a ratio estimator, an `nn.Module` with two verbs:
+An algorithm brings a ratio estimator, an `nn.Module` with three verbs:
 
-    sample(obs, generator) -> (action_chunk (B, H, A), trace)     trace: dict of tensors (B, ...), kept as it is
-    evaluate(obs, trace) -> (log_ratio (B,), entropy (B,) or None)  differentiable; 0 at unchanged parameters
+    sample(obs, generator) -> (action_chunk (B, H, A), trace)
+        trace: dict of tensors (B, ...), which the rollout keeps without knowing what they are
+    evaluate(obs, trace) -> (log_ratio (B,), entropy (B,) or None)
+        differentiable, and 0 at unchanged parameters
+    parameter_groups(learning_rate) -> list for the optimiser, with every parameter once
 
-and its parameters are what is trained. This file does the rest: rollout, advantages, epochs,
-clipped surrogate, value loss.
+This file does the rest: rollout, advantages, epochs, clipped surrogate, value loss.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +85,7 @@ class PPO:
         )
         self.collector = Collector(env, policy.spec.execute_horizon, config.gamma)
         self.actor_optimizer = torch.optim.AdamW(
-            estimator.parameters(), lr=config.actor_learning_rate, weight_decay=0.0
+            estimator.parameter_groups(config.actor_learning_rate), weight_decay=0.0
         )
         self.critic_optimizer = torch.optim.AdamW(
             self.critic.parameters(), lr=config.critic_learning_rate, weight_decay=1e-5
@@ -195,6 +196,3 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
     return norm.item()
-
-
-OnIteration = Callable[[int, dict[str, float]], None]

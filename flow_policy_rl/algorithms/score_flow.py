@@ -38,12 +38,18 @@ class ScoreFlowConfig:
     Attributes:
         sigma_min, sigma_max: bounds of the step's standard deviation, in normalised action units.
         drift: `learned` (ScoRe-Flow) or `none` (ReinFlow).
+        start_noise: scale of x_0 in rollouts. 1 is the published method; 0 starts every rollout where a
+            policy deployed with zero noise starts, which is what evaluation then measures.
+        head_learning_rate: of the noise head and the drift gain. They start from nothing, so they need
+            more than the pre-trained field.
         likelihood: `joint` density of the executed chain, or its `per_dim_mean` as in the released code.
     """
 
     sigma_min: float = 0.05
     sigma_max: float = 0.12
     drift: Literal["learned", "none"] = "learned"
+    start_noise: float = 1.0
+    head_learning_rate: float = 3e-4
     likelihood: Literal["joint", "per_dim_mean"] = "joint"
 
 
@@ -84,6 +90,17 @@ class ScoreFlow(nn.Module):
             "counted", counted
         )  # (K, H, A): what of the chain the executed actions depend on
 
+    def parameter_groups(self, learning_rate: float) -> list[dict]:
+        """For the optimiser: the field at the given rate, the new heads at their own."""
+        field = list(self.policy.velocity_field.parameters())
+        heads = [*self.noise_head.parameters()]
+        if self.policy.drift_gain is not None:
+            heads += self.policy.drift_gain.parameters()
+        return [
+            {"params": field, "lr": learning_rate},
+            {"params": heads, "lr": self.config.head_learning_rate},
+        ]
+
     def mean_std(
         self, x: Tensor, t: Tensor, context: Tensor, features: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -100,7 +117,8 @@ class ScoreFlow(nn.Module):
         """Draw a chain; the chunk is its end, the trace its states (B, K + 1, H, A) and its log-probability."""
         features = self.policy.normalizer(obs)
         context = self.policy.velocity_field.from_obs(features)
-        x = torch.randn(len(features), *self.policy.chunk_shape, generator=generator)
+        shape = (len(features), *self.policy.chunk_shape)
+        x = self.config.start_noise * torch.randn(shape, generator=generator)
         chain, log_prob = [x], 0.0
         for k, t in enumerate(self.grid):
             mean, std = self.mean_std(x, t.expand(len(x)), context, features)

@@ -20,6 +20,7 @@ from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy._rclpy_pybind11 import RCLError
 from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -41,6 +42,7 @@ MEASURED = (
     "measured_joint_pos"  # where the commanded joints are, read along with the policy's own inputs
 )
 STOP_TIME_S = 0.1
+LAST_WORDS_S = 0.2
 WATCHDOG_PERIOD_S = 0.05
 DIAGNOSTICS_PERIOD_S = 1.0
 WARM_UP = 20
@@ -187,9 +189,13 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Last words: stop the arm, end the thread."""
+        """Last words: stop the arm and see that it has heard, end the thread."""
         if self._active:
             self._stop()
+            if hasattr(self._command_pub, "wait_for_all_acked"):  # not in Humble
+                self._command_pub.wait_for_all_acked(Duration(seconds=LAST_WORDS_S))
+            else:
+                time.sleep(LAST_WORDS_S)
         with self._wake:
             self._closing = True
             self._wake.notify()

@@ -1,0 +1,137 @@
+"""Real rclpy between real processes, on a domain of their own and on this machine only."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed: source a ROS 2, or make setup")
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from trajectory_msgs.msg import JointTrajectory
+
+from flow_policy_rl.ros import Process, processes
+
+SOON_S = 20.0
+
+
+@pytest.fixture(autouse=True)
+def ros_environment(tmp_path, monkeypatch) -> None:
+    """Isolation, and type checks on."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(1 + (os.getpid() + 13 * worker) % 100))
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path / "ros_log"))
+    monkeypatch.setenv("ROS_PYTHON_CHECK_FIELDS", "1")
+    (tmp_path / "ros_log").mkdir()
+
+
+class Peer:
+    """The other side of a conversation, in the test's process."""
+
+    def __init__(self):
+        self.context = Context()
+        rclpy.init(context=self.context)
+        self.node: Node = rclpy.create_node("peer", context=self.context)
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(self.node)
+
+    def listen(self, kind: type, topic: str, depth: int = 50) -> list:
+        """Everything that arrives on a topic from now on."""
+        received: list = []
+        self.node.create_subscription(kind, topic, received.append, depth)
+        return received
+
+    def until(self, condition: Callable[[], bool], what: str, timeout: float = SOON_S) -> None:
+        """Serve callbacks until the condition holds."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                pytest.fail(f"{what}: not within {timeout:.0f} s")
+            self._executor.spin_once(timeout_sec=0.02)
+
+    def spin(self, seconds: float) -> None:
+        """Serve callbacks for a while."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self._executor.spin_once(timeout_sec=0.02)
+
+    def call(self, kind: type, name: str, request):
+        """Call a service and return its response."""
+        client = self.node.create_client(kind, name)
+        self.until(client.service_is_ready, f"service {name}")
+        future = client.call_async(request)
+        self.until(future.done, f"answer of {name}")
+        return future.result()
+
+    def close(self) -> None:
+        self._executor.shutdown()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+
+@pytest.fixture
+def peer(ros_environment) -> Iterator[Peer]:
+    """A node in this process."""
+    peer = Peer()
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
+def start(tmp_path, ros_environment) -> Iterator[Callable[..., dict[str, Process]]]:
+    """Start nodes by name with parameters; all of them end with the test."""
+    managers = []
+
+    def begin(**nodes) -> dict[str, Process]:
+        (tmp_path / "logs").mkdir(exist_ok=True)
+        manager = processes(nodes, tmp_path / "logs")
+        managers.append(manager)
+        return manager.__enter__()
+
+    yield begin
+    for manager in managers:
+        manager.__exit__(None, None, None)
+
+
+@pytest.fixture
+def commands(peer) -> list[JointTrajectory]:
+    """Trajectories sent to the arm."""
+    return peer.listen(JointTrajectory, "/arm_controller/joint_trajectory")
+
+
+@pytest.fixture
+def status(peer) -> Callable[[], str]:
+    """The newest text of the policy node's diagnostics."""
+    received = peer.listen(DiagnosticArray, "/diagnostics")
+
+    def newest() -> str:
+        texts = [s.message for msg in received for s in msg.status if s.name == "policy_node"]
+        return texts[-1] if texts else ""
+
+    return newest
+
+
+@pytest.fixture(scope="session")
+def policy_file(tmp_path_factory) -> Path:
+    """A policy that went through the whole chain, in seconds: demonstrations, imitation, RL, export."""
+    from flow_policy_rl import cli
+
+    folder = tmp_path_factory.mktemp("chain")
+    demos, base, tuned, out = (folder / n for n in ("demos.hdf5", "base", "tuned", "policy.onnx"))
+    for line in (
+        f"collect --task lift --episodes 6 --noise 0.01 --out {demos} --json",
+        f"train bc --task lift --demos {demos} --run-dir {base} --bc.num-steps 150 --bc.batch-size 64 "
+        "--network.width 64 --json",
+        f"train score_flow --task lift --checkpoint {base}/policy.safetensors --run-dir {tuned} "
+        "--ppo.num-iterations 2 --ppo.num-envs 8 --ppo.num-steps 4 --eval-every 2 --eval-episodes 4 --json",
+        f"export --checkpoint {tuned}/policy.safetensors --out {out} --json",
+    ):
+        assert cli.main(line.split()) == 0, line
+    return out

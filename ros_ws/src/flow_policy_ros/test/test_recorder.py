@@ -1,0 +1,41 @@
+"""A recorder that is killed, or whose disk is full, leaves a bag that can be read up to that point."""
+
+import signal
+
+from std_msgs.msg import Float64
+
+from flow_policy_rl.data.bags import deserialize, read_bag
+
+
+def publish(peer, count: int, start: int = 0) -> None:
+    publisher = peer.node.create_publisher(Float64, "/numbers", 50)
+    peer.until(lambda: publisher.get_subscription_count() > 0, "the recorder's subscription")
+    for i in range(start, start + count):
+        publisher.publish(Float64(data=float(i)))
+        peer.spin(0.01)
+
+
+def test_a_killed_recorder_leaves_what_it_wrote(start, peer, tmp_path):
+    nodes = start(recorder={"bag": str(tmp_path / "bag")})
+    publish(peer, 150)
+    nodes["recorder"].kill()
+    values = [deserialize(m).data for m in read_bag(tmp_path / "bag") if m.topic == "/numbers"]
+    assert values == [float(i) for i in range(len(values))]
+    assert len(values) >= 50  # two flushes a second
+
+
+def test_a_stopped_recorder_has_everything(start, peer, tmp_path):
+    nodes = start(recorder={"bag": str(tmp_path / "bag")})
+    publish(peer, 40)
+    peer.spin(0.3)
+    nodes["recorder"].signal(signal.SIGINT)
+    assert nodes["recorder"].wait(10.0) == 0
+    values = [deserialize(m).data for m in read_bag(tmp_path / "bag", ["/numbers"])]
+    assert values == [float(i) for i in range(40)]
+
+
+def test_an_existing_bag_is_not_overwritten(start, tmp_path):
+    (tmp_path / "bag").mkdir()
+    nodes = start(recorder={"bag": str(tmp_path / "bag")})
+    assert nodes["recorder"].wait(20.0) == 2
+    assert "exists already" in nodes["recorder"].log.read_text()

@@ -1,0 +1,224 @@
+"""The command line as scripts and people meet it: one clear line for bad input, JSON keys that stay."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from flow_policy_rl import cli, demo
+from flow_policy_rl.evaluate import wilson_interval
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory) -> Path:
+    """A folder in which collect, train and export have run, small."""
+    folder = tmp_path_factory.mktemp("chain")
+    for line in (
+        f"collect --task lift --episodes 4 --noise 0.0 --out {folder}/demos.hdf5 --json",
+        f"train bc --task lift --demos {folder}/demos.hdf5 --run-dir {folder}/bc --bc.num-steps 20 "
+        "--bc.batch-size 32 --network.width 32 --json",
+        f"export --checkpoint {folder}/bc/policy.safetensors --out {folder}/policy.onnx --json",
+    ):
+        assert cli.main(line.split()) == 0
+    return folder
+
+
+def test_results_are_one_json_object_on_standard_output(chain, capsys):
+    policy = chain / "policy.onnx"
+    code, out, _ = run(capsys, "eval", "--policy", policy, "--episodes", 3, "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert {
+        "success_rate",
+        "success_ci95",
+        "return_mean",
+        "return_std",
+        "episodes",
+        "seed",
+        "task",
+        "policy",
+    } <= set(result)
+    assert result["episodes"] == 3
+    code, out, _ = run(
+        capsys,
+        "verify",
+        "--policy",
+        policy,
+        "--checkpoint",
+        chain / "bc/policy.safetensors",
+        "--json",
+    )
+    result = json.loads(out)
+    assert (code, result["passed"]) == (0, True)
+    assert {"max_abs_error", "max_error_in_action_range", "cases"} <= set(result)
+    code, out, _ = run(capsys, "inspect", policy, "--json")
+    assert json.loads(out)["spec"]["joint_names"][0] == "panda_joint1"
+
+
+def test_inspect_names_everything_a_robot_engineer_asks_for(chain, capsys):
+    _, out, _ = run(capsys, "inspect", chain / "policy.onnx")
+    for word in ("lift", "panda_joint7", "20 Hz", "object_pose", "4 euler steps", "rad/s"):
+        assert word in out
+
+
+def test_same_seed_same_policy(chain, tmp_path, capsys):
+    flags = [
+        "--task",
+        "lift",
+        "--demos",
+        chain / "demos.hdf5",
+        "--bc.num-steps",
+        20,
+        "--bc.batch-size",
+        32,
+    ]
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert (
+            run(capsys, "train", "bc", *flags, "--seed", seed, "--run-dir", tmp_path / name)[0] == 0
+        )
+    from flow_policy_rl import checkpoint
+
+    a, b, c = (checkpoint.load(tmp_path / n / "policy.safetensors").state_dict() for n in "abc")
+    assert all(a[k].equal(b[k]) for k in a)
+    assert not all(a[k].equal(c[k]) for k in a)
+
+
+def test_a_run_folder_keeps_what_made_it(chain):
+    folder = chain / "bc"
+    assert json.loads((folder / "config.json").read_text())["bc"]["num_steps"] == 20
+    environment = json.loads((folder / "environment.json").read_text())
+    assert {"versions", "machine", "git_revision", "command"} <= set(environment)
+    assert (folder / "metrics.csv").read_text().startswith("step,train/cfm_loss")
+    assert list((folder / "tensorboard").iterdir())
+
+
+BAD = {
+    "command": (["evl"], "did you mean 'eval'"),
+    "algorithm": (["train", "scoreflow"], "did you mean 'score_flow'"),
+    "task": (["eval", "--policy", "{chain}/policy.onnx", "--task", "lfit"], "did you mean 'lift'"),
+    "missing file": (["eval", "--policy", "{chain}/polcy.onnx"], "that folder has: policy.onnx"),
+    "folder for a file": (["eval", "--policy", "{chain}"], "is not a file"),
+    "corrupt onnx": (["inspect", "{tmp}/corrupt.onnx"], "cannot be loaded"),
+    "foreign checkpoint": (
+        ["export", "--checkpoint", "{chain}/demos.hdf5"],
+        "not a safetensors file",
+    ),
+    "no episodes": (["eval", "--policy", "{chain}/policy.onnx", "--episodes", "0"], "at least 1"),
+    "integrator": (
+        ["export", "--checkpoint", "{chain}/bc/policy.safetensors", "--integrator", "leapfrog"],
+        "must be one of euler, midpoint, heun, rk4",
+    ),
+    "no flow steps": (
+        ["export", "--checkpoint", "{chain}/bc/policy.safetensors", "--num-flow-steps", "0"],
+        "num_flow_steps must be at least 1",
+    ),
+    "batch": (
+        [
+            "train",
+            "bc",
+            "--task",
+            "lift",
+            "--demos",
+            "{chain}/demos.hdf5",
+            "--bc.batch-size",
+            "100000",
+        ],
+        "is larger than the",
+    ),
+    "demonstrations": (
+        ["train", "bc", "--task", "lift", "--demos", "{tmp}/corrupt.onnx"],
+        "cannot be read",
+    ),
+    "bag": (["replay", "--bag", "{tmp}/none", "--policy", "{chain}/policy.onnx"], "does not exist"),
+    "run folder": (["report", "--run-dir", "{tmp}"], "has no metrics.csv"),
+    "resume": (["demo", "--resume", "--run-dir", "{tmp}/none"], "nothing to resume"),
+    "strange run folder": (["demo", "--run-dir", "{chain}"], "not a run folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_and_exit_code_2(chain, tmp_path, capsys, case, monkeypatch):
+    arguments, says = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corrupt.onnx").write_bytes(b"\x08\x07garbage")
+    code, out, err = run(capsys, *(a.format(chain=chain, tmp=tmp_path) for a in arguments))
+    assert code == 2
+    assert says in err
+    lines = [line for line in err.splitlines() if not line.startswith("[")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert out == ""
+
+
+def test_a_wrong_flag_is_refused_by_name():
+    done = subprocess.run(
+        [sys.executable, "-m", "flow_policy_rl.cli", "eval", "--polcy", "x"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "--policy" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", [n for n in cli.COMMANDS if n != "train"])
+def test_every_command_has_help_with_an_example(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, "--help"])
+    assert end.value.code == 0
+    assert f"flow-policy {name}" in capsys.readouterr().out
+
+
+def test_the_overview_loads_nothing_heavy():
+    code = (
+        "import sys; from flow_policy_rl import cli; cli.main(['--help']);"
+        "print(sorted({'torch', 'mujoco', 'tyro'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_wilson_interval_against_known_values():
+    # Newcombe (1998), table I, method 3: 81 of 263 and 0 of 20.
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+def test_commands_in_the_demo_report_are_the_demo(tmp_path, capsys):
+    """Every printed command parses back to the config that ran."""
+    import tyro
+
+    from flow_policy_rl import collect, train
+
+    run = demo.Demo(demo.Config(run_dir=tmp_path / "run", seed=3))
+    lines = {line.split()[1]: line.split() for line in run.commands()[:2]}
+    assert tyro.cli(collect.Config, args=lines["collect"][2:]) == run.collect_config
+    parsed = tyro.cli(
+        train.TrainBC, args=lines["train"][3:], default=train.default_config("bc", "lift")
+    )
+    assert parsed == run.bc_config
+    tuned = run.commands()[2].split()
+    parsed = tyro.cli(
+        train.TrainScoreFlow, args=tuned[3:], default=train.default_config("score_flow", "lift")
+    )
+    assert parsed == run.rl_config
+
+
+def test_readme_commands_exist():
+    text = (ROOT / "README.md").read_text()
+    used = {
+        line.split()[1] for line in text.splitlines() if line.strip().startswith("flow-policy ")
+    }
+    assert used <= set(cli.COMMANDS)
+    assert shutil.which("make")
