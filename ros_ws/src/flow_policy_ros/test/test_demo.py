@@ -82,16 +82,8 @@ def test_ctrl_c_over_ros_leaves_no_process(tmp_path, policy_file):
     (run_dir / "policy.onnx").write_bytes(policy_file.read_bytes())
     from flow_policy_rl.demo import Config
 
-    settings = json.loads(
-        json.dumps(
-            {
-                **vars(Config(run_dir=run_dir, episodes=8, ros_episodes=2)),
-                "resume": False,
-                "json": False,
-            },
-            default=str,
-        )
-    )
+    config = Config(run_dir=run_dir, episodes=8)
+    settings = json.loads(json.dumps(vars(config), default=str))
     done = {name: {} for name in ("collect", "pretrain", "fine_tune", "evaluate", "export")}
     state = {"settings": settings, "results": done, "seconds": {}}
     (run_dir / "stages.json").write_text(json.dumps(state))
