@@ -71,7 +71,7 @@ class Config:
     seed: int = 0
     episodes: int = 200
     ros_episodes: int = 100
-    real_time_factor: float = 8.0
+    real_time_factor: float = 5.0
     resume: bool = False
     json: bool = False
 

@@ -13,11 +13,11 @@ def bc(task: str) -> BCConfig:
 def score_flow(task: str) -> tuple[PPOConfig, ScoreFlowConfig]:
     """ScoRe-Flow fine-tuning."""
     ppo = PPOConfig(
-        num_iterations=26,
+        num_iterations=24,
         num_envs=256,
-        num_minibatches=8,
-        actor_learning_rate=2e-5,
-        target_kl=0.1,
+        num_minibatches=4,
+        actor_learning_rate=1e-5,
+        target_kl=0.3,
     )
     return ppo, ScoreFlowConfig(sigma_min=0.03, sigma_max=0.08, start_noise=0.0)
 

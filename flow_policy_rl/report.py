@@ -167,10 +167,12 @@ def chunk_figure(
     reference: np.ndarray,
     segment: np.ndarray,
 ) -> Figure | None:
-    """Planned chunks over the commanded reference, per joint, in the longest segment."""
+    """Planned chunks over the commanded reference, per joint, in a segment of ordinary length."""
     if len(times) == 0:
         return None
-    rows = np.flatnonzero(segment == np.bincount(segment).argmax())[:12]
+    sizes = np.bincount(segment)
+    ordinary = np.argmin(np.abs(sizes - np.median(sizes[sizes > 1]))) if (sizes > 1).any() else 0
+    rows = np.flatnonzero(segment == ordinary)[:16]
     due = (np.arange(spec.action_horizon) + 1) * spec.control_dt
     figure = make_subplots(
         rows=-(-spec.num_joints // 2), cols=2, subplot_titles=spec.joint_names, shared_xaxes=True

@@ -133,8 +133,8 @@ class PPO:
 
         train_actor = self.iteration >= config.critic_warmup
         size = -(-len(returns) // config.num_minibatches)
-        sums: dict[str, float] = {}
-        count, approx_kl = 0, 0.0
+        seen: dict[str, list[float]] = {}
+        approx_kl, actor_steps = 0.0, 0
         for _ in range(config.num_epochs):
             for rows in torch.randperm(len(returns), generator=self.generator).split(size):
                 batch = {name: values[rows] for name, values in obs.items()}
@@ -142,13 +142,13 @@ class PPO:
                 if train_actor and approx_kl <= config.target_kl:
                     kept = {name: values[rows] for name, values in trace.items()}
                     actor = self._actor_step(batch, kept, advantage[rows])
-                    approx_kl = actor["train/approx_kl"]
+                    approx_kl, actor_steps = actor["train/approx_kl"], actor_steps + 1
                     metrics |= actor
-                count += 1
                 for name, number in metrics.items():
-                    sums[name] = sums.get(name, 0.0) + number
-        return {name: total / count for name, total in sums.items()} | {
-            "train/explained_variance": explained.item()
+                    seen.setdefault(name, []).append(number)
+        return {name: sum(numbers) / len(numbers) for name, numbers in seen.items()} | {
+            "train/actor_steps": float(actor_steps),
+            "train/explained_variance": explained.item(),
         }
 
     def _critic_step(self, obs: dict[str, Tensor], returns: Tensor) -> dict[str, float]:

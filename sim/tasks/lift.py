@@ -20,14 +20,14 @@ SCENE = f"""
 <mujoco model="lift">
   <option timestep="0.005" integrator="implicitfast" cone="elliptic" impratio="4"/>
   <visual>
-    <quality shadowsize="0" offsamples="0"/>
+    <quality shadowsize="0" offsamples="0" numslices="10" numstacks="5" numquads="1"/>
     <global offwidth="640" offheight="480"/>
     <headlight ambient="0.35 0.35 0.35" diffuse="0.4 0.4 0.4" specular="0 0 0"/>
   </visual>
   <worldbody>
-    <light pos="0.8 -0.6 1.6" dir="-0.4 0.5 -1" diffuse="0.6 0.6 0.6" castshadow="false"/>
-    <camera name="front" pos="1.15 -0.55 0.65" xyaxes="0.6 0.8 0 -0.46 0.345 0.82" fovy="45"/>
-    <geom name="floor" type="plane" size="3 3 0.1" pos="0 0 -0.4" rgba="0.36 0.4 0.45 1"/>
+    <light pos="1.2 -0.8 1.8" dir="-0.5 0.4 -1" diffuse="0.7 0.7 0.7" specular="0.1 0.1 0.1" castshadow="false"/>
+    <camera name="front" pos="1.3 -0.7 0.75" xyaxes="0.623 0.783 0 -0.334 0.265 0.905" fovy="45"/>
+    <geom name="floor" type="plane" size="30 30 0.1" pos="0 0 -0.4" rgba="0.36 0.4 0.45 1"/>
     <geom name="table" type="box" size="0.55 0.6 0.02" pos="0.35 0 -0.02" rgba="0.78 0.69 0.56 1"
           friction="1 0.005 0.0001"/>
     <frame name="robot"/>
