@@ -315,7 +315,7 @@ class Demo:
             ),
             report.Table("Success", list(self.table()[0]), table, strong=1),
             self._films(),
-            report.learning_figure(rows),
+            report.learning_figure(rows, self.results["evaluate"]["base"]["success_rate"]),
             report.latency_figure(recording.latencies_s * 1e3),
             report.chunk_figure(
                 exported.spec, recording.times, chunks, recording.reference, recording.segment

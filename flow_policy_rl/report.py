@@ -142,8 +142,8 @@ def layout(figure: go.Figure, x: str, y: str) -> go.Figure:
     return figure
 
 
-def learning_figure(rows: Sequence[dict[str, float]]) -> Figure:
-    """Success over environment steps, exploring and on the mean flow."""
+def learning_figure(rows: Sequence[dict[str, float]], base: float | None = None) -> Figure:
+    """Success over environment steps, exploring and on the mean flow, from the base policy's on."""
     figure = go.Figure()
     names = {
         "rollout/success_rate": "while exploring",
@@ -151,6 +151,8 @@ def learning_figure(rows: Sequence[dict[str, float]]) -> Figure:
     }
     for name, label in names.items():
         points = [(r["time/env_steps"], r[name]) for r in rows if name in r]
+        if base is not None and name.startswith("eval/"):
+            points.insert(0, (0, base))
         figure.add_scatter(
             x=[p[0] for p in points], y=[p[1] for p in points], name=label, mode="lines+markers"
         )
@@ -193,7 +195,7 @@ def chunk_figure(
             gaps_y += [*chunks[i, :, joint], None]
         line = {"color": COLORS[1], "width": 1.5}
         figure.add_scatter(x=gaps_x, y=gaps_y, name="planned chunks", line=line, **first, **at)
-    layout(figure, "", "").update_layout(hovermode="closest", legend={"y": 1.06})
+    layout(figure, "", "").update_layout(hovermode="closest", legend={"y": 1.1}, margin={"t": 75})
     caption = "Targets in rad (gripper in m) over seconds. The next chunk takes over before the end of one."
     return Figure(
         "Planned and commanded", figure, caption, height=130 * (-(-spec.num_joints // 2)) + 120
