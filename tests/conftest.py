@@ -1,18 +1,14 @@
-"""Shared fixtures: small policies and the repository's root."""
+"""Shared fixtures."""
 
 import os
 from pathlib import Path
 
 import pytest
 import torch
-
-from flow_policy_rl.policy import FlowPolicy, NetworkConfig
-from flow_policy_rl.spec import ObservationField, PolicySpec
+from toys import ROOT
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -25,42 +21,3 @@ def root() -> Path:
 def generator() -> torch.Generator:
     """Seeded randomness."""
     return torch.Generator().manual_seed(0)
-
-
-def small_spec(**changes) -> PolicySpec:
-    """Two joints, six actions, one state field of three numbers and a pose."""
-    values = {
-        "task": "toy",
-        "robot": "toy",
-        "joint_names": ("a", "b"),
-        "action_low": (-1.0, -2.0),
-        "action_high": (1.0, 2.0),
-        "observations": (
-            ObservationField("joint_pos", "joint_position", ("a", "b", "c"), "rad"),
-            ObservationField(
-                "object_pose", "pose", ("x", "y", "z", "qx", "qy", "qz", "qw"), "m", "cube"
-            ),
-        ),
-        "control_dt": 0.05,
-        "action_horizon": 6,
-        "execute_horizon": 4,
-        "num_flow_steps": 3,
-    }
-    return PolicySpec(**(values | changes))
-
-
-def small_policy(seed: int = 0, score_drift: bool = False, **changes) -> FlowPolicy:
-    """A freshly initialised policy of a few hundred weights."""
-    torch.manual_seed(seed)
-    return FlowPolicy(
-        small_spec(**changes), NetworkConfig(width=16, depth=2, score_drift=score_drift)
-    )
-
-
-def random_obs(
-    policy: FlowPolicy, batch: int, generator: torch.Generator
-) -> dict[str, torch.Tensor]:
-    """Standard normal observation fields."""
-    return {
-        f.name: torch.randn(batch, f.size, generator=generator) for f in policy.spec.observations
-    }

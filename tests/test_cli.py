@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from toys import ROOT
 
 from flow_policy_rl import cli, demo
 from flow_policy_rl.evaluate import wilson_interval

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import random_obs, small_policy
+from toys import random_obs, small_policy
 
 from flow_policy_rl import checkpoint, export
 from flow_policy_rl.errors import InputError, RunFailed

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from toys import ROOT
 
 FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 NODES = ROOT / "ros_ws" / "src" / "flow_policy_ros" / "flow_policy_ros"

@@ -8,7 +8,7 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-from conftest import ROOT
+from toys import ROOT
 
 import flow_policy_rl
 

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import random_obs, small_policy
+from toys import random_obs, small_policy
 
 from flow_policy_rl import flow
 from flow_policy_rl.algorithms import ppo

@@ -4,10 +4,10 @@ from types import SimpleNamespace as Msg
 
 import numpy as np
 import pytest
-from conftest import small_spec
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from toys import small_spec
 
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving import decode

@@ -4,9 +4,9 @@ import dataclasses
 import json
 
 import pytest
-from conftest import small_spec
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import small_spec
 
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.spec import PolicySpec
