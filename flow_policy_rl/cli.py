@@ -38,12 +38,17 @@ COMMANDS = {
     "deploy": Command(
         "ros", "DeployConfig", "deploy", "ROS 2 policy node (dry run unless --armed)"
     ),
+    "bench": Command("bench", "", "main", "measure this machine: flow-policy bench NAME"),
     "replay": Command("replay", "Config", "main", "judge a policy on a recorded rosbag"),
     "report": Command("report", "Config", "main", "HTML report of a run folder"),
     "demo": Command(
         "demo", "Config", "main", "the whole product, from demonstrations to a ROS 2 arm"
     ),
 }
+
+
+# flow-policy bench NAME: each a module of flow_policy_rl.bench with Config, main and text
+BENCHES: dict[str, str] = {}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,6 +93,16 @@ def run(name: str, arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
     command = COMMANDS[name]
+    if name == "bench":
+        if not arguments or arguments[0] in ("-h", "--help"):
+            rows = "\n".join(f"  {bench:<9} {what}" for bench, what in BENCHES.items())
+            print(f"usage: flow-policy bench NAME [flags]\n\n{rows}")
+            return 0 if arguments else 2
+        bench, *arguments = arguments
+        if bench not in BENCHES:
+            raise unknown_name("bench", bench, BENCHES)
+        name = f"bench {bench}"
+        command = Command(f"bench.{bench}", "Config", "main", BENCHES[bench])
     module = importlib.import_module(f"flow_policy_rl.{command.module}")
     if name == "train":
         config = parse_train(module, arguments)
