@@ -172,10 +172,13 @@ def test_a_wrong_flag_is_refused_by_name():
     assert "--policy" in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", [n for n in cli.COMMANDS if n != "train"])
+@pytest.mark.parametrize(
+    "name",
+    [n for n in cli.COMMANDS if n not in ("train", "bench")] + [f"bench {n}" for n in cli.BENCHES],
+)
 def test_every_command_has_help_with_an_example(name, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main([name, "--help"])
+        cli.main([*name.split(), "--help"])
     assert end.value.code == 0
     assert f"flow-policy {name}" in capsys.readouterr().out
 
