@@ -35,6 +35,7 @@ class Config:
         noise: spread of the disturbance of the joint targets, rad.
         seed: of start states and noise.
         num_envs: episodes side by side.
+        cameras: record camera images in place of what only a simulation knows.
         json: print one JSON object.
     """
 
@@ -44,6 +45,7 @@ class Config:
     noise: float = 0.02
     seed: int = 0
     num_envs: int = 32
+    cameras: bool = False
     json: bool = False
 
 
@@ -51,7 +53,7 @@ def main(config: Config) -> dict:
     """Collect, write, and say how many attempts it took."""
     if config.episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {config.episodes}")
-    task = make_task(config.task)
+    task = make_task(config.task, **({"cameras": True} if config.cameras else {}))
     env = VecEnv(task, min(config.num_envs, config.episodes), seed=config.seed)
     episodes: list[Episode] = []
     attempts = 0

@@ -12,6 +12,7 @@ import torch
 from flow_policy_rl import checkpoint
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import FlowPolicy
+from flow_policy_rl.rollout import to_tensors
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.spec import PolicySpec
 from sim.tasks import make_task
@@ -109,10 +110,7 @@ def torch_policy(policy: FlowPolicy) -> ChunkFn:
 
     @torch.no_grad()
     def act(obs: Observation, noise: np.ndarray) -> np.ndarray:
-        tensors = {
-            name: torch.as_tensor(values, dtype=torch.float32) for name, values in obs.items()
-        }
-        return policy.sample(tensors, torch.as_tensor(noise)).numpy()
+        return policy.sample(to_tensors(obs), torch.as_tensor(noise)).numpy()
 
     return act
 
@@ -147,7 +145,7 @@ def main(config: Config) -> dict:
     if config.episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {config.episodes}")
     spec, act = load_policy(config.policy)
-    task = make_task(config.task or spec.task)
+    task = task_of(spec, config.task)
     check_fits(spec, task, str(config.policy))
     env = VecEnv(task, min(config.num_envs, config.episodes))
     seeds = range(config.seed, config.seed + config.episodes)
@@ -169,6 +167,12 @@ def load_policy(path: Path) -> tuple[PolicySpec, ChunkFn]:
         return exported.spec, exported.infer
     policy = checkpoint.load(path)
     return policy.spec, torch_policy(policy)
+
+
+def task_of(spec: PolicySpec, name: str | None = None):
+    """The task a policy was made for, or another one with the same way of observing."""
+    options = {"cameras": True} if spec.cameras else {}
+    return make_task(name or spec.task, **options)
 
 
 def check_fits(spec: PolicySpec, task, name: str) -> None:

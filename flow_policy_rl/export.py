@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from flow_policy_rl import checkpoint
 from flow_policy_rl.errors import InputError, RunFailed
-from flow_policy_rl.evaluate import torch_policy
+from flow_policy_rl.evaluate import task_of, torch_policy
 from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.spec import INTEGRATORS, METADATA_KEY
-from sim.tasks import make_task
 from sim.vec_env import VecEnv
 
 TOLERANCE = 1e-5  # largest error allowed, as a share of the action range
@@ -160,8 +159,7 @@ def observations_to_check(
     policy: FlowPolicy, rng: np.random.Generator
 ) -> list[dict[str, np.ndarray]]:
     """What the policy meets in simulation, and observations far outside of it."""
-    task = make_task(policy.spec.task)
-    env = VecEnv(task, 32, seed=int(rng.integers(2**31)))
+    env = VecEnv(task_of(policy.spec), 32, seed=int(rng.integers(2**31)))
     obs, seen = env.reset(), []
     act = torch_policy(policy)
     for _ in range(4):

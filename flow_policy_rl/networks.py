@@ -54,6 +54,58 @@ class VelocityField(nn.Module):
         return self.head(nn.functional.silu(self.trunk(h))).unflatten(1, self.shape)
 
 
+class ImageEncoder(nn.Module):
+    """Where things are in an image: 32 keypoints, each the centre of mass of one feature map (spatial softmax).
+
+    Three small convolutions and the expected position of each map (Levine et al., arXiv 1504.00702), which localises
+    an object to a fraction of a cell with few weights and data. Takes uint8 RGB as a camera gives it: a picture of
+    another size is cropped about its middle to the right shape and resized, and scaling to [-1, 1] is part of it.
+    """
+
+    def __init__(self, resolution: tuple[int, int], keypoints: int = 32):
+        super().__init__()
+        self.resolution = resolution
+        self.keypoints = keypoints
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(3, 32, 6, stride=3, padding=2),
+            nn.SiLU(),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(32, keypoints, 3, padding=1),
+        )
+        with torch.no_grad():
+            height, width = self.convolutions(torch.zeros(1, 3, *resolution)).shape[-2:]
+        rows = torch.linspace(-1, 1, height).repeat_interleave(width)
+        columns = torch.linspace(-1, 1, width).repeat(height)
+        self.register_buffer("positions", torch.stack([columns, rows], dim=-1), persistent=False)
+
+    @property
+    def size(self) -> int:
+        """Numbers that come out."""
+        return 2 * self.keypoints
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, height, width, 3) uint8 -> (B, 2 * keypoints) in [-1, 1]."""
+        x = fit(image.permute(0, 3, 1, 2).float(), self.resolution) / 127.5 - 1
+        attention = self.convolutions(x).flatten(2).softmax(dim=-1)  # (B, keypoints, cells)
+        return (attention @ self.positions).flatten(1)
+
+
+def fit(image: Tensor, resolution: tuple[int, int]) -> Tensor:
+    """Crop (B, C, h, w) about its middle to the shape of `resolution`, then resize; nothing where it fits already."""
+    height, width = resolution
+    have_h, have_w = image.shape[-2:]
+    if (have_h, have_w) == (height, width):
+        return image
+    scale = min(have_h / height, have_w / width)
+    crop_h, crop_w = round(height * scale), round(width * scale)
+    top, left = (have_h - crop_h) // 2, (have_w - crop_w) // 2
+    cropped = image[..., top : top + crop_h, left : left + crop_w]
+    return nn.functional.interpolate(
+        cropped, size=resolution, mode="bilinear", align_corners=False, antialias=True
+    )
+
+
 class ObservationNormalizer(nn.Module):
     """Puts the fields of an observation side by side, each number to zero mean and unit spread."""
 

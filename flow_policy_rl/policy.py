@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from flow_policy_rl import flow
-from flow_policy_rl.networks import ObservationNormalizer, VelocityField
+from flow_policy_rl.networks import ImageEncoder, ObservationNormalizer, VelocityField
 from flow_policy_rl.spec import PolicySpec
 
-Obs = Mapping[str, Tensor]  # field name -> (B, size), raw SI units
+# Field name -> (B, size) raw SI units, or (B, height, width, 3) uint8. What goes with an observation travels in it:
+# `prefix` (B, P, A) physical and `inference_delay` (B,) int64, actions under way that the chunk must start with;
+# `features` (B, F) in place of the fields, where somebody has computed them already.
+Obs = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,14 @@ class FlowPolicy(nn.Module):
         super().__init__()
         self.spec = spec
         self.network = network
-        self.normalizer = ObservationNormalizer({f.name: f.size for f in spec.observations})
-        obs_dim = sum(self.normalizer.fields.values())
+        self.normalizer = ObservationNormalizer(
+            {f.name: f.size for f in spec.observations if f.kind != "image"}
+        )
+        self.encoders = nn.ModuleDict(
+            {f.name: ImageEncoder(f.resolution) for f in spec.observations if f.kind == "image"}
+        )
         self.velocity_field = VelocityField(
-            obs_dim, spec.action_horizon, spec.num_joints, network.width, network.depth
+            self.num_features, spec.action_horizon, spec.num_joints, network.width, network.depth
         )
         self.drift_gain = DriftGain() if network.score_drift else None
         for name, value in {"action_low": spec.action_low, "action_high": spec.action_high}.items():
@@ -90,9 +97,21 @@ class FlowPolicy(nn.Module):
         physical = x * self.action_scale + self.action_center
         return torch.clamp(physical, self.action_low, self.action_high)
 
+    @property
+    def num_features(self) -> int:
+        """F, numbers that an observation comes to."""
+        return len(self.normalizer.mean) + sum(e.size for e in self.encoders.values())
+
+    def features(self, obs: Obs) -> Tensor:
+        """Normalised fields and encoded images side by side, (B, F): what policy and critics are functions of."""
+        if "features" in obs:
+            return obs["features"]
+        parts = [self.normalizer(obs)] if self.normalizer.fields else []
+        return torch.cat([*parts, *(e(obs[name]) for name, e in self.encoders.items())], dim=-1)
+
     def embed(self, obs: Obs) -> Tensor:
         """What the flow needs to know of an observation, computed once per chunk, (B, width)."""
-        return self.velocity_field.from_obs(self.normalizer(obs))
+        return self.velocity_field.from_obs(self.features(obs))
 
     def velocity(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """(B, H, A): the velocity field, with the score drift where the policy was trained with one."""
@@ -108,12 +127,37 @@ class FlowPolicy(nn.Module):
         num_flow_steps: int | None = None,
         integrator: str | None = None,
     ) -> Tensor:
-        """Action chunk (B, H, A) in physical units from noise (B, H, A). Deterministic."""
+        """Action chunk (B, H, A) in physical units from noise (B, H, A). Deterministic.
+
+        With `prefix` and `inference_delay` in the observation the first `inference_delay` actions are those of the
+        prefix, bit for bit, and the rest continues them.
+        """
         context = self.embed(obs)
+        known, prefix = self.known_actions(obs)
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            if known is None:
+                return self.velocity(x, t, context)
+            x = torch.where(known.unsqueeze(-1), self.normalize_action(prefix), x)
+            return self.velocity(x, torch.where(known, 1.0, t), context)
+
         x = flow.integrate(
-            lambda x, t: self.velocity(x, t, context),
+            velocity,
             noise,
             num_flow_steps or self.spec.num_flow_steps,
             integrator or self.spec.integrator,
         )
-        return self.denormalize_action(x)
+        chunk = self.denormalize_action(x)
+        return chunk if known is None else torch.where(known.unsqueeze(-1), prefix, chunk)
+
+    def known_actions(self, obs: Obs) -> tuple[Tensor | None, Tensor | None]:
+        """Which actions of the chunk are given, (B, H) bool, and their values, (B, H, A) physical; or neither.
+
+        Known actions sit at flow time 1 while the others are integrated (arXiv 2512.05964).
+        """
+        if "prefix" not in obs:
+            return None, None
+        prefix, delay = obs["prefix"], obs["inference_delay"]
+        horizon = self.spec.action_horizon
+        known = torch.arange(horizon, device=delay.device) < delay.unsqueeze(-1)
+        return known, nn.functional.pad(prefix, (0, 0, 0, horizon - prefix.shape[1]))

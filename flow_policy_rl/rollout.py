@@ -42,8 +42,11 @@ class Rollout:
 
 
 def to_tensors(obs: Observation) -> TensorDict:
-    """Simulation observation (float64 numpy) to policy input (float32 torch)."""
-    return {name: torch.as_tensor(values, dtype=torch.float32) for name, values in obs.items()}
+    """Simulation observation (float64 numpy) to policy input (float32 torch). Images stay uint8."""
+    return {
+        name: torch.as_tensor(values, dtype=None if values.dtype == np.uint8 else torch.float32)
+        for name, values in obs.items()
+    }
 
 
 def chunk_return(step: ChunkStep, gamma: float) -> tuple[np.ndarray, np.ndarray]:
@@ -53,13 +56,26 @@ def chunk_return(step: ChunkStep, gamma: float) -> tuple[np.ndarray, np.ndarray]
 
 
 class Collector:
-    """Keeps environments going from one rollout to the next."""
+    """Keeps environments going from one rollout to the next.
 
-    def __init__(self, env: VecEnv, execute_horizon: int, gamma: float):
+    Args:
+        encode: applied once to every observation before it is acted on and kept, e.g. by an encoder that is not
+            being trained.
+    """
+
+    def __init__(
+        self,
+        env: VecEnv,
+        execute_horizon: int,
+        gamma: float,
+        encode: Callable[[TensorDict], TensorDict] = lambda obs: obs,
+    ):
         self.env = env
         self.execute_horizon = execute_horizon
         self.gamma = gamma
-        self._obs = to_tensors(env.reset())
+        self._encode = encode
+        with torch.no_grad():
+            self._obs = encode(to_tensors(env.reset()))
         self._return = np.zeros(env.num_envs)
 
     @torch.no_grad()
@@ -70,10 +86,11 @@ class Collector:
             action_chunk, trace = act(self._obs)
             step = self.env.step(action_chunk[:, : self.execute_horizon].numpy())
             reward, discount = chunk_return(step, self.gamma)
+            final_obs = self._encode(to_tensors(step.final_obs))
             rows.append(
                 {
                     "obs": self._obs,
-                    "final_obs": to_tensors(step.final_obs),
+                    "final_obs": final_obs,
                     "trace": trace,
                     "reward": torch.as_tensor(reward, dtype=torch.float32),
                     "discount": torch.as_tensor(discount, dtype=torch.float32),
@@ -85,7 +102,7 @@ class Collector:
             returns.extend(self._return[step.ended])
             self._return[step.ended] = 0.0
             counts += [step.valid.sum(), step.ended.sum(), step.success.sum()]
-            self._obs = to_tensors(step.obs)
+            self._obs = self._next_obs(step, final_obs)
         return Rollout(
             **stack(rows),
             num_env_steps=int(counts[0]),
@@ -93,6 +110,17 @@ class Collector:
             successes=int(counts[2]),
             episode_return=float(np.mean(returns)) if returns else float("nan"),
         )
+
+    def _next_obs(self, step: ChunkStep, final_obs: TensorDict) -> TensorDict:
+        """The observation after a chunk, encoded; it differs from the final one only where an episode ended."""
+        ended = np.flatnonzero(step.ended)
+        if len(ended) == 0:
+            return final_obs
+        begun = self._encode(to_tensors({name: v[ended] for name, v in step.obs.items()}))
+        obs = {name: values.clone() for name, values in final_obs.items()}
+        for name, values in begun.items():
+            obs[name][ended] = values
+        return obs
 
 
 def stack(rows: list[dict]) -> dict:

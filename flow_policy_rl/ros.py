@@ -2,11 +2,14 @@
 and `deploy` live here."""
 
 import contextlib
+import fcntl
+import functools
 import importlib.util
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -110,11 +113,32 @@ def _yaml(value: object) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
+@functools.cache
+def private_domain() -> int:
+    """A ROS domain (1 to 100) that no other process of ours on this machine uses, held until this process ends.
+
+    Raises:
+        RunFailed: all are taken.
+    """
+    folder = Path(tempfile.gettempdir()) / f"flow_policy_rl-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    for attempt in range(100):
+        domain = 1 + (os.getpid() + attempt) % 100
+        descriptor = os.open(folder / f"ros_domain_{domain}.lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            continue
+        return domain
+    raise RunFailed(f"ROS domains 1 to 100 are all in use by other runs (locks in {folder})")
+
+
 def private_environment(log_dir: Path) -> dict[str, str]:
     """Environment for processes that talk to each other on this machine only, on a domain of their own."""
     log_dir.mkdir(parents=True, exist_ok=True)
     return os.environ | {
-        "ROS_DOMAIN_ID": os.environ.get("ROS_DOMAIN_ID", str(1 + os.getpid() % 100)),
+        "ROS_DOMAIN_ID": os.environ.get("ROS_DOMAIN_ID") or str(private_domain()),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_LOG_DIR": str(log_dir),
         "OMP_NUM_THREADS": "1",

@@ -16,6 +16,7 @@ SCHEMA_VERSION = 1
 METADATA_KEY = "flow_policy_rl.spec"  # where an ONNX file keeps the JSON
 FIELD_KINDS = ("joint_position", "joint_velocity", "pose", "image")
 ACTION_KINDS = ("joint_position",)
+RESERVED_NAMES = ("noise", "prefix", "inference_delay", "action_chunk", "features")
 INTEGRATORS = ("euler", "midpoint", "heun", "rk4")
 
 
@@ -30,6 +31,7 @@ class ObservationField:
         unit: SI unit.
         source: object of a pose, camera of an image, else empty.
         mean, std: statistics of the training data, one per element, for an out-of-distribution check.
+        resolution: height and width of an image (uint8 RGB); else empty.
     """
 
     name: str
@@ -39,11 +41,17 @@ class ObservationField:
     source: str = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    resolution: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
-        """Numbers in the field."""
+        """Numbers in the field, for a field that is not an image."""
         return len(self.elements)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(size,), or (height, width, 3) of an image."""
+        return (*self.resolution, 3) if self.kind == "image" else (self.size,)
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,9 @@ class PolicySpec:
         control_dt: seconds between two actions of a chunk.
         action_horizon: H, actions in a chunk. Action k is due (k + 1) * control_dt after the observation.
         execute_horizon: actions to run before the next chunk takes over.
+        prefix_horizon: P, most actions of a previous chunk that the policy can be given to continue; 0 is none.
+            Such a policy takes `prefix` (P, A) and `inference_delay` (0..P) beside its observations, and its chunk
+            starts with exactly these `inference_delay` actions (training-time real-time chunking, arXiv 2512.05964).
         integrator, num_flow_steps: how the flow is integrated (in the graph, for an exported policy).
         algorithm: what trained it last.
         provenance: free facts: results, hashes, versions, the command.
@@ -74,6 +85,7 @@ class PolicySpec:
     action_horizon: int
     execute_horizon: int
     action_kind: str = "joint_position"
+    prefix_horizon: int = 0
     integrator: str = "euler"
     num_flow_steps: int = 4
     algorithm: str = ""
@@ -107,18 +119,31 @@ class PolicySpec:
             "need 1 <= execute_horizon <= action_horizon": not (
                 1 <= self.execute_horizon <= self.action_horizon
             ),
+            "need 0 <= prefix_horizon <= action_horizon - execute_horizon": not (
+                0 <= self.prefix_horizon <= self.action_horizon - self.execute_horizon
+            ),
         }
         for f in self.observations:
             checks[f"observation '{f.name}': kind must be one of {FIELD_KINDS}"] = (
                 f.kind not in FIELD_KINDS
             )
             checks[f"observation '{f.name}' has no elements"] = f.kind != "image" and f.size == 0
+            checks[f"observation '{f.name}': an image needs a resolution of height and width"] = (
+                f.kind == "image"
+                and not (len(f.resolution) == 2 and all(n > 0 for n in f.resolution))
+            )
+            checks[f"observation name '{f.name}' is taken"] = f.name in RESERVED_NAMES
         return next((text for text, wrong in checks.items() if wrong), "")
 
     @property
     def num_joints(self) -> int:
         """A."""
         return len(self.joint_names)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras the policy sees through."""
+        return tuple(f.source for f in self.observations if f.kind == "image")
 
     def replace(self, **changes) -> "PolicySpec":
         """A copy with some fields changed."""

@@ -20,7 +20,7 @@ from flow_policy_rl.algorithms.score_flow import ScoreFlow, ScoreFlowConfig
 from flow_policy_rl.data import demonstrations
 from flow_policy_rl.data.demonstrations import ChunkDataset, Demonstrations
 from flow_policy_rl.errors import InputError, RunFailed
-from flow_policy_rl.evaluate import check_fits, evaluate, torch_policy
+from flow_policy_rl.evaluate import check_fits, evaluate, task_of, torch_policy
 from flow_policy_rl.logger import RunLogger
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.progress import Progress
@@ -46,6 +46,8 @@ class TrainBC:
         action_horizon: H, actions per chunk.
         execute_horizon: actions executed before the next chunk.
         num_flow_steps: K, integration steps.
+        prefix_horizon: P, most actions of a previous chunk that the policy learns to continue (real-time chunking);
+            0 is none.
         network: size of the velocity field.
         bc: optimisation.
         json: print one JSON object.
@@ -58,6 +60,7 @@ class TrainBC:
     action_horizon: int = 12
     execute_horizon: int = 8
     num_flow_steps: int = 4
+    prefix_horizon: int = 0
     network: NetworkConfig = field(default_factory=NetworkConfig)
     bc: BCConfig = field(default_factory=BCConfig)
     json: bool = False
@@ -107,10 +110,8 @@ ALGORITHMS = {"bc": TrainBC, "score_flow": TrainScoreFlow}
 
 def main(config: TrainBC | TrainScoreFlow) -> dict:
     """Train, and write the run folder."""
-    task = make_task(config.task)
     begin_run(config)
-    run = train_bc if isinstance(config, TrainBC) else train_score_flow
-    return run(config, task)
+    return train_bc(config) if isinstance(config, TrainBC) else train_score_flow(config)
 
 
 def begin_run(config) -> None:
@@ -123,9 +124,11 @@ def begin_run(config) -> None:
     )
 
 
-def train_bc(config: TrainBC, task) -> dict:
+def train_bc(config: TrainBC) -> dict:
     """Imitation."""
     demos = demonstrations.load(config.demos)
+    cameras = any(f.kind == "image" for f in demos.layout.observations)
+    task = make_task(config.task, **({"cameras": True} if cameras else {}))
     check_demos(demos, task, config)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
@@ -140,6 +143,7 @@ def train_bc(config: TrainBC, task) -> dict:
         action_horizon=config.action_horizon,
         execute_horizon=config.execute_horizon,
         num_flow_steps=config.num_flow_steps,
+        prefix_horizon=config.prefix_horizon,
         algorithm="bc",
         provenance={
             "demos": {
@@ -191,18 +195,22 @@ def check_demos(demos: Demonstrations, task, config: TrainBC) -> None:
 
 def with_statistics(spec: PolicySpec, policy: FlowPolicy) -> PolicySpec:
     """The spec with mean and spread of each observation as the policy's normaliser has them."""
-    sizes = [f.size for f in spec.observations]
-    means, stds = policy.normalizer.mean.split(sizes), policy.normalizer.std.split(sizes)
+    names, sizes = list(policy.normalizer.fields), list(policy.normalizer.fields.values())
+    means = dict(zip(names, policy.normalizer.mean.split(sizes), strict=True))
+    stds = dict(zip(names, policy.normalizer.std.split(sizes), strict=True))
     fields = [
-        dataclasses.replace(f, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
-        for f, mean, std in zip(spec.observations, means, stds, strict=True)
+        dataclasses.replace(f, mean=tuple(means[f.name].tolist()), std=tuple(stds[f.name].tolist()))
+        if f.name in means
+        else f
+        for f in spec.observations
     ]
     return spec.replace(observations=tuple(fields))
 
 
-def train_score_flow(config: TrainScoreFlow, task) -> dict:
+def train_score_flow(config: TrainScoreFlow) -> dict:
     """RL fine-tuning."""
     base = checkpoint.load(config.checkpoint)
+    task = task_of(base.spec, config.task)
     check_fits(base.spec, task, str(config.checkpoint))
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)

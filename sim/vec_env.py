@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.backends.rollout import RolloutBackend
+from sim.render import Renderer
 
-Observation = dict[str, np.ndarray]  # field name -> (N, size)
+Observation = dict[str, np.ndarray]  # field name -> (N, size), or (N, height, width, 3) uint8
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class VecEnv:
         self._episode = np.zeros(num_envs, dtype=int)
         self._steps = np.zeros(num_envs, dtype=int)
         self._held = np.zeros(num_envs, dtype=int)
+        self._images = [f for f in task.obs_fields if f.kind == "image"]
+        self._renderers = {
+            size: Renderer(self.world, *size) for size in {f.resolution for f in self._images}
+        }
         self.state = np.zeros((num_envs, self.world.state_size))
         self.command = np.zeros((num_envs, len(self.world.joint_names)))
 
@@ -68,7 +73,15 @@ class VecEnv:
         """Start a new episode everywhere."""
         for i in range(self.num_envs):
             self._start(i, None if seeds is None else np.random.default_rng(seeds[i]))
-        return self.task.observe(self.state)
+        return self._observe(self.state)
+
+    def _observe(self, state: np.ndarray) -> Observation:
+        """What the policy sees of states (n, state_size). Images are drawn here and nowhere else: once per chunk."""
+        obs = self.task.observe(state)
+        for f in self._images:
+            draw = self._renderers[f.resolution].render
+            obs[f.name] = np.stack([draw(row, f.source) for row in state])
+        return {f.name: obs[f.name] for f in self.task.obs_fields}
 
     def _start(self, i: int, rng: np.random.Generator | None = None) -> None:
         rng = rng or np.random.default_rng((self.seed, i, self._episode[i]))
@@ -117,11 +130,16 @@ class VecEnv:
         rows = np.arange(self.num_envs)
         self.state = states[rows, last].copy()
         self.command = commands[rows, last].copy()
-        final_obs = task.observe(self.state)
-        for i in np.flatnonzero(success | truncated):
-            self._start(i)
+        final_obs = obs = self._observe(self.state)
+        ended = np.flatnonzero(success | truncated)
+        if len(ended):
+            for i in ended:
+                self._start(i)
+            obs = {name: values.copy() for name, values in final_obs.items()}
+            for name, values in self._observe(self.state[ended]).items():
+                obs[name][ended] = values
         return ChunkStep(
-            obs=task.observe(self.state),
+            obs=obs,
             final_obs=final_obs,
             reward=sum(reward_terms.values()),
             reward_terms=reward_terms,
@@ -135,5 +153,7 @@ class VecEnv:
         )
 
     def close(self) -> None:
-        """End the physics threads."""
+        """End the physics threads, free the GL context."""
         self.backend.close()
+        for renderer in self._renderers.values():
+            renderer.close()

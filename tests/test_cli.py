@@ -225,3 +225,17 @@ def test_readme_commands_exist():
     }
     assert used <= set(cli.COMMANDS)
     assert shutil.which("make")
+
+
+def test_two_runs_at_once_take_different_ros_domains():
+    code = "from flow_policy_rl.ros import private_domain; print(private_domain(), flush=True); input()"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    domains = [run.stdout.readline() for run in runs]
+    for run in runs:
+        run.communicate("\n")
+    assert len(set(domains)) == 3

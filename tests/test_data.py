@@ -44,7 +44,7 @@ def test_demonstrations_round_trip_in_robomimic_layout(tmp_path):
 
 def test_windows_follow_their_observation_and_repeat_the_last_action():
     data = ChunkDataset([episode(4, 0), episode(3, 100)], action_horizon=3)
-    obs, chunks = data.all()
+    obs, chunks = data.batch(torch.arange(len(data)))
     assert obs["x"][:, 0].tolist() == [0, 1, 2, 3, 100, 101, 102]
     assert chunks[..., 0].tolist() == [
         [0, 1, 2],

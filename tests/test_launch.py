@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from toys import ROOT
 
+from flow_policy_rl.ros import private_domain
+
 FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 NODES = ROOT / "ros_ws" / "src" / "flow_policy_ros" / "flow_policy_ros"
 BUILT_IN = {"use_sim_time"}
@@ -80,7 +82,7 @@ sys.exit(service.run())
 def launch(tmp_path):
     pytest.importorskip("launch_ros", reason="launch_ros is not installed (it is not on PyPI)")
     environment = os.environ | {
-        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
+        "ROS_DOMAIN_ID": str(private_domain()),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_LOG_DIR": str(tmp_path / "log"),
     }

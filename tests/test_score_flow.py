@@ -43,7 +43,7 @@ def test_log_probability_of_a_chain_is_what_numpy_says(generator):
     obs = random_obs(policy, 5, generator)
     chunk, trace = estimator.sample(obs, generator)
     chain = trace["chain"].numpy().astype(np.float64)
-    features = policy.normalizer(obs)
+    features = policy.features(obs)
     context = policy.velocity_field.from_obs(features)
     total = np.zeros(5)
     for k in range(steps):
@@ -95,7 +95,7 @@ def test_zero_drift_is_reinflow(generator):
     policy = estimator.policy
     x = torch.randn(5, 6, 2, generator=generator)
     obs = random_obs(policy, 5, generator)
-    features = policy.normalizer(obs)
+    features = policy.features(obs)
     context = policy.embed(obs)
     t = torch.full((5,), 1 / 3)
     mean, _ = estimator.mean_std(x, t, context, features)

@@ -2,6 +2,9 @@
 
     loss = E | v(x_t, t, obs) - (x_1 - x_0) |^2,   x_1 a demonstrated chunk, x_0 ~ N(0, I), t ~ U(0, 1)
 
+With a prefix horizon P (training-time real-time chunking, arXiv 2512.05964) the first d ~ U{0..P} actions of a chunk
+are clean, at flow time 1, and do not count in the loss.
+
 The weights that count are an exponential moving average of those that are trained.
 """
 
@@ -40,9 +43,14 @@ class BCConfig:
 
 
 def cfm_loss(policy: FlowPolicy, obs: Obs, x_1: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
-    """Conditional flow-matching loss per sample, (B,): mean square over the chunk. x in normalised units, t (B, H)."""
+    """Conditional flow-matching loss per sample, (B,): mean square over the chunk. x in normalised units, t (B, H).
+
+    Actions at t = 1 are known and do not count.
+    """
     velocity = policy.velocity_field(flow.interpolate(x_0, x_1, t), t, policy.embed(obs))
-    return (velocity - flow.velocity_target(x_0, x_1)).square().mean(dim=(1, 2))
+    error = (velocity - flow.velocity_target(x_0, x_1)).square().mean(dim=2)
+    counts = (t < 1).float()
+    return (error * counts).sum(dim=1) / counts.sum(dim=1)
 
 
 def train(
@@ -55,7 +63,8 @@ def train(
 ) -> FlowPolicy:
     """Fit the normalisers, train, and return a policy with the averaged weights. `policy` keeps the raw ones."""
     training, held_out = data.split(config.held_out)
-    policy.normalizer.fit(training.obs)
+    if policy.normalizer.fields:
+        policy.normalizer.fit(training.obs)
     policy.fit_action_range(training.actions)
     average = copy.deepcopy(policy).requires_grad_(False)
     optimizer = torch.optim.AdamW(
@@ -86,14 +95,18 @@ def train(
 def held_out_loss(policy: FlowPolicy, data: ChunkDataset, seed: int = 0) -> float:
     """Loss on unseen episodes, with the same noise and times at every call."""
     generator = torch.Generator().manual_seed(seed)
-    obs, chunk = data.all()
-    return _loss(policy, obs, chunk, generator).mean().item()
+    rows = torch.arange(len(data)).split(1024)
+    losses = [_loss(policy, *data.batch(part), generator) for part in rows]
+    return torch.cat(losses).mean().item()
 
 
 def _loss(policy: FlowPolicy, obs: Obs, chunk: Tensor, generator: torch.Generator) -> Tensor:
     x_1 = policy.normalize_action(chunk)
     x_0 = torch.randn(x_1.shape, generator=generator)
     t = torch.rand(len(x_1), 1, generator=generator).expand(x_1.shape[:2])
+    if policy.spec.prefix_horizon:
+        delay = torch.randint(policy.spec.prefix_horizon + 1, (len(x_1), 1), generator=generator)
+        t = torch.where(torch.arange(x_1.shape[1]) < delay, 1.0, t)
     return cfm_loss(policy, obs, x_1, x_0, t)
 
 

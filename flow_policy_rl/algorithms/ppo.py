@@ -43,6 +43,8 @@ class PPOConfig:
         target_kl: an update stops early when the ratio's KL estimate passes it.
         critic_warmup: first iterations, in which only the critic learns.
         value_width, value_depth: size of the critic.
+        train_encoder: also train what turns images into features. Otherwise each observation is encoded once, when it
+            is seen, and the features are all that a rollout keeps.
     """
 
     num_iterations: int = 40
@@ -61,6 +63,7 @@ class PPOConfig:
     critic_warmup: int = 1
     value_width: int = 256
     value_depth: int = 3
+    train_encoder: bool = False
 
 
 class PPO:
@@ -80,10 +83,13 @@ class PPO:
             config,
             generator,
         )
-        self.critic = ValueFunction(
-            len(policy.normalizer.mean), config.value_width, config.value_depth
+        self.critic = ValueFunction(policy.num_features, config.value_width, config.value_depth)
+        self.collector = Collector(
+            env,
+            policy.spec.execute_horizon,
+            config.gamma,
+            self._raw if config.train_encoder else self._features,
         )
-        self.collector = Collector(env, policy.spec.execute_horizon, config.gamma)
         self.actor_optimizer = torch.optim.AdamW(
             estimator.parameter_groups(config.actor_learning_rate), weight_decay=0.0
         )
@@ -91,6 +97,12 @@ class PPO:
             self.critic.parameters(), lr=config.critic_learning_rate, weight_decay=1e-5
         )
         self.iteration = 0
+
+    def _raw(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return obs
+
+    def _features(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"features": self.policy.features(obs)}
 
     def iterate(self) -> dict[str, float]:
         """One rollout and one update. Returns metrics."""
@@ -115,8 +127,8 @@ class PPO:
         """Fit actor and critic to one rollout."""
         config = self.config
         with torch.no_grad():
-            value = self.critic(self.policy.normalizer(rollout.obs))
-            next_value = self.critic(self.policy.normalizer(rollout.final_obs))
+            value = self.critic(self.policy.features(rollout.obs))
+            next_value = self.critic(self.policy.features(rollout.final_obs))
         advantage, returns = generalized_advantages(
             rollout.reward,
             value,
@@ -152,7 +164,7 @@ class PPO:
         }
 
     def _critic_step(self, obs: dict[str, Tensor], returns: Tensor) -> dict[str, float]:
-        loss = 0.5 * (self.critic(self.policy.normalizer(obs)) - returns).square().mean()
+        loss = 0.5 * (self.critic(self.policy.features(obs)) - returns).square().mean()
         step(self.critic_optimizer, loss, self.config.max_grad_norm)
         return {"train/value_loss": loss.item()}
 

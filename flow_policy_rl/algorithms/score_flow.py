@@ -81,7 +81,7 @@ class ScoreFlow(nn.Module):
         self.policy, self.config = policy, config
         self.num_flow_steps = policy.spec.num_flow_steps
         horizon, joints = policy.chunk_shape
-        self.noise_head = NoiseHead(len(policy.normalizer.mean), horizon * joints, config)
+        self.noise_head = NoiseHead(policy.num_features, horizon * joints, config)
         self.register_buffer("grid", flow.time_grid(self.num_flow_steps))
         executed = (torch.arange(horizon) < policy.spec.execute_horizon).float()
         counted = torch.ones(self.num_flow_steps, horizon, joints)
@@ -115,7 +115,7 @@ class ScoreFlow(nn.Module):
     @torch.no_grad()
     def sample(self, obs: Obs, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw a chain; the chunk is its end, the trace its states (B, K + 1, H, A) and its log-probability."""
-        features = self.policy.normalizer(obs)
+        features = self.policy.features(obs)
         context = self.policy.velocity_field.from_obs(features)
         shape = (len(features), *self.policy.chunk_shape)
         x = self.config.start_noise * torch.randn(shape, generator=generator)
@@ -135,7 +135,7 @@ class ScoreFlow(nn.Module):
     def evaluate(self, obs: Obs, trace: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Log-ratio (B,) of a chain under the present weights, and the chain's entropy per element (B,)."""
         chain, steps = trace["chain"], self.num_flow_steps
-        features = self.policy.normalizer(obs)
+        features = self.policy.features(obs)
         context = self.policy.velocity_field.from_obs(features)
         x, x_next = chain[:, :-1].flatten(0, 1), chain[:, 1:].flatten(0, 1)  # (B * K, H, A)
         t = self.grid.repeat(len(chain))

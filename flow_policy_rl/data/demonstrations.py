@@ -73,7 +73,10 @@ def save(path: Path, demos: Demonstrations) -> None:
             group["dones"] = np.arange(len(episode.actions)) == len(episode.actions) - 1
             group["states"] = episode.states
             for name, values in episode.obs.items():
-                group[f"obs/{name}"] = values
+                images = {"compression": "lzf", "chunks": (1, *values.shape[1:])}
+                group.create_dataset(
+                    f"obs/{name}", data=values, **(images if values.dtype == np.uint8 else {})
+                )
     partial.rename(path)
 
 
@@ -123,6 +126,10 @@ def _episode(group: h5py.Group, layout: DemoLayout) -> Episode:
     )
 
 
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.as_tensor(values, dtype=None if values.dtype == np.uint8 else torch.float32)
+
+
 class ChunkDataset:
     """Windows of H actions that follow each observation; past an episode's end its last action repeats."""
 
@@ -131,10 +138,7 @@ class ChunkDataset:
         self.action_horizon = action_horizon
         names = self.episodes[0].obs if self.episodes else {}
         self.obs = {
-            name: torch.as_tensor(
-                np.concatenate([e.obs[name] for e in self.episodes]), dtype=torch.float32
-            )
-            for name in names
+            name: _tensor(np.concatenate([e.obs[name] for e in self.episodes])) for name in names
         }
         lengths = [len(e.actions) for e in self.episodes]
         if not lengths:
@@ -158,10 +162,6 @@ class ChunkDataset:
         return {name: values[rows] for name, values in self.obs.items()}, self.actions[
             self._index[rows]
         ]
-
-    def all(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Every window, in order."""
-        return self.batch(torch.arange(len(self)))
 
     def split(self, held_out: float) -> tuple["ChunkDataset", "ChunkDataset"]:
         """Whole episodes apart: the first ones for training, the last `held_out` share for validation."""

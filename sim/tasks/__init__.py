@@ -1,5 +1,7 @@
 """The tasks. A task is an MJCF model plus pure batched functions of the state (see `lift.py` for the shape of one)."""
 
+import inspect
+
 from sim.errors import unknown_name
 from sim.tasks.lift import Lift
 
@@ -10,8 +12,12 @@ def make_task(name: str, **options):
     """Build a task by name.
 
     Raises:
-        SimulationError: unknown name; the message lists the valid ones.
+        SimulationError: unknown name or option; the message lists the valid ones.
     """
     if name not in TASKS:
         raise unknown_name("task", name, TASKS)
+    valid = inspect.signature(TASKS[name]).parameters
+    for option in options:
+        if option not in valid:
+            raise unknown_name(f"option of task '{name}'", option, valid)
     return TASKS[name](**options)

@@ -12,9 +12,10 @@ class ObsField:
     Attributes:
         name: key in the observation dict, and input name of the exported graph.
         kind: where it comes from: joint_position, joint_velocity, pose or image.
-        elements: joint names, the elements of a pose (`POSE_ELEMENTS`), or for an image its height, width and channels.
+        elements: joint names, or the elements of a pose (`POSE_ELEMENTS`); empty for an image.
         unit: SI unit of the elements.
         source: for a pose or an image, the name of the object or camera.
+        resolution: height and width of an image, which is (height, width, 3) uint8 RGB; else empty.
     """
 
     name: str
@@ -22,3 +23,12 @@ class ObsField:
     elements: tuple[str, ...]
     unit: str
     source: str = ""
+    resolution: tuple[int, ...] = ()
+
+
+IMAGE_RESOLUTION = (96, 96)
+
+
+def camera_field(camera: str) -> ObsField:
+    """The image of a named camera as an observation field."""
+    return ObsField(f"{camera}_image", "image", (), "", source=camera, resolution=IMAGE_RESOLUTION)

@@ -7,7 +7,7 @@ above where it rested for ten control steps in a row (0.5 s). The episode ends t
 import mujoco
 import numpy as np
 
-from sim.tasks.layout import POSE_ELEMENTS, ObsField
+from sim.tasks.layout import POSE_ELEMENTS, ObsField, camera_field
 from sim.world import World, attach_robot
 
 CUBE_HALF = 0.0225  # m
@@ -42,7 +42,11 @@ SCENE = f"""
 
 
 class Lift:
-    """The MDP on a `World`: start states, observation, success. All functions take and give batches."""
+    """The MDP on a `World`: start states, observation, success. All functions take and give batches.
+
+    Args:
+        cameras: the policy sees the scene through the camera `front` instead of being told where the cube is.
+    """
 
     name = "lift"
     robot = "panda"
@@ -51,7 +55,7 @@ class Lift:
     success_hold_steps = 10
     cameras = ("front",)
 
-    def __init__(self):
+    def __init__(self, cameras: bool = False):
         scene = attach_robot(mujoco.MjSpec.from_string(SCENE), self.robot, frame="robot")
         self.world = World(scene, self.control_dt)
         joints = self.world.joint_names
@@ -60,7 +64,9 @@ class Lift:
             ObsField("joint_pos", "joint_position", arm, "rad"),
             ObsField("joint_vel", "joint_velocity", arm, "rad/s"),
             ObsField("gripper_pos", "joint_position", gripper, "m"),
-            ObsField("object_pose", "pose", POSE_ELEMENTS, "m", source="cube"),
+            camera_field("front")
+            if cameras
+            else ObsField("object_pose", "pose", POSE_ELEMENTS, "m", source="cube"),
         )
         self._joint_vel = self.world.qvel_address(arm)
         self._joint_pos = self.world.qpos_address(arm)
@@ -77,7 +83,7 @@ class Lift:
         return self.world.make_state(qpos)
 
     def observe(self, state: np.ndarray) -> dict[str, np.ndarray]:
-        """Observation fields (..., size) of states (..., state_size)."""
+        """Observation fields (..., size) of states (..., state_size); images are the environment's to draw."""
         qpos, qvel = self.world.qpos(state), self.world.qvel(state)
         return {
             "joint_pos": qpos[..., self._joint_pos],

@@ -1,6 +1,5 @@
 """Real rclpy between real processes, on a domain of their own and on this machine only."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from trajectory_msgs.msg import JointTrajectory
 
-from flow_policy_rl.ros import Process, processes
+from flow_policy_rl.ros import Process, private_domain, processes
 
 SOON_S = 20.0
 
@@ -24,8 +23,7 @@ SOON_S = 20.0
 @pytest.fixture(autouse=True)
 def ros_environment(tmp_path, monkeypatch) -> None:
     """Isolation, and type checks on."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(1 + (os.getpid() + 13 * worker) % 100))
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(private_domain()))
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path / "ros_log"))
     monkeypatch.setenv("ROS_PYTHON_CHECK_FIELDS", "1")

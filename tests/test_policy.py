@@ -1,0 +1,128 @@
+"""What a policy sees (fields, images) and continues (a prefix of actions already under way)."""
+
+import numpy as np
+import pytest
+import torch
+from toys import random_obs, small_policy, small_spec
+
+from flow_policy_rl.algorithms.bc import cfm_loss
+from flow_policy_rl.errors import InputError
+from flow_policy_rl.flow import interpolate
+from flow_policy_rl.networks import ImageEncoder, fit
+from flow_policy_rl.policy import FlowPolicy, NetworkConfig
+from flow_policy_rl.spec import ObservationField, PolicySpec
+from sim.tasks import make_task
+from sim.vec_env import VecEnv
+
+
+def image_policy() -> FlowPolicy:
+    camera = ObservationField("front_image", "image", (), "", "front", resolution=(24, 32))
+    joints = ObservationField("joint_pos", "joint_position", ("a", "b"), "rad")
+    torch.manual_seed(0)
+    return FlowPolicy(small_spec(observations=(joints, camera)), NetworkConfig(width=16, depth=2))
+
+
+@pytest.mark.parametrize("integrator", ["euler", "midpoint", "heun", "rk4"])
+def test_the_chunk_starts_with_the_prefix_bit_for_bit_and_the_rest_depends_on_it(
+    integrator, generator
+):
+    policy = small_policy(execute_horizon=3, prefix_horizon=3)
+    obs = random_obs(policy, 4, generator)
+    noise = torch.randn(4, *policy.chunk_shape, generator=generator)
+    prefix = 0.3 * torch.randn(4, 3, 2, generator=generator)
+    delay = torch.tensor([0, 1, 2, 3])
+    given = {**obs, "prefix": prefix, "inference_delay": delay}
+    chunk = policy.sample(given, noise, integrator=integrator)
+    plain = policy.sample(obs, noise, integrator=integrator)
+    for row, known in enumerate(delay.tolist()):
+        assert torch.equal(chunk[row, :known], prefix[row, :known])
+    torch.testing.assert_close(chunk[0], plain[0])
+    assert (chunk[1:, 3:] - plain[1:, 3:]).abs().amax() > 1e-4
+    # What lies beyond the delay in the prefix is not read.
+    other = prefix.clone()
+    other[1, 1:] += 1.0
+    again = policy.sample({**given, "prefix": other}, noise, integrator=integrator)
+    assert torch.equal(again[1], chunk[1])
+
+
+def test_known_actions_carry_no_loss_and_no_gradient(generator):
+    policy = small_policy(execute_horizon=3, prefix_horizon=3)
+    obs = random_obs(policy, 5, generator)
+    x_1, x_0 = (torch.randn(5, *policy.chunk_shape, generator=generator) for _ in range(2))
+    t = torch.full((5, 6), 0.4)
+    t[:, :2] = 1.0
+    velocity = policy.velocity_field(interpolate(x_0, x_1, t), t, policy.embed(obs))
+    expected = (velocity - (x_1 - x_0))[:, 2:].square().mean(dim=(1, 2))
+    torch.testing.assert_close(cfm_loss(policy, obs, x_1, x_0, t), expected)
+
+
+def test_keypoints_follow_a_bright_spot():
+    encoder = ImageEncoder((96, 96), keypoints=1)
+    with torch.no_grad():  # one map that is bright where the image is
+        for layer in encoder.convolutions:
+            if hasattr(layer, "weight"):
+                layer.weight.fill_(0.02)
+                layer.bias.zero_()
+        encoder.convolutions[-1].weight *= 50
+    image = torch.zeros(2, 96, 96, 3, dtype=torch.uint8)
+    image[0, 20:28, 60:68] = 255  # middle at row 23.5, column 63.5
+    image[1, 70:78, 10:18] = 255
+    x, y = encoder(image).detach().numpy().T
+    np.testing.assert_allclose(x, [2 * 63.5 / 95 - 1, 2 * 13.5 / 95 - 1], atol=0.13)  # one cell
+    np.testing.assert_allclose(y, [2 * 23.5 / 95 - 1, 2 * 73.5 / 95 - 1], atol=0.13)  # one cell
+
+
+def test_a_larger_picture_is_cropped_about_its_middle_and_resized():
+    wide = torch.zeros(1, 1, 48, 128)
+    wide[..., 32:96] = 1.0  # the middle that has the right shape
+    assert torch.equal(fit(wide, (24, 32)), torch.ones(1, 1, 24, 32))
+
+
+def test_features_given_are_features_computed(generator):
+    policy = image_policy()
+    obs = {
+        "joint_pos": torch.randn(3, 2, generator=generator),
+        "front_image": torch.randint(256, (3, 24, 32, 3), generator=generator).to(torch.uint8),
+    }
+    noise = torch.zeros(3, *policy.chunk_shape)
+    features = policy.features(obs)
+    assert features.shape == (3, policy.num_features)
+    torch.testing.assert_close(
+        policy.sample({"features": features}, noise), policy.sample(obs, noise)
+    )
+
+
+def test_the_environment_draws_what_the_policy_sees_and_only_that():
+    task = make_task("lift", cameras=True)
+    env = VecEnv(task, 3)
+    first = env.reset([1, 2, 3])
+    assert list(first) == [f.name for f in task.obs_fields]
+    assert "object_pose" not in first
+    image = first["front_image"]
+    assert image.dtype == np.uint8
+    assert image.shape == (3, 96, 96, 3)
+    assert image.std() > 10
+    red = (image[..., 0] > 100) & (image[..., 1] < 80)
+    assert red.any(axis=(1, 2)).all()  # the cube is in the picture
+    again = VecEnv(task, 1).reset([2])
+    np.testing.assert_array_equal(again["front_image"][0], image[1])
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prefix_horizon": 3}, "prefix_horizon"),
+        ({"observations": (ObservationField("i", "image", (), "", "front"),)}, "resolution"),
+        ({"observations": (ObservationField("noise", "pose", ("x",), "m"),)}, "taken"),
+    ],
+)
+def test_specs_that_cannot_be(changes, message):
+    with pytest.raises(InputError, match=message):
+        small_spec(**changes)
+
+
+def test_a_spec_with_a_camera_survives_the_round_trip():
+    spec = image_policy().spec
+    assert PolicySpec.from_json(spec.to_json()) == spec
+    assert spec.cameras == ("front",)
