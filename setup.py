@@ -11,8 +11,9 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / NAME / "__init__.py").read_
 
 SIM = ["mujoco"]
 SERVE = ["onnxruntime"]
-BAGS = ["rosbags", "mcap"]
-REPORT = ["jinja2", "plotly", "av", "opencv-python-headless"]
+BAGS = ["rosbags", "mcap", "zstandard", "lz4"]
+DATASETS = ["h5py", "pyarrow", "av", "opencv-python-headless"]
+REPORT = ["jinja2", "plotly", "matplotlib", "av", "opencv-python-headless"]
 TRAIN = [*SIM, "torch", "h5py", "safetensors", "mink", "daqp", "onnx", "onnxscript", "tensorboard"]
 
 setup(
@@ -48,9 +49,10 @@ setup(
         "sim": SIM,
         "serve": SERVE,
         "bags": BAGS,
+        "datasets": DATASETS,
         "report": REPORT,
         "train": TRAIN,
-        "all": sorted({*SIM, *SERVE, *BAGS, *REPORT, *TRAIN}),
+        "all": sorted({*SIM, *SERVE, *BAGS, *DATASETS, *REPORT, *TRAIN}),
         "test": ["pytest", "hypothesis", "gymnasium"],
         "dev": ["ruff"],
     },

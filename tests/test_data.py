@@ -144,7 +144,7 @@ def test_bad_bags_are_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         list(read_bag(tmp_path / "none"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no \.mcap file"):
+    with pytest.raises(InputError, match=r"no .mcap and no .db3 file"):
         list(read_bag(tmp_path / "empty"))
     (tmp_path / "text.mcap").write_bytes(b"this is not MCAP at all, but long enough")
     with pytest.raises(InputError, match="cannot be read"):
