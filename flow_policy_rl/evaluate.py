@@ -26,24 +26,28 @@ class Evaluation:
     """One episode per seed.
 
     Attributes:
-        success: (E,) bool. returns: (E,) undiscounted. steps: (E,) control steps until the end.
+        success: (E,) bool, None for a task that knows no success. returns: (E,) undiscounted.
+        steps: (E,) control steps until the end.
     """
 
     seeds: tuple[int, ...]
-    success: np.ndarray
+    success: np.ndarray | None
     returns: np.ndarray
     steps: np.ndarray
 
     def summary(self) -> dict:
         """The numbers people ask for."""
-        low, high = wilson_interval(int(self.success.sum()), len(self.success))
+        rate = interval = None
+        if self.success is not None:
+            rate = float(self.success.mean())
+            interval = list(wilson_interval(int(self.success.sum()), len(self.success)))
         return {
-            "success_rate": float(self.success.mean()),
-            "success_ci95": [low, high],
+            "success_rate": rate,
+            "success_ci95": interval,
             "return_mean": float(self.returns.mean()),
             "return_std": float(self.returns.std()),
             "steps_mean": float(self.steps.mean()),
-            "episodes": len(self.success),
+            "episodes": len(self.returns),
         }
 
 
@@ -101,7 +105,10 @@ def evaluate(
         returns.append(total[: len(batch)])
         steps.append(length[: len(batch)])
     return Evaluation(
-        tuple(seeds), np.concatenate(success), np.concatenate(returns), np.concatenate(steps)
+        tuple(seeds),
+        None if env.task.success_hold_steps is None else np.concatenate(success),
+        np.concatenate(returns),
+        np.concatenate(steps),
     )
 
 
@@ -191,9 +198,12 @@ def check_fits(spec: PolicySpec, task, name: str) -> None:
 
 def text(result: dict) -> str:
     """For people."""
-    low, high = result["success_ci95"]
+    parts = [f"return {result['return_mean']:.3f} ± {result['return_std']:.3f}"]
+    if result["success_rate"] is not None:
+        low, high = result["success_ci95"]
+        parts.insert(
+            0, f"success {result['success_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})"
+        )
     return (
-        f"{result['policy']} on {result['task']}: success {result['success_rate']:.1%} "
-        f"(95 % interval {low:.1%} to {high:.1%}, {result['episodes']} episodes), "
-        f"return {result['return_mean']:.3f} ± {result['return_std']:.3f}"
+        f"{result['policy']} on {result['task']}, {result['episodes']} episodes: {', '.join(parts)}"
     )

@@ -14,8 +14,9 @@ from flow_policy_rl.errors import InputError
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "flow_policy_rl.spec"  # where an ONNX file keeps the JSON
-FIELD_KINDS = ("joint_position", "joint_velocity", "pose", "image")
-ACTION_KINDS = ("joint_position",)
+# `state` is what only a simulation knows; `control` goes to the actuator as it is.
+FIELD_KINDS = ("joint_position", "joint_velocity", "pose", "image", "state")
+ACTION_KINDS = ("joint_position", "control")
 RESERVED_NAMES = ("noise", "prefix", "inference_delay", "action_chunk", "features")
 INTEGRATORS = ("euler", "midpoint", "heun", "rk4")
 

@@ -138,6 +138,7 @@ def train_bc(config: TrainBC) -> dict:
         joint_names=demos.layout.joint_names,
         action_low=tuple(task.world.target_low.tolist()),
         action_high=tuple(task.world.target_high.tolist()),
+        action_kind=task.world.interface,
         observations=demos.layout.observations,
         control_dt=demos.layout.control_dt,
         action_horizon=config.action_horizon,
@@ -233,7 +234,9 @@ def train_score_flow(config: TrainScoreFlow) -> dict:
                 iteration % config.eval_every == 0 or iteration == config.ppo.num_iterations
             ):
                 result = evaluate_policy(watch, policy, config.eval_episodes, EVAL_SEED)
-                metrics["eval/success_rate"] = result["success_rate"]
+                metrics["eval/return"] = result["return_mean"]
+                if result["success_rate"] is not None:
+                    metrics["eval/success_rate"] = result["success_rate"]
             logger.log(
                 iteration,
                 metrics | {"time/env_steps": env_steps, "time/wall_s": time.monotonic() - start},

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import mujoco
 import numpy as np
 
-from sim.world import STATE, World
+from sim.world import World
 
 
 class LiveWorld:
@@ -36,9 +36,9 @@ class LiveWorld:
     def reset(self, state: np.ndarray) -> None:
         """Begin again from a state, holding still."""
         mujoco.mj_resetData(self.world.model, self._data)
-        mujoco.mj_setState(self.world.model, self._data, state, STATE)
+        self.world.write(state, self._data)
         self.state = state.copy()
-        self.command = self.world.qpos(state)[self.world.joint_qpos].copy()
+        self.command = self.world.initial_command(state).copy()
 
     def advance(self, steps: int, reference: Callable[[float], np.ndarray]) -> None:
         """Physics steps under `reference(time)` -> (A,), each joint within its range and velocity limit."""
@@ -50,7 +50,7 @@ class LiveWorld:
             self.command += np.clip(target - self.command, -most, most)
             self._data.ctrl[:] = self.command
             mujoco.mj_step(world.model, self._data)
-        mujoco.mj_getState(world.model, self._data, self.state, STATE)
+        world.read(self._data, self.state)
 
     @property
     def joint_state(self) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 
 from sim.errors import SimulationError, unknown_name
-from sim.world import STATE, World
+from sim.world import World
 
 
 class Renderer:
@@ -31,7 +31,7 @@ class Renderer:
         """(state_size,) -> (height, width, 3) uint8, RGB."""
         if camera not in self._cameras:
             raise unknown_name("camera", camera, self._cameras)
-        mujoco.mj_setState(self._world.model, self._data, state, STATE)
+        self._world.write(state, self._data)
         mujoco.mj_kinematics(self._world.model, self._data)
         mujoco.mj_camlight(self._world.model, self._data)
         self._renderer.update_scene(self._data, camera)

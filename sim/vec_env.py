@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.backends.rollout import RolloutBackend
+from sim.backends.threads import ThreadsBackend
 from sim.render import Renderer
+from sim.world import World
 
 Observation = dict[str, np.ndarray]  # field name -> (N, size), or (N, height, width, 3) uint8
 
@@ -17,7 +19,8 @@ class ChunkStep:
 
     Attributes:
         obs: observation after the chunk; of the new episode where one ended.
-        final_obs: observation at the last valid step, before any reset (use it to bootstrap a truncation).
+        final_obs: observation at the last valid step, before any reset (use it to bootstrap a truncation). Shares
+            memory with `obs` where no episode ended.
         reward: (N, h), zero where not valid.
         reward_terms: the same, by name.
         valid: (N, h) bool, control steps that count.
@@ -58,7 +61,7 @@ class VecEnv:
         self.world = task.world
         self.num_envs = num_envs
         self.seed = seed
-        self.backend = RolloutBackend(task.world, num_threads)
+        self.backend = make_backend(task.world, num_threads)
         self._episode = np.zeros(num_envs, dtype=int)
         self._steps = np.zeros(num_envs, dtype=int)
         self._held = np.zeros(num_envs, dtype=int)
@@ -89,71 +92,103 @@ class VecEnv:
         self._steps[i] = 0
         self._held[i] = 0
         self.state[i] = self.task.initial_state(rng)
-        self.command[i] = self.world.qpos(self.state[i])[self.world.joint_qpos]
+        self.command[i] = self.world.initial_command(self.state[i])
 
     def step(self, action_chunk: np.ndarray) -> ChunkStep:
-        """Execute (N, h, A) joint targets open loop."""
-        task, horizon = self.task, action_chunk.shape[1]
-        controls, commands = self.world.ramp(
-            self.command, np.asarray(action_chunk, dtype=np.float64)
-        )
-        states = self.backend.step(self.state, controls)  # (N, h, state_size)
+        """Execute (N, h, A) actions open loop."""
+        task = self.task
+        actions = np.asarray(action_chunk, dtype=np.float64)
+        states, commands, diverged_at = self._advance(actions)
+        before = np.concatenate([self.state[:, None], states[:, :-1]], axis=1)
+        succeeded = self._succeeded(states, diverged_at)
+        failed = task.is_failure(states) & ~diverged_at & ~succeeded
+        step_number = self._steps[:, None] + 1 + np.arange(actions.shape[1])
+        out_of_time = (step_number >= task.episode_steps) & ~succeeded & ~failed
 
-        # MuJoCo restarts a simulation that broke down from time zero, so its clock tells as well as its numbers.
-        due = self.state[:, :1] + (1 + np.arange(horizon)) * self.world.control_dt
-        diverged_at = ~np.isfinite(states).all(axis=-1) | (
-            np.abs(states[..., 0] - due) > 1e-6
-        )  # (N, h)
-        states = np.where(diverged_at[..., None], self.state[:, None], states)
-        holds = task.is_success(states) & ~diverged_at
-        valid, succeeded = (
-            np.ones((self.num_envs, horizon), bool),
-            np.zeros((self.num_envs, horizon), bool),
-        )
-        truncated, diverged = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
-        alive = np.ones(self.num_envs, bool)
-        for h in range(horizon):
-            valid[:, h] = alive
-            self._steps += alive
-            self._held = np.where(holds[:, h], self._held + 1, 0)
-            succeeded[:, h] = alive & (self._held >= task.success_hold_steps)
-            diverged |= alive & diverged_at[:, h]
-            out_of_time = alive & (self._steps >= task.episode_steps) & ~succeeded[:, h]
-            truncated |= out_of_time | (alive & diverged_at[:, h])
-            alive &= ~(succeeded[:, h] | truncated)
-        success = succeeded.any(axis=1)
+        # The first of these ends the episode; what comes after it inside the chunk does not count.
+        ends = succeeded | failed | diverged_at | out_of_time  # (N, h)
+        ended = ends.any(axis=1)
+        last = np.where(ended, ends.argmax(axis=1), actions.shape[1] - 1)
+        valid = np.arange(actions.shape[1]) <= last[:, None]
+        succeeded &= valid
+        rows = np.arange(self.num_envs)
 
         reward_terms = {
-            name: term * valid for name, term in task.reward_terms(states, succeeded).items()
+            name: np.where(valid, term, 0.0)
+            for name, term in task.reward_terms(before, actions, states, succeeded).items()
         }
-        last = valid.sum(axis=1) - 1
-        rows = np.arange(self.num_envs)
+        success, diverged = succeeded[rows, last], diverged_at[rows, last]
+        terminated = success | failed[rows, last]
+        self._steps += last + 1
         self.state = states[rows, last].copy()
         self.command = commands[rows, last].copy()
         final_obs = obs = self._observe(self.state)
-        ended = np.flatnonzero(success | truncated)
-        if len(ended):
-            for i in ended:
+        begun = np.flatnonzero(ended)
+        if len(begun):
+            for i in begun:
                 self._start(i)
             obs = {name: values.copy() for name, values in final_obs.items()}
-            for name, values in self._observe(self.state[ended]).items():
-                obs[name][ended] = values
+            for name, values in self._observe(self.state[begun]).items():
+                obs[name][begun] = values
         return ChunkStep(
             obs=obs,
             final_obs=final_obs,
             reward=sum(reward_terms.values()),
             reward_terms=reward_terms,
             valid=valid,
-            terminated=success,
-            truncated=truncated,
+            terminated=terminated,
+            truncated=ended & ~terminated,
             success=success,
             diverged=diverged,
             states=states,
             commands=commands,
         )
 
+    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Physics: states (N, h, state_size), commands (N, h, A), and where a simulation broke down (N, h)."""
+        if not self.task.feedback:
+            return self._run(self.state, self.command, actions)
+        parts, state, command = [], self.state, self.command
+        for h in range(actions.shape[1]):
+            wanted = self.task.act(state, actions[:, h])
+            states, commands, diverged = self._run(state, command, wanted[:, None])
+            states = self.task.after_step(states)
+            parts.append((states, commands, diverged))
+            state, command = states[:, 0], commands[:, 0]
+        states, commands, diverged = (np.concatenate(p, axis=1) for p in zip(*parts, strict=True))
+        return states, commands, np.logical_or.accumulate(diverged, axis=1)
+
+    def _run(
+        self, state: np.ndarray, command: np.ndarray, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        controls, commands = self.world.controls(command, actions)
+        states = self.backend.step(state, controls)
+        # MuJoCo restarts a simulation that broke down from time zero, so its clock tells as well as its numbers.
+        due = state[:, :1] + (1 + np.arange(actions.shape[1])) * self.world.control_dt
+        diverged = ~np.isfinite(states).all(axis=-1) | ~(np.abs(states[..., 0] - due) < 1e-6)
+        if diverged.any():
+            states = np.where(diverged[..., None], state[:, None], states)
+        return states, commands, diverged
+
+    def _succeeded(self, states: np.ndarray, diverged_at: np.ndarray) -> np.ndarray:
+        """(N, h) bool: steps at which the goal has been met for long enough."""
+        succeeded = np.zeros(states.shape[:2], bool)
+        if self.task.success_hold_steps is None:
+            return succeeded
+        holds = self.task.is_success(states) & ~diverged_at
+        for h in range(states.shape[1]):
+            self._held = np.where(holds[:, h], self._held + 1, 0)
+            succeeded[:, h] = self._held >= self.task.success_hold_steps
+        return succeeded
+
     def close(self) -> None:
         """End the physics threads, free the GL context."""
         self.backend.close()
         for renderer in self._renderers.values():
             renderer.close()
+
+
+def make_backend(world: World, num_threads: int | None = None) -> RolloutBackend | ThreadsBackend:
+    """The backend that serves a world: `mujoco.rollout` where its plain states are enough."""
+    backend = RolloutBackend if RolloutBackend.serves(world) else ThreadsBackend
+    return backend(world, num_threads)

@@ -1,7 +1,8 @@
-"""A compiled MuJoCo model seen as a robot that follows joint-position targets at a control rate.
+"""A compiled MuJoCo model seen as a robot that is commanded at a control rate.
 
-A `World` holds no state. A state is a row of numbers in MuJoCo's own layout (`mjSTATE_FULLPHYSICS`: time, qpos, qvel,
-act), so N environments are one array (N, state_size) and a chunk of actions for all of them is one call of a backend.
+A `World` holds no state. A state is a row of numbers: MuJoCo's own layout (`mjSTATE_FULLPHYSICS`: time, qpos, qvel,
+act), then what a task asks for in addition. So N environments are one array (N, state_size), a chunk of actions for
+all of them is one call of a backend, and that call is a pure function.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ import numpy as np
 from sim.errors import SimulationError, unknown_name
 
 STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
+WARM_START = mujoco.mjtState.mjSTATE_WARMSTART
+EQUALITIES = mujoco.mjtState.mjSTATE_EQ_ACTIVE
+INTERFACES = ("joint_position", "control")
 
 
 def asset(name: str) -> Path:
@@ -21,35 +25,114 @@ def asset(name: str) -> Path:
     return Path(str(resources.files("sim") / "assets" / name))
 
 
-class World:
-    """A model and its joint-position interface: one target per actuator and control step.
-
-    Targets are held to the actuator's control range and approached in a straight line over the control step, never
-    faster than the joint's velocity limit (first `user` value of the actuator, rad/s or m/s). That is what a joint
-    trajectory controller does with a chunk of positions, so simulation and robot see the same motion.
+def load_spec(path: Path | str) -> mujoco.MjSpec:
+    """Read an MJCF file.
 
     Raises:
-        SimulationError: the control period is not a whole number of physics steps, or an actuator has no limits.
+        SimulationError: missing or malformed; the message names the file and what MuJoCo found wrong with it.
+    """
+    if not Path(path).is_file():
+        raise SimulationError(f"model file '{path}' does not exist")
+    try:
+        return mujoco.MjSpec.from_file(str(path))
+    except ValueError as error:
+        raise SimulationError(f"model file '{path}': {one_line(error)}") from None
+
+
+def one_line(error: Exception) -> str:
+    """MuJoCo's messages have several lines."""
+    return " ".join(str(error).split())
+
+
+class World:
+    """A model, what a state row holds, and how the robot is commanded.
+
+    Two interfaces, one command per actuator and control step:
+
+    - `joint_position`: a position target, held to the actuator's control range and approached in a straight line over
+      the control step, never faster than the joint's velocity limit (first `user` value of the actuator, rad/s or m/s).
+      That is what a joint trajectory controller does with a chunk of positions, so simulation and robot see the same
+      motion.
+    - `control`: the number goes to the actuator as it is (a torque, say) and is held for the control step. MuJoCo
+      itself clamps it to the control range.
+
+    Args:
+        spec: the model.
+        control_dt: control period, s.
+        interface: one of `INTERFACES`.
+        extra_state: more of MuJoCo's state to carry in a row: `WARM_START` makes chunk after chunk equal to one long
+            simulation bit for bit; `EQUALITIES` lets a task switch equality constraints.
+        outputs: names of MjData arrays (cfrc_ext, xpos, sensordata...) to append to every row, as they are after the
+            control step. Like `mj_step` they describe the state before its last physics step.
+
+    Raises:
+        SimulationError: malformed model, the control period is not a whole number of physics steps, an actuator has no
+            limits, or an unknown interface or output.
     """
 
-    def __init__(self, spec: mujoco.MjSpec, control_dt: float):
-        self.model = spec.compile()
+    def __init__(
+        self,
+        spec: mujoco.MjSpec | mujoco.MjModel,
+        control_dt: float,
+        *,
+        interface: str = "joint_position",
+        extra_state: int = 0,
+        outputs: Sequence[str] = (),
+    ):
+        if interface not in INTERFACES:
+            raise unknown_name("interface", interface, INTERFACES)
+        self.model = model = compile_model(spec)
+        self.interface = interface
         self.control_dt = control_dt
-        self.physics_dt = float(self.model.opt.timestep)
+        self.physics_dt = float(model.opt.timestep)
         self.decimation = round(control_dt / self.physics_dt)
         if abs(self.decimation * self.physics_dt - control_dt) > 1e-9:
             raise SimulationError(
                 f"control period {control_dt} s is not a whole number of physics steps of {self.physics_dt} s"
             )
+        self._scratch = mujoco.MjData(model)
+        self._lay_out(extra_state, outputs)
+        self._name_joints()
+
+    def _lay_out(self, extra_state: int, outputs: Sequence[str]) -> None:
+        """Where things are in a state row."""
         model = self.model
-        self.state_size = mujoco.mj_stateSize(model, STATE)
-        self.joint_names = tuple(model.actuator(i).name for i in range(model.nu))
-        if model.nuser_actuator < 1 or not model.actuator_ctrllimited.all():
-            raise SimulationError(
-                "every actuator needs a control range and a velocity limit (user='...')"
-            )
+        self.state_spec = int(STATE) | int(extra_state)
+        self.physics_size = mujoco.mj_stateSize(model, self.state_spec)
+        self._parts: dict[int, slice] = {}
+        start = 0
+        for bit in range(int(mujoco.mjtState.mjNSTATE)):
+            if self.state_spec & (1 << bit):
+                size = mujoco.mj_stateSize(model, 1 << bit)
+                self._parts[1 << bit] = slice(start, start + size)
+                start += size
+        self.outputs: dict[str, tuple[slice, tuple[int, ...]]] = {}
+        for name in outputs:
+            values = getattr(self._scratch, name, None)
+            if not isinstance(values, np.ndarray):
+                raise SimulationError(f"MjData has no array '{name}' to put out")
+            self.outputs[name] = (slice(start, start + values.size), values.shape)
+            start += values.size
+        self.state_size = start
+        self.needs_contact_forces = bool({"cfrc_ext", "cfrc_int", "cacc"} & set(outputs))
+
+    def _name_joints(self) -> None:
+        """Joint names, limits and addresses of the actuators."""
+        model = self.model
+        names = [
+            model.actuator(i).name or model.joint(model.actuator_trnid[i, 0]).name
+            for i in range(model.nu)
+        ]
+        self.joint_names = tuple(names)
         self.target_low = model.actuator_ctrlrange[:, 0].copy()
         self.target_high = model.actuator_ctrlrange[:, 1].copy()
+        if not model.actuator_ctrllimited.all():
+            raise SimulationError("every actuator needs a control range")
+        if self.interface == "control":
+            self.velocity_limit = np.full(model.nu, np.inf)
+            return
+        if model.nuser_actuator < 1:
+            raise SimulationError("every actuator needs a velocity limit (user='...')")
         self.velocity_limit = model.actuator_user[:, 0].copy()
         self.joint_qpos = self.qpos_address(self.joint_names)
         self.joint_qvel = self.qvel_address(self.joint_names)
@@ -76,32 +159,80 @@ class World:
         return self.model.joint(name)
 
     def qpos(self, state: np.ndarray) -> np.ndarray:
-        """(..., state_size) -> (..., nq)."""
+        """(..., state_size) -> (..., nq), a view."""
         return state[..., 1 : 1 + self.model.nq]
 
     def qvel(self, state: np.ndarray) -> np.ndarray:
-        """(..., state_size) -> (..., nv)."""
+        """(..., state_size) -> (..., nv), a view."""
         return state[..., 1 + self.model.nq : 1 + self.model.nq + self.model.nv]
+
+    def part(self, state: np.ndarray, flag: int) -> np.ndarray:
+        """One component of MuJoCo's state (an `mjtState` flag such as `EQUALITIES`), a view."""
+        return state[..., self._parts[int(flag)]]
+
+    def output(self, state: np.ndarray, name: str) -> np.ndarray:
+        """(..., state_size) -> (..., *shape of the MjData array)."""
+        where, shape = self.outputs[name]
+        return state[..., where].reshape(*state.shape[:-1], *shape)
 
     def make_state(self, qpos: np.ndarray, qvel: np.ndarray | None = None) -> np.ndarray:
         """A state row (state_size,) at time zero; qvel is zero unless given."""
-        data = mujoco.MjData(self.model)
+        data = self._scratch
+        mujoco.mj_resetData(self.model, data)
         data.qpos[:] = qpos
         if qvel is not None:
             data.qvel[:] = qvel
+        if self.state_size > self.physics_size or self.state_spec & int(WARM_START):
+            mujoco.mj_forward(self.model, data)
         state = np.empty(self.state_size)
-        mujoco.mj_getState(self.model, data, state, STATE)
+        self.read(data, state)
         return state
+
+    def read(self, data: mujoco.MjData, state: np.ndarray) -> None:
+        """Copy an MjData into a state row (state_size,)."""
+        mujoco.mj_getState(self.model, data, state[: self.physics_size], self.state_spec)
+        for name, (where, _) in self.outputs.items():
+            state[where] = getattr(data, name).ravel()
+
+    def write(self, state: np.ndarray, data: mujoco.MjData) -> None:
+        """Put an MjData into the state of a row; nothing is computed from it yet."""
+        mujoco.mj_setState(self.model, data, state[: self.physics_size], self.state_spec)
 
     @property
     def home_qpos(self) -> np.ndarray:
         """qpos (nq,) of the keyframe `home`."""
         return self.model.key("home").qpos.copy()
 
-    # --- the joint-position interface ---
+    # --- commands ---
+
+    @property
+    def steps_per_control(self) -> int:
+        """Physics steps for which one row of controls is held."""
+        return self.decimation if self.interface == "control" else 1
+
+    def initial_command(self, state: np.ndarray) -> np.ndarray:
+        """(..., state_size) -> (..., A), the command that was in force before the first one: stay, or no control."""
+        if self.interface == "control":
+            return np.zeros((*state.shape[:-1], self.model.nu))
+        return self.qpos(state)[..., self.joint_qpos]
+
+    def controls(self, command: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Turn a chunk of commands into actuator controls.
+
+        Args:
+            command: (N, A) last one in force.
+            targets: (N, H, A) wanted.
+
+        Returns:
+            controls (N, H * decimation / steps_per_control, A) and commands (N, H, A) really in force at each step's
+            end.
+        """
+        if self.interface == "control":
+            return targets, targets
+        return self.ramp(command, targets)
 
     def ramp(self, command: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Turn targets into controls for every physics step.
+        """Turn position targets into controls for every physics step.
 
         Args:
             command: (N, A) last commanded position.
@@ -128,8 +259,22 @@ class World:
         return controls.reshape(num_envs, horizon * self.decimation, num_joints), commands[:, 1:]
 
 
+def compile_model(spec: mujoco.MjSpec | mujoco.MjModel) -> mujoco.MjModel:
+    """Compile, with MuJoCo's complaint in one line.
+
+    Raises:
+        SimulationError: MuJoCo refuses the model.
+    """
+    if isinstance(spec, mujoco.MjModel):
+        return spec
+    try:
+        return spec.compile()
+    except ValueError as error:
+        raise SimulationError(f"model '{spec.modelname}': {one_line(error)}") from None
+
+
 def attach_robot(scene: mujoco.MjSpec, robot: str, frame: str) -> mujoco.MjSpec:
     """Put a robot of `sim/assets` at a named frame of a scene. Its keyframe `home` comes along."""
-    child = mujoco.MjSpec.from_file(str(asset(f"{robot}.xml")))
+    child = load_spec(asset(f"{robot}.xml"))
     scene.attach(child, frame=frame, prefix="")
     return scene

@@ -6,15 +6,15 @@ import mujoco
 import numpy as np
 from mujoco import rollout
 
-from sim.world import World
+from sim.world import STATE, World
 
 
 class RolloutBackend:
     """Advance N states by the same number of physics steps.
 
-    The constraint solver starts every call without a warm start, because `mujoco.rollout` returns none. A call is
-    therefore a pure function of (state, controls): it does not depend on the number of threads, on the batch, or on
-    what ran before.
+    For worlds whose rows are MuJoCo's plain state. The constraint solver starts every call without a warm start:
+    `mujoco.rollout` returns none. A call is therefore a pure function of (state, controls): it does not depend on the
+    number of threads, on the batch, or on what ran before. But two chunks are not exactly one long simulation.
     """
 
     def __init__(self, world: World, num_threads: int | None = None):
@@ -23,16 +23,22 @@ class RolloutBackend:
         self._data = [mujoco.MjData(world.model) for _ in range(self.num_threads)]
         self._pool = rollout.Rollout(nthread=self.num_threads if self.num_threads > 1 else 0)
 
+    @staticmethod
+    def serves(world: World) -> bool:
+        """Whether a world's rows are what `mujoco.rollout` takes and gives."""
+        return world.state_spec == int(STATE) and not world.outputs
+
     def step(self, state: np.ndarray, controls: np.ndarray) -> np.ndarray:
-        """Advance by T physics steps.
+        """Advance by T rows of controls.
 
         Args:
             state: (N, state_size).
-            controls: (N, T, A), T a multiple of the decimation.
+            controls: (N, T, A), each row for `world.steps_per_control` physics steps.
 
         Returns:
-            (N, T / decimation, state_size): the state at the end of each control step.
+            (N, H, state_size): the state at the end of each control step.
         """
+        controls = np.repeat(controls, self.world.steps_per_control, axis=1)
         states, _ = self._pool.rollout(self.world.model, self._data, state, controls)
         return states[:, self.world.decimation - 1 :: self.world.decimation]
 

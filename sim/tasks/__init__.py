@@ -1,4 +1,4 @@
-"""The tasks. A task is an MJCF model plus pure batched functions of the state (see `lift.py` for the shape of one)."""
+"""The tasks, by name. `base.py` says what a task is."""
 
 import inspect
 

@@ -11,7 +11,7 @@ class ObsField:
 
     Attributes:
         name: key in the observation dict, and input name of the exported graph.
-        kind: where it comes from: joint_position, joint_velocity, pose or image.
+        kind: where it comes from: joint_position, joint_velocity, pose, image, or state (what only a simulation knows).
         elements: joint names, or the elements of a pose (`POSE_ELEMENTS`); empty for an image.
         unit: SI unit of the elements.
         source: for a pose or an image, the name of the object or camera.

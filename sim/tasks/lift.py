@@ -7,6 +7,7 @@ above where it rested for ten control steps in a row (0.5 s). The episode ends t
 import mujoco
 import numpy as np
 
+from sim.tasks.base import Task
 from sim.tasks.layout import POSE_ELEMENTS, ObsField, camera_field
 from sim.world import World, attach_robot
 
@@ -41,7 +42,7 @@ SCENE = f"""
 """
 
 
-class Lift:
+class Lift(Task):
     """The MDP on a `World`: start states, observation, success. All functions take and give batches.
 
     Args:
@@ -97,7 +98,9 @@ class Lift:
         height = self.world.qpos(state)[..., self._cube][..., 2] - CUBE_HALF
         return height >= LIFT_HEIGHT
 
-    def reward_terms(self, state: np.ndarray, succeeded: np.ndarray) -> dict[str, np.ndarray]:
+    def reward_terms(
+        self, before: np.ndarray, action: np.ndarray, after: np.ndarray, succeeded: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """Reward by name, (...,) each: one on the step that completes the task."""
         return {"success": succeeded.astype(np.float64)}
 
