@@ -105,7 +105,9 @@ def collect_batch(env: VecEnv, noise: float, rng: np.random.Generator) -> list[E
     records: list[list] = [[] for _ in experts]
     running, succeeded = np.ones(env.num_envs, bool), np.zeros(env.num_envs, bool)
     while running.any():
-        intended = np.stack([expert.act() for expert in experts])
+        intended = np.stack(
+            [expert.act(state) for expert, state in zip(experts, env.state, strict=True)]
+        )
         innovation = rng.standard_normal(disturbance.shape) * np.sqrt(1 - NOISE_MEMORY**2)
         disturbance = NOISE_MEMORY * disturbance + spread * innovation
         before = env.state.copy()

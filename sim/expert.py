@@ -1,89 +1,87 @@
-"""Scripted demonstrators: Cartesian waypoints followed by inverse kinematics (mink), one arm at a time."""
-
-from collections.abc import Iterator
-from dataclasses import dataclass
+"""Scripted demonstrators. A task's `demonstrate(expert)` is a generator: it looks, moves hands, and yields once per
+control step. Inverse kinematics (mink) turns the hands' Cartesian goals into joint targets, one arm at a time.
+"""
 
 import mink
 import numpy as np
 
-from sim.errors import unknown_name
+from sim.arm import Arm, robot_model
+from sim.errors import SimulationError
+from sim.script import Script, wait
+from sim.tasks.tabletop import Tabletop
 
 MAX_LINEAR_STEP = 0.025  # m per control step (0.5 m/s)
 MAX_ANGULAR_STEP = 0.12  # rad per control step
 IK_ITERATIONS = 3
-REACHED = 0.01  # m
 
 
-@dataclass(frozen=True)
-class Waypoint:
-    """Where the tool should go. The hand points down; `yaw` turns it about the vertical axis.
+class Hand:
+    """One arm, led by the goal of its tool site.
 
     Attributes:
-        position: (3,) m, world frame.
-        yaw: rad.
-        gripper: target of the finger joint, m.
-        steps: control steps to stay after it is reached.
+        opened, closed: finger targets, m.
+        gripper: finger target now, m.
     """
 
-    position: np.ndarray
-    yaw: float
-    gripper: float
-    steps: int = 0
+    def __init__(self, arm: Arm, command: np.ndarray, control_dt: float):
+        self.opened, self.closed, self.gripper = arm.opened, arm.closed, arm.opened
+        model = robot_model(arm.robot)
+        site = f"{arm.robot}_tcp"
+        self._arm = arm
+        self._base = mink.SE3(wxyz_xyz=np.concatenate([arm.base[3:], arm.base[:3]]))
+        self._adr = np.array([model.joint(j.removeprefix(arm.prefix)).qposadr[0] for j in arm.joints])
+        home = model.key("home").qpos.copy()
+        self._configuration = mink.Configuration(model, home)
+        self._frame = mink.FrameTask(site, "site", position_cost=1.0, orientation_cost=0.3)
+        self._posture = mink.PostureTask(model, cost=1e-3)
+        self._posture.set_target(home)
+        self._limits = [mink.ConfigurationLimit(model)]
+        self._dt = control_dt / IK_ITERATIONS
+        home[self._adr] = command[arm.columns[:-1]]
+        self._configuration.update(home)
+        self._goal = self._base @ self._configuration.get_transform_frame_to_world(site, "site")
 
+    @property
+    def position(self) -> np.ndarray:
+        """Where the tool is meant to be now, (3,) m, world frame."""
+        return self._goal.translation()
 
-class WaypointExpert:
-    """Follows waypoints with the tool site, from the last commanded joint position.
+    def move(
+        self, position, yaw: float = 0.0, steps: int = 0, speed: float = 1.0, tip: float = 0.0
+    ) -> Script:
+        """In a straight line to `position` (3,), then stay for `steps`.
 
-    Raises:
-        SimulationError: the robot has no tool site of that name.
-    """
+        Args:
+            yaw: turn about the vertical; 0 is the hand of the home pose. The hand points down ...
+            speed: share of the greatest.
+            tip: ... unless tipped about its finger axis, rad.
+        """
+        goal = mink.SE3.from_rotation_and_translation(
+            downward(yaw) @ mink.SO3.from_y_radians(tip), np.asarray(position, dtype=float)
+        )
+        start = self._goal
+        length = np.linalg.norm(goal.translation() - start.translation())
+        angle = np.linalg.norm((start.rotation().inverse() @ goal.rotation()).log())
+        time = max(length / MAX_LINEAR_STEP, angle / MAX_ANGULAR_STEP) / speed
+        count = int(np.ceil(max(time, 1)))
+        for share in np.arange(1, count + 1) / count:
+            self._goal = start.interpolate(goal, share)
+            yield
+        yield from wait(steps)
 
-    def __init__(
-        self, task, waypoints: list[Waypoint], command: np.ndarray, tool: str = "panda_tcp"
-    ):
-        world = task.world
-        sites = [world.model.site(i).name for i in range(world.model.nsite)]
-        if tool not in sites:
-            raise unknown_name("tool site", tool, sites)
-        self._adr = world.joint_qpos[:-1]
-        self._configuration = mink.Configuration(world.model, world.home_qpos)
-        self._follow(command)
-        self._frame = mink.FrameTask(tool, "site", position_cost=1.0, orientation_cost=0.3)
-        self._posture = mink.PostureTask(world.model, cost=1e-3)
-        self._posture.set_target(world.home_qpos)
-        self._limits = [mink.ConfigurationLimit(world.model)]
-        self._tool = tool
-        self._dt = world.control_dt / IK_ITERATIONS
-        self._targets = self._plan(waypoints)
-        self._last = command
+    def grip(self, steps: int = 7) -> Script:
+        """Close, and stay for `steps`."""
+        self.gripper = self.closed
+        yield from wait(steps)
 
-    def _follow(self, command: np.ndarray) -> None:
-        qpos = self._configuration.q.copy()
-        qpos[self._adr] = command[:-1]
-        self._configuration.update(qpos)
+    def release(self, steps: int = 4) -> Script:
+        """Open, and stay for `steps`."""
+        self.gripper = self.opened
+        yield from wait(steps)
 
-    def _plan(self, waypoints: list[Waypoint]) -> Iterator[tuple[mink.SE3, float]]:
-        """Cartesian targets, one per control step: a straight line to each waypoint, then a pause."""
-        pose = self._configuration.get_transform_frame_to_world(self._tool, "site")
-        for waypoint in waypoints:
-            goal = mink.SE3.from_rotation_and_translation(
-                downward(waypoint.yaw), np.asarray(waypoint.position, dtype=float)
-            )
-            distance = np.linalg.norm(goal.translation() - pose.translation())
-            angle = np.linalg.norm((pose.rotation().inverse() @ goal.rotation()).log())
-            count = int(np.ceil(max(distance / MAX_LINEAR_STEP, angle / MAX_ANGULAR_STEP, 1)))
-            for share in np.arange(1, count + 1) / count:
-                yield pose.interpolate(goal, share), waypoint.gripper
-            for _ in range(waypoint.steps):
-                yield goal, waypoint.gripper
-            pose = goal
-        while True:
-            yield pose, waypoints[-1].gripper
-
-    def act(self) -> np.ndarray:
-        """The next joint-position target (A,)."""
-        goal, gripper = next(self._targets)
-        self._frame.set_target(goal)
+    def solve(self) -> np.ndarray:
+        """Joint targets (len(arm.joints) + 1,) that lead to the goal."""
+        self._frame.set_target(self._base.inverse() @ self._goal)
         for _ in range(IK_ITERATIONS):
             velocity = mink.solve_ik(
                 self._configuration,
@@ -94,8 +92,42 @@ class WaypointExpert:
                 limits=self._limits,
             )
             self._configuration.integrate_inplace(velocity, self._dt)
-        self._last = np.append(self._configuration.q[self._adr], gripper)
-        return self._last
+        return np.append(self._configuration.q[self._adr], self.gripper)
+
+
+class Expert:
+    """Runs a task's script for one episode.
+
+    Attributes:
+        rng: for choices the script leaves open.
+        hands, hand: all arms, and the first.
+    """
+
+    def __init__(self, task: Tabletop, state: np.ndarray, rng: np.random.Generator):
+        self._task = task
+        self._state = state
+        self.rng = rng
+        command = task.world.qpos(state)[task.world.joint_qpos]
+        self.hands = [Hand(arm, command, task.control_dt) for arm in task.arms]
+        self.hand = self.hands[0]
+        self._script = task.demonstrate(self)
+
+    def pose(self, body: str) -> np.ndarray:
+        """Pose (7,) of a free body now."""
+        return self._task.pose(self._state, body)
+
+    def tool(self, arm: int = 0) -> np.ndarray:
+        """Pose (7,) of an arm's tool now."""
+        return self._task.tool(self._state, arm)
+
+    def act(self, state: np.ndarray) -> np.ndarray:
+        """The joint-position target (A,) for the control step that begins in `state`. Holds when the script is over."""
+        self._state = state
+        next(self._script, None)
+        action = np.empty(len(self._task.world.joint_names))
+        for arm, hand in zip(self._task.arms, self.hands, strict=True):
+            action[arm.columns] = hand.solve()
+        return action
 
 
 def downward(yaw: float) -> mink.SO3:
@@ -103,32 +135,12 @@ def downward(yaw: float) -> mink.SO3:
     return mink.SO3.from_z_radians(yaw) @ mink.SO3.from_x_radians(np.pi)
 
 
-def lift_waypoints(state_obs: dict[str, np.ndarray], rng: np.random.Generator) -> list[Waypoint]:
-    """Above the cube, down, close, up. The grasp takes the nearest of the cube's four equal faces."""
-    x, y, z, *quat_xyz, qw = state_obs["object_pose"]
-    yaw = 2 * np.arctan2(quat_xyz[2], qw)
-    yaw = (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4
-    grasp = np.array([x, y, z])
-    above = grasp + [0, 0, rng.uniform(0.08, 0.14)]
-    up = grasp + [0, 0, 0.17]
-    return [
-        Waypoint(above, yaw, gripper=0.04, steps=2),
-        Waypoint(grasp, yaw, gripper=0.04, steps=2),
-        Waypoint(grasp, yaw, gripper=0.0, steps=6),
-        Waypoint(up, yaw, gripper=0.0, steps=12),
-    ]
-
-
-EXPERTS = {"lift": lift_waypoints}
-
-
-def make_expert(task, state: np.ndarray, rng: np.random.Generator) -> WaypointExpert:
+def make_expert(task, state: np.ndarray, rng: np.random.Generator) -> Expert:
     """The expert of a task for an episode that starts in `state` (state_size,).
 
     Raises:
         SimulationError: the task has no scripted expert.
     """
-    if task.name not in EXPERTS:
-        raise unknown_name("task with a scripted expert", task.name, EXPERTS)
-    command = task.world.qpos(state)[task.world.joint_qpos]
-    return WaypointExpert(task, EXPERTS[task.name](task.observe(state), rng), command)
+    if not hasattr(task, "demonstrate"):
+        raise SimulationError(f"task '{task.name}' has no scripted expert")
+    return Expert(task, state, rng)

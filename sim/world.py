@@ -271,10 +271,3 @@ def compile_model(spec: mujoco.MjSpec | mujoco.MjModel) -> mujoco.MjModel:
         return spec.compile()
     except ValueError as error:
         raise SimulationError(f"model '{spec.modelname}': {one_line(error)}") from None
-
-
-def attach_robot(scene: mujoco.MjSpec, robot: str, frame: str) -> mujoco.MjSpec:
-    """Put a robot of `sim/assets` at a named frame of a scene. Its keyframe `home` comes along."""
-    child = load_spec(asset(f"{robot}.xml"))
-    scene.attach(child, frame=frame, prefix="")
-    return scene

@@ -235,7 +235,8 @@ def test_expert_lifts_the_cube_every_time(task):
     experts = [make_expert(task, state, rng) for state in env.state]
     won = np.zeros(20, bool)
     for _ in range(60):
-        won |= env.step(np.stack([e.act() for e in experts])[:, None]).success
+        actions = [e.act(row) for e, row in zip(experts, env.state, strict=True)]
+        won |= env.step(np.stack(actions)[:, None]).success
     assert won.all()
 
 

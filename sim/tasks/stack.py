@@ -1,0 +1,57 @@
+"""Stack: put one cube on another."""
+
+import numpy as np
+
+from sim import poses
+from sim.tasks.tabletop import GREEN, RED, Start, Tabletop, block, distance, far, free_body
+
+HALF = 0.02  # m, of the red cube
+BASE_HALF = 0.025  # m, of the green one
+
+
+class Stack(Tabletop):
+    """A red and a green cube lie in a 20 x 30 cm area, at any yaw, at least 9 cm apart. Success: the red one rests on
+    the green one and the hand is away, for ten control steps in a row. The episode ends there, or after ten seconds.
+    """
+
+    name = "stack"
+    bodies = free_body("red", block((HALF,) * 3, 0.08, RED)) + free_body(
+        "green", block((BASE_HALF,) * 3, 0.15, GREEN)
+    )
+    starts = {  # noqa: RUF012
+        "red": Start((0.5, 0.0, HALF), (0.10, 0.15, 0)),
+        "green": Start((0.5, 0.0, BASE_HALF), (0.10, 0.15, 0)),
+    }
+    apart = 0.09
+    observed = {"red_pose": "red", "green_pose": "green"}  # noqa: RUF012
+    episode_steps = 200
+
+    def is_success(self, state):
+        red, green = self.pose(state, "red"), self.pose(state, "green")
+        height = red[..., 2] - green[..., 2] - (HALF + BASE_HALF)
+        above = distance(red[..., :2], green[..., :2]) <= BASE_HALF
+        return above & (np.abs(height) <= 0.005) & self.released(state, "red")
+
+    def costs(self, state):
+        red, green = self.pose(state, "red")[..., :3], self.pose(state, "green")[..., :3]
+        return {
+            "reach": far(distance(self.tool(state)[..., :3], red)),
+            "place": far(distance(red, green + [0, 0, HALF + BASE_HALF])),
+        }
+
+    def demonstrate(self, expert):
+        """Grasp the red cube, carry it over the green one, look again where that is, lower, let go, rise."""
+        hand, red = expert.hand, expert.pose("red")
+        yaw = poses.nearest_yaw(red)
+        yield from hand.move(red[:3] + [0, 0, 0.10], yaw, steps=2)
+        yield from hand.move(red[:3], yaw, steps=2)
+        yield from hand.grip()
+        yield from hand.move(red[:3] + [0, 0, 0.12], yaw)
+        green = expert.pose("green")
+        yaw = poses.nearest_yaw(green)
+        top = green[:3] + [0, 0, HALF + BASE_HALF + 0.002]
+        yield from hand.move(top + [0, 0, 0.08], yaw, steps=3)
+        slip = expert.pose("red")[:3] - expert.tool()[:3]  # how the cube sits in the hand
+        yield from hand.move(top - slip, yaw, steps=3, speed=0.5)
+        yield from hand.release()
+        yield from hand.move(top + [0, 0, 0.12], yaw, steps=10)
