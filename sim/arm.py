@@ -1,8 +1,8 @@
 """Robot arms in a scene. Everything that differs between robots is in their MJCF, found by these conventions:
 
-    `sim/assets/NAME.xml`, a key frame `home`, a site `NAME_tcp` between the finger tips (z out of the hand, fingers
-    move along y, hand pointing down at home), turning joints with an actuator are the arm, sliding ones the gripper
-    (its range is from closed to open). Each actuator is named like its joint.
+`sim/assets/NAME.xml`, a key frame `home`, a site `NAME_tcp` between the finger tips (z out of the hand, fingers
+move along y, hand pointing down at home), turning joints with an actuator are the arm, sliding ones the gripper
+(its range is from closed to open). Each actuator is named like its joint.
 """
 
 from dataclasses import dataclass

@@ -29,7 +29,9 @@ class Hand:
         site = f"{arm.robot}_tcp"
         self._arm = arm
         self._base = mink.SE3(wxyz_xyz=np.concatenate([arm.base[3:], arm.base[:3]]))
-        self._adr = np.array([model.joint(j.removeprefix(arm.prefix)).qposadr[0] for j in arm.joints])
+        self._adr = np.array(
+            [model.joint(j.removeprefix(arm.prefix)).qposadr[0] for j in arm.joints]
+        )
         home = model.key("home").qpos.copy()
         self._configuration = mink.Configuration(model, home)
         self._frame = mink.FrameTask(site, "site", position_cost=1.0, orientation_cost=0.3)

@@ -17,8 +17,8 @@ class Lift(Tabletop):
     name = "lift"
     robots = ("panda",)
     bodies = free_body("cube", block((HALF, HALF, HALF), 0.1, RED))
-    starts = {"cube": Start((0.5, 0.0, HALF), (0.12, 0.12, 0))}  # noqa: RUF012
-    observed = {"object_pose": "cube"}  # noqa: RUF012
+    starts = {"cube": Start((0.5, 0.0, HALF), (0.12, 0.12, 0))}
+    observed = {"object_pose": "cube"}
 
     def is_success(self, state):
         return self.pose(state, "cube")[..., 2] - HALF >= HEIGHT

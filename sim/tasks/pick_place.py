@@ -12,17 +12,15 @@ BIN_HALF, WALL, RIM = 0.09, 0.005, 0.06  # m: half its inner side, thickness, he
 def bin_walls() -> str:
     """MJCF of an open box that stands fast."""
     middle, out = RIM / 2, BIN_HALF + WALL
-    walls = [
-        ((out, WALL, middle), (0, side * out, middle)) for side in (-1, 1)
-    ] + [((WALL, out, middle), (side * out, 0, middle)) for side in (-1, 1)]
-    geoms = "".join(
-        block(size, 0, BLUE, pos=" ".join(str(x) for x in at)) for size, at in walls
-    )
+    walls = [((out, WALL, middle), (0, side * out, middle)) for side in (-1, 1)] + [
+        ((WALL, out, middle), (side * out, 0, middle)) for side in (-1, 1)
+    ]
+    geoms = "".join(block(size, 0, BLUE, pos=" ".join(str(x) for x in at)) for size, at in walls)
     return f'<body name="bin" pos="{BIN[0]} {BIN[1]} {BIN[2]}">{geoms}</body>'
 
 
 class PickPlace(Tabletop):
-    """A can stands in a 24 x 20 cm area; a bin stands beside it. Success: the can is in the bin, upright or not, and the
+    """A can stands in a 24 x 20 cm area beside a bin. Success: the can is in the bin, upright or not, and the
     hand is away, for ten control steps in a row. The episode ends there, or after ten seconds.
     """
 
@@ -31,8 +29,8 @@ class PickPlace(Tabletop):
     bodies = bin_walls() + free_body(
         "can", block((RADIUS, HALF_HEIGHT), 0.15, RED, type="cylinder")
     )
-    starts = {"can": Start((0.5, -0.08, HALF_HEIGHT), (0.12, 0.10, 0))}  # noqa: RUF012
-    observed = {"can_pose": "can"}  # noqa: RUF012
+    starts = {"can": Start((0.5, -0.08, HALF_HEIGHT), (0.12, 0.10, 0))}
+    observed = {"can_pose": "can"}
     episode_steps = 200
 
     def is_success(self, state):

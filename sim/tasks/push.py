@@ -21,12 +21,12 @@ class Push(Tabletop):
         "puck",
         block((RADIUS, HALF_HEIGHT), 0.2, RED, type="cylinder", friction="0.6 0.02 0.0001"),
     ) + goal_body("goal", f'type="cylinder" size="{RADIUS} 0.001"')
-    starts = {  # noqa: RUF012
+    starts = {
         "puck": Start((0.5, 0.0, HALF_HEIGHT), (0.08, 0.10, 0)),
         "goal": Start((0.5, 0.0, 0.001), (0.10, 0.16, 0), yaw_spread=0.0),
     }
     apart = 0.10
-    observed = {"puck_pose": "puck", "goal_pose": "goal"}  # noqa: RUF012
+    observed = {"puck_pose": "puck", "goal_pose": "goal"}
     episode_steps = 200
 
     def gap(self, state):

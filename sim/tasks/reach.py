@@ -13,8 +13,8 @@ class Reach(Tabletop):
     name = "reach"
     robots = ("panda",)
     bodies = goal_body("goal", 'type="sphere" size="0.02"')
-    starts = {"goal": Start((0.5, 0.0, 0.25), (0.15, 0.25, 0.15), yaw_spread=0.0)}  # noqa: RUF012
-    observed = {"goal_pose": "goal"}  # noqa: RUF012
+    starts = {"goal": Start((0.5, 0.0, 0.25), (0.15, 0.25, 0.15), yaw_spread=0.0)}
+    observed = {"goal_pose": "goal"}
     episode_steps = 80
 
     def gap(self, state):

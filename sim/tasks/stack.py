@@ -18,12 +18,12 @@ class Stack(Tabletop):
     bodies = free_body("red", block((HALF,) * 3, 0.08, RED)) + free_body(
         "green", block((BASE_HALF,) * 3, 0.15, GREEN)
     )
-    starts = {  # noqa: RUF012
+    starts = {
         "red": Start((0.5, 0.0, HALF), (0.10, 0.15, 0)),
         "green": Start((0.5, 0.0, BASE_HALF), (0.10, 0.15, 0)),
     }
     apart = 0.09
-    observed = {"red_pose": "red", "green_pose": "green"}  # noqa: RUF012
+    observed = {"red_pose": "red", "green_pose": "green"}
     episode_steps = 200
 
     def is_success(self, state):

@@ -98,7 +98,7 @@ class Tabletop(Task):
     apart = 0.0
     observed: dict[str, str]
     robots: tuple[str, ...] = ("panda",)
-    arm_places = {"": 'pos="0 0 0"'}  # noqa: RUF012
+    arm_places = {"": 'pos="0 0 0"'}
     rewards = ("sparse", "dense")
     cameras = ("front",)
     camera = 'pos="1.3 -0.7 0.75" xyaxes="0.623 0.783 0 -0.334 0.265 0.905"'

@@ -1,0 +1,218 @@
+"""The manipulation tasks: what their experts, predicates, rewards and start states promise."""
+
+import mujoco
+import numpy as np
+import pytest
+
+from sim import poses
+from sim.errors import SimulationError
+from sim.expert import make_expert
+from sim.kinematics import SitePose
+from sim.tasks import TASKS, make_task
+from sim.tasks.pick_place import BIN
+from sim.tasks.tabletop import Tabletop
+from sim.vec_env import VecEnv
+
+NAMES = sorted(name for name, task in TASKS.items() if issubclass(task, Tabletop))
+
+
+def run_expert(task, seeds) -> np.ndarray:
+    """Success per seed, (len(seeds),) bool."""
+    env = VecEnv(task, len(seeds))
+    env.reset(list(seeds))
+    experts = [make_expert(task, s, np.random.default_rng(0)) for s in env.state]
+    won, running = np.zeros(len(seeds), bool), np.ones(len(seeds), bool)
+    while running.any():
+        actions = [
+            e.act(state) if on else rest
+            for e, state, rest, on in zip(experts, env.state, env.command, running, strict=True)
+        ]
+        step = env.step(np.stack(actions)[:, None])
+        won |= running & step.success
+        running &= ~step.ended
+    env.close()
+    return won
+
+
+def put(task, **bodies) -> np.ndarray:
+    """A state with bodies at given poses: (x, y, z), or (x, y, z, qw, qx, qy, qz)."""
+    state = task.initial_state(np.random.default_rng(0))
+    for name, place in bodies.items():
+        place = np.asarray(place, dtype=float)
+        task.pose(state, name)[:] = place if len(place) == 7 else poses.pose(place)
+    return state
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_expert_succeeds(name):
+    assert run_expert(make_task(name), range(6)).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batched_kinematics_is_that_of_mujoco(name):
+    task = make_task(name)
+    model = task.world.model
+    data = mujoco.MjData(model)
+    rng = np.random.default_rng(1)
+    qpos = np.stack([task.world.qpos(task.initial_state(rng)) for _ in range(4)])
+    qpos[:, task.world.joint_qpos] = rng.uniform(
+        task.world.target_low, task.world.target_high, (4, len(task.world.joint_names))
+    )
+    for site in (arm.tool for arm in task.arms):
+        for row, pose in zip(qpos, SitePose(model, site)(qpos), strict=True):
+            data.qpos[:] = row
+            mujoco.mj_kinematics(model, data)
+            turn = np.empty(9)
+            mujoco.mju_quat2Mat(turn, pose[3:])
+            assert np.allclose(pose[:3], data.site(site).xpos, atol=1e-9)
+            assert np.allclose(turn, data.site(site).xmat, atol=1e-9)
+
+
+def test_kinematics_follows_bodies_that_hang_on_free_ones():
+    model = mujoco.MjModel.from_xml_string(
+        '<mujoco><worldbody><body pos="1 2 3"><freejoint/><geom size="0.1"/>'
+        '<body pos="0.1 0 0" euler="10 20 30"><joint type="hinge" axis="1 1 0" pos="0.2 0.1 0"/>'
+        '<joint type="slide" axis="0 1 1" ref="0.3"/><geom size="0.1"/>'
+        '<site name="s" pos="0 0 1" euler="0 0 40"/></body></body></worldbody></mujoco>'
+    )
+    data = mujoco.MjData(model)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        data.qpos[:] = rng.standard_normal(model.nq)
+        data.qpos[3:7] /= np.linalg.norm(data.qpos[3:7])
+        mujoco.mj_kinematics(model, data)
+        assert np.allclose(SitePose(model, "s")(data.qpos)[:3], data.site("s").xpos)
+
+
+def test_pose_arithmetic():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 5, 7))
+    for p in (a, b):
+        p[:, 3:] /= np.linalg.norm(p[:, 3:], axis=1, keepdims=True)
+    assert np.allclose(poses.compose(a, poses.relative(a, b)), b)
+    for p in a:
+        mat = np.empty(9)
+        mujoco.mju_quat2Mat(mat, p[3:])
+        assert np.allclose(poses.rotate(p[3:], b[0, :3]), mat.reshape(3, 3) @ b[0, :3])
+    angles = np.linspace(-3, 3, 7)
+    assert np.allclose(poses.yaw(poses.about_z(angles)), angles)
+    assert np.allclose(poses.tilt(poses.about_z(angles)), 0)
+    assert poses.wrap(0.8 * np.pi, np.pi / 2) == pytest.approx(-0.2 * np.pi)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_starts_fill_their_ranges_and_touch_nothing(name):
+    task = make_task(name)
+    states = np.stack([task.initial_state(np.random.default_rng(s)) for s in range(200)])
+    assert not task.is_success(states).any()
+    for body, start in task.starts.items():
+        drawn = task.pose(states, body)
+        offset = np.abs(drawn[:, :3] - start.center)
+        assert (offset <= np.array(start.spread) + 1e-12).all()
+        assert (offset.max(axis=0) >= 0.8 * np.array(start.spread)).all()
+        turned = np.abs(poses.wrap(poses.yaw(drawn[:, 3:]) - start.yaw))
+        assert turned.max() <= start.yaw_spread + 1e-12
+        assert turned.max() >= 0.8 * start.yaw_spread
+    for i, a in enumerate(task.starts):
+        for b in list(task.starts)[:i]:
+            gap = task.pose(states, a)[:, :2] - task.pose(states, b)[:, :2]
+            assert (np.linalg.norm(gap, axis=1) >= task.apart).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bodies_stay_where_they_start(name):
+    """The first half second under a resting arm moves nothing by more than a millimetre."""
+    task = make_task(name)
+    env = VecEnv(task, 8)
+    env.reset(list(range(8)))
+    before = env.state.copy()
+    after = env.step(np.tile(env.command[:, None], (1, 10, 1))).states[:, -1]
+    env.close()
+    for body in task.starts:
+        moved = task.pose(after, body)[:, :3] - task.pose(before, body)[:, :3]
+        assert np.abs(moved).max() < 1e-3
+
+
+def test_success_of_reach():
+    task = make_task("reach")
+    tool = task.tool(put(task))[:3]
+    assert task.is_success(put(task, goal=tool + [0.019, 0, 0]))
+    assert not task.is_success(put(task, goal=tool + [0.021, 0, 0]))
+
+
+def test_success_of_push_is_in_the_plane():
+    task = make_task("push")
+    assert task.is_success(put(task, puck=(0.5, 0.024, 0.02), goal=(0.5, 0, 0.001)))
+    assert not task.is_success(put(task, puck=(0.5, 0.026, 0.02), goal=(0.5, 0, 0.001)))
+
+
+def test_success_of_stack():
+    task = make_task("stack")
+    green = (0.5, 0, 0.025)
+    assert task.is_success(put(task, green=green, red=(0.51, 0.01, 0.07)))
+    assert not task.is_success(put(task, green=green, red=(0.53, 0, 0.07)))  # beside it
+    assert not task.is_success(put(task, green=green, red=(0.5, 0, 0.08)))  # above it
+    tool = task.tool(put(task))[:3]
+    held = put(task, green=tool - [0, 0, 0.045], red=tool)
+    assert not task.is_success(held)
+
+
+def test_success_of_pick_place():
+    task = make_task("pick_place")
+    assert task.is_success(put(task, can=(*BIN[:2], 0.05)))
+    lying = poses.pose((*BIN[:2], 0.028), (np.sqrt(0.5), np.sqrt(0.5), 0, 0))
+    assert task.is_success(put(task, can=lying))
+    assert not task.is_success(put(task, can=(*BIN[:2], 0.10)))
+    assert not task.is_success(put(task, can=(BIN[0], BIN[1] - 0.11, 0.05)))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "dense" in TASKS[n].rewards])
+def test_dense_costs_shrink_as_a_body_nears_its_goal(name):
+    """On the way from start to done (as the expert leaves it) the sum of costs rises to nearly zero."""
+    task = make_task(name, reward="dense")
+    env = VecEnv(task, 1)
+    env.reset([3])
+    expert = make_expert(task, env.state[0], np.random.default_rng(0))
+    first = sum(task.costs(env.state[0]).values())
+    rewards, ended = [], False
+    while not ended:
+        step = env.step(expert.act(env.state[0])[None, None])
+        rewards.append(step.reward_terms)
+        ended = bool(step.ended[0])
+    env.close()
+    costs = {n: np.array([r[n][0, 0] for r in rewards]) for n in rewards[0] if n != "success"}
+    for cost in costs.values():
+        assert (cost <= 0).all()
+        assert (cost >= -0.02).all()
+    total = sum(costs.values())
+    assert total[-1] > 0.02 * first * 0.6
+    assert rewards[-1]["success"][0, 0] == 1
+    goal = max(costs, key=lambda n: costs[n][-1])  # the term that says how far the task is
+    assert costs[goal][-1] > -0.007
+
+
+def test_a_dense_reward_is_monotone_in_the_distance():
+    task = make_task("push", reward="dense")
+    states = np.stack(
+        [put(task, puck=(0.5, y, 0.02), goal=(0.5, 0.3, 0.001)) for y in (-0.2, 0, 0.2)]
+    )
+    goal = task.costs(states)["goal"]
+    assert (np.diff(goal) > 0).all()
+    sparse = make_task("push")
+    none = np.zeros(3, bool)
+    assert list(sparse.reward_terms(states, None, states, none)) == ["success"]
+    dense = task.reward_terms(states, None, states, none)
+    assert np.allclose(dense["goal"], 0.02 * goal)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"robot": "pandas"}, "robot for task 'push' 'pandas'.*did you mean 'panda'"),
+        ({"reward": "shaped"}, "unknown reward of task 'push' 'shaped'.*dense, sparse"),
+        ({"rewrd": "dense"}, "unknown option of task 'push' 'rewrd'.*did you mean 'reward'"),
+    ],
+)
+def test_wrong_options_name_the_valid_ones(options, message):
+    with pytest.raises(SimulationError, match=message):
+        make_task("push", **options)
