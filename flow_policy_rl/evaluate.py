@@ -12,7 +12,7 @@ import torch
 from flow_policy_rl import checkpoint
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import FlowPolicy
-from flow_policy_rl.rollout import to_tensors
+from flow_policy_rl.rollout import to_tensors, under_way
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.spec import PolicySpec
 from sim.tasks import make_task
@@ -69,12 +69,17 @@ def evaluate(
     execute_horizon: int,
     noise: str = "zero",
     on_states: Callable[[np.ndarray, np.ndarray], None] = lambda states, valid: None,
+    inference_delay: int = 0,
+    prefix_horizon: int = 0,
 ) -> Evaluation:
     """Run one whole episode per seed, `env.num_envs` at a time.
 
     Args:
         noise: `zero`, or `random`: drawn from a generator per episode, so that an episode is the same in any batch.
         on_states: called with the states (N, h, state_size) and their validity (N, h) of each chunk.
+        inference_delay: control steps that inference takes: so many actions of a chunk are still those of the one
+            before it.
+        prefix_horizon: P, of a policy that is told about them; 0 is a policy that is not.
     """
     success, returns, steps = [], [], []
     for start in range(0, len(seeds), env.num_envs):
@@ -88,13 +93,25 @@ def evaluate(
             np.zeros(env.num_envs, int),
         )
         obs = env.reset(padded)
+        last: np.ndarray | None = None  # the chunk before
         while running[: len(batch)].any():
             draw = (
                 np.stack([g.standard_normal(chunk_shape, dtype=np.float32) for g in generators])
                 if noise == "random"
                 else np.zeros((env.num_envs, *chunk_shape), np.float32)
             )
-            step = env.step(act(obs, draw)[:, :execute_horizon])
+            delay = inference_delay if last is not None else 0
+            ahead = max(prefix_horizon, inference_delay)
+            committed = under_way(draw if last is None else last, execute_horizon, ahead)
+            if prefix_horizon:
+                obs = obs | {
+                    "prefix": committed[:, :prefix_horizon],
+                    "inference_delay": np.full(env.num_envs, min(delay, prefix_horizon)),
+                }
+            chunk = act(obs, draw)
+            chunk[:, :delay] = committed[:, :delay]
+            last = chunk
+            step = env.step(chunk[:, :execute_horizon])
             on_states(step.states, step.valid & running[:, None])
             total += step.reward.sum(axis=1) * running
             length += step.valid.sum(axis=1) * running
@@ -135,6 +152,7 @@ class Config:
         seed: of the first episode; the next ones follow.
         noise: where the flow starts: zero, or random per episode.
         num_envs: episodes side by side.
+        inference_delay: control steps that inference takes.
         json: print one JSON object.
     """
 
@@ -144,6 +162,7 @@ class Config:
     seed: int = 10_000
     noise: Literal["zero", "random"] = "zero"
     num_envs: int = 200
+    inference_delay: int = 0
     json: bool = False
 
 
@@ -154,10 +173,25 @@ def main(config: Config) -> dict:
     spec, act = load_policy(config.policy)
     task = task_of(spec, config.task)
     check_fits(spec, task, str(config.policy))
+    spare = spec.action_horizon - spec.execute_horizon
+    if not 0 <= config.inference_delay <= spare:
+        raise InputError(
+            f"--inference-delay {config.inference_delay}: chunks of {spec.action_horizon} actions of which "
+            f"{spec.execute_horizon} are executed bridge 0 to {spare} control steps"
+        )
     env = VecEnv(task, min(config.num_envs, config.episodes))
     seeds = range(config.seed, config.seed + config.episodes)
     shape = (spec.action_horizon, spec.num_joints)
-    result = evaluate(env, act, seeds, shape, spec.execute_horizon, config.noise)
+    result = evaluate(
+        env,
+        act,
+        seeds,
+        shape,
+        spec.execute_horizon,
+        config.noise,
+        inference_delay=config.inference_delay,
+        prefix_horizon=spec.prefix_horizon,
+    )
     env.close()
     return {
         **result.summary(),

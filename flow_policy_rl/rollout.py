@@ -42,9 +42,9 @@ class Rollout:
 
 
 def to_tensors(obs: Observation) -> TensorDict:
-    """Simulation observation (float64 numpy) to policy input (float32 torch). Images stay uint8."""
+    """Simulation observation (float64 numpy) to policy input (float32 torch). Images and counts stay integers."""
     return {
-        name: torch.as_tensor(values, dtype=None if values.dtype == np.uint8 else torch.float32)
+        name: torch.as_tensor(values, dtype=torch.float32 if values.dtype.kind == "f" else None)
         for name, values in obs.items()
     }
 
@@ -58,6 +58,9 @@ def chunk_return(step: ChunkStep, gamma: float) -> tuple[np.ndarray, np.ndarray]
 class Collector:
     """Keeps environments going from one rollout to the next.
 
+    With a prefix horizon P the robot of the rollouts is one whose inference takes time: each chunk after an episode's
+    first one starts with d ~ U{0..P} actions of the chunk before it, which are in the observation (see `policy.Obs`).
+
     Args:
         encode: applied once to every observation before it is acted on and kept, e.g. by an encoder that is not
             being trained.
@@ -69,13 +72,22 @@ class Collector:
         execute_horizon: int,
         gamma: float,
         encode: Callable[[TensorDict], TensorDict] = lambda obs: obs,
+        prefix_horizon: int = 0,
     ):
         self.env = env
         self.execute_horizon = execute_horizon
         self.gamma = gamma
         self._encode = encode
+        self._prefix_horizon = prefix_horizon
+        self._delays = np.random.default_rng((env.seed, 3))
         with torch.no_grad():
             self._obs = encode(to_tensors(env.reset()))
+        if prefix_horizon:
+            shape = (env.num_envs, prefix_horizon, len(env.world.joint_names))
+            self._obs |= {
+                "prefix": torch.zeros(shape),
+                "inference_delay": torch.zeros(env.num_envs, dtype=torch.int64),
+            }
         self._return = np.zeros(env.num_envs)
 
     @torch.no_grad()
@@ -103,6 +115,8 @@ class Collector:
             self._return[step.ended] = 0.0
             counts += [step.valid.sum(), step.ended.sum(), step.success.sum()]
             self._obs = self._next_obs(step, final_obs)
+            if self._prefix_horizon:
+                self._obs = self._obs | self._under_way(step, action_chunk)
         return Rollout(
             **stack(rows),
             num_env_steps=int(counts[0]),
@@ -121,6 +135,19 @@ class Collector:
         for name, values in begun.items():
             obs[name][ended] = values
         return obs
+
+    def _under_way(self, step: ChunkStep, action_chunk: Tensor) -> TensorDict:
+        """What of the last chunk will still be executed while the next one is computed."""
+        delay = self._delays.integers(self._prefix_horizon + 1, size=self.env.num_envs)
+        return {
+            "prefix": under_way(action_chunk, self.execute_horizon, self._prefix_horizon),
+            "inference_delay": torch.as_tensor(np.where(step.ended, 0, delay)),
+        }
+
+
+def under_way(chunk, execute_horizon: int, prefix_horizon: int):
+    """The actions (B, P, A) of a chunk (B, H, A) after the executed ones: what a next chunk may have to continue."""
+    return chunk[:, execute_horizon : execute_horizon + prefix_horizon]
 
 
 def stack(rows: list[dict]) -> dict:

@@ -7,9 +7,11 @@ from toys import random_obs, small_policy, small_spec
 
 from flow_policy_rl.algorithms.bc import cfm_loss
 from flow_policy_rl.errors import InputError
+from flow_policy_rl.evaluate import evaluate
 from flow_policy_rl.flow import interpolate
 from flow_policy_rl.networks import ImageEncoder, fit
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
+from flow_policy_rl.rollout import Collector
 from flow_policy_rl.spec import ObservationField, PolicySpec
 from sim.tasks import make_task
 from sim.vec_env import VecEnv
@@ -126,3 +128,63 @@ def test_a_spec_with_a_camera_survives_the_round_trip():
     spec = image_policy().spec
     assert PolicySpec.from_json(spec.to_json()) == spec
     assert spec.cameras == ("front",)
+
+
+def numbered_chunks(env: VecEnv, horizon: int):
+    """A policy whose k-th chunk holds the targets of the start pose plus k + h/100 mrad, and what it was given."""
+    given = []
+    home = env.world.home_qpos[env.world.joint_qpos]
+
+    def act(obs, noise):
+        given.append(obs)
+        steps = 1e-3 * (len(given) + np.arange(horizon) / 100)
+        return np.tile(home + steps[:, None], (env.num_envs, 1, 1))
+
+    return act, given
+
+
+@pytest.mark.parametrize("prefix_horizon", [0, 3])
+def test_an_inference_that_takes_two_steps_leaves_two_old_actions_to_execute(
+    prefix_horizon, monkeypatch
+):
+    env = VecEnv(make_task("lift"), 2)
+    act, given = numbered_chunks(env, 8)
+    executed = []
+    plain_step = env.step
+    monkeypatch.setattr(
+        env, "step", lambda chunk: executed.append(chunk.copy()) or plain_step(chunk)
+    )
+    evaluate(env, act, [1, 2], (8, 8), 5, inference_delay=2, prefix_horizon=prefix_horizon)
+    env.close()
+    home = env.world.home_qpos[env.world.joint_qpos]
+    numbers = np.round(1e3 * (np.stack(executed) - home)[:, 0, :, 0], 4)
+    np.testing.assert_allclose(numbers[0], 1 + np.arange(5) / 100)
+    np.testing.assert_allclose(numbers[1], [1.05, 1.06, 2.02, 2.03, 2.04])
+    np.testing.assert_allclose(numbers[2], [2.05, 2.06, 3.02, 3.03, 3.04])
+    if prefix_horizon:
+        assert [int(obs["inference_delay"][0]) for obs in given[:3]] == [0, 2, 2]
+        np.testing.assert_allclose(
+            1e3 * (given[1]["prefix"] - home)[0, :, 0], [1.05, 1.06, 1.07], atol=1e-6
+        )
+
+
+def test_rollouts_of_a_slow_policy_carry_the_actions_under_way():
+    env = VecEnv(make_task("lift"), 4)
+    collector = Collector(env, 5, 0.99, prefix_horizon=3)
+    chunks = []
+
+    def act(obs):
+        chunk = torch.as_tensor(env.world.home_qpos[env.world.joint_qpos]).repeat(4, 8, 1)
+        chunks.append(chunk + 1e-3 * torch.randn(chunk.shape, dtype=chunk.dtype))
+        return chunks[-1], {}
+
+    rollout = collector.collect(act, 30)
+    env.close()
+    prefix, delay = rollout.obs["prefix"], rollout.obs["inference_delay"]
+    ended = rollout.terminated | rollout.truncated
+    assert ended.any()
+    assert (delay[0] == 0).all()
+    assert (delay[1:][ended[:-1]] == 0).all()
+    assert set(delay[1:][~ended[:-1]].tolist()) == {0, 1, 2, 3}
+    for k in range(1, 30):
+        torch.testing.assert_close(prefix[k], chunks[k - 1][:, 5:8], check_dtype=False)
