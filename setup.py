@@ -9,7 +9,11 @@ NAME = "flow_policy_rl"
 HERE = Path(__file__).resolve().parent  # colcon --symlink-install runs a link to this file
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / NAME / "__init__.py").read_text()).group(1)
 
-SIM = ["mujoco"]
+SIM = [
+    "mujoco",
+    "gymnasium",
+    "imageio",
+]  # locomotion models come from gymnasium, whose renderer wants imageio
 SERVE = ["onnxruntime"]
 BAGS = ["rosbags", "mcap", "zstandard", "lz4"]
 DATASETS = ["h5py", "pyarrow", "av", "opencv-python-headless"]
@@ -53,7 +57,7 @@ setup(
         "report": REPORT,
         "train": TRAIN,
         "all": sorted({*SIM, *SERVE, *BAGS, *DATASETS, *REPORT, *TRAIN}),
-        "test": ["pytest", "hypothesis", "gymnasium"],
+        "test": ["pytest", "hypothesis"],
         "dev": ["ruff"],
     },
     entry_points={"console_scripts": ["flow-policy = flow_policy_rl.cli:main"]},

@@ -120,9 +120,10 @@ class VecEnv:
         success, diverged = succeeded[rows, last], diverged_at[rows, last]
         terminated = success | failed[rows, last]
         self._steps += last + 1
-        self.state = states[rows, last].copy()
+        final = states[rows, last]
+        self.state = final.copy()  # observations may be views
         self.command = commands[rows, last].copy()
-        final_obs = obs = self._observe(self.state)
+        final_obs = obs = self._observe(final)
         begun = np.flatnonzero(ended)
         if len(begun):
             for i in begun:

@@ -4,12 +4,14 @@ import inspect
 
 from sim.errors import unknown_name
 from sim.tasks.lift import Lift
+from sim.tasks.locomotion import LOCOMOTION
 from sim.tasks.pick_place import PickPlace
 from sim.tasks.push import Push
 from sim.tasks.reach import Reach
 from sim.tasks.stack import Stack
 
-TASKS = {task.name: task for task in (Reach, Lift, Push, Stack, PickPlace)}
+MANIPULATION = {task.name: task for task in (Reach, Lift, Push, Stack, PickPlace)}
+TASKS = MANIPULATION | LOCOMOTION
 
 
 def make_task(name: str, **options):

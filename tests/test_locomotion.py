@@ -1,0 +1,123 @@
+"""The locomotion tasks are Gymnasium's: states, observations, rewards, terms, ends, across chunks and resets."""
+
+import dataclasses
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+
+from flow_policy_rl import checkpoint, cli
+from flow_policy_rl.policy import FlowPolicy, NetworkConfig
+from flow_policy_rl.spec import ObservationField, PolicySpec
+from sim.tasks import make_task
+from sim.tasks.locomotion import LOCOMOTION
+from sim.vec_env import VecEnv
+
+TERMS = {  # ours -> Gymnasium's
+    "forward": "reward_forward",
+    "control": "reward_ctrl",
+    "healthy": "reward_survive",
+    "contact": "reward_contact",
+}
+
+
+def together(obs: dict[str, np.ndarray], env: int) -> np.ndarray:
+    """Our fields as Gymnasium's vector."""
+    return np.concatenate([values[env] for values in obs.values()])
+
+
+def compare(name: str, steps: int, chunk: int, episode_steps: int | None = None) -> int:
+    """Two environments with the same starts and actions; returns the number of episodes that ended."""
+    task = make_task(name)
+    if episode_steps:
+        task.episode_steps = episode_steps
+    env = VecEnv(task, 2, num_threads=2)
+    reference = [
+        gymnasium.make(task.gymnasium_id, max_episode_steps=episode_steps) for _ in range(2)
+    ]
+    episode = [0, 0]
+    obs = env.reset()
+
+    def restart(i: int) -> np.ndarray:
+        """Gymnasium's reset, from the generator that our episode k of environment i draws from."""
+        reference[i].reset()
+        reference[i].unwrapped.np_random = np.random.default_rng((env.seed, i, episode[i]))
+        episode[i] += 1
+        return reference[i].reset()[0]
+
+    for i in range(2):
+        assert np.allclose(together(obs, i), restart(i), rtol=0, atol=1e-9)
+    low, high = task.world.target_low, task.world.target_high
+    rng = np.random.default_rng(5)
+    ended = 0
+    for _ in range(steps // chunk):
+        # Sometimes more than the range: neither side may clamp what the reward is computed from.
+        actions = rng.uniform(1.1 * low, 1.1 * high, (2, chunk, len(low)))
+        step = env.step(actions)
+        for i in range(2):
+            for h in range(int(step.valid[i].sum())):
+                theirs, reward, terminated, truncated, info = reference[i].step(actions[i, h])
+                last = h == step.valid[i].sum() - 1
+                assert step.reward[i, h] == pytest.approx(reward, abs=1e-9, rel=1e-9)
+                for term, values in step.reward_terms.items():
+                    assert values[i, h] == pytest.approx(info[TERMS[term]], abs=1e-9, rel=1e-9)
+                assert (terminated or truncated) == (last and step.ended[i])
+                if last:
+                    assert np.allclose(together(step.final_obs, i), theirs, rtol=1e-9, atol=1e-9)
+                    assert terminated == step.terminated[i]
+                    assert (truncated and not terminated) == step.truncated[i]
+            if step.ended[i]:
+                ended += 1
+                assert np.allclose(together(step.obs, i), restart(i), rtol=0, atol=1e-9)
+    env.close()
+    return ended
+
+
+@pytest.mark.parametrize("name", LOCOMOTION)
+def test_equals_gymnasium_across_chunks_and_resets(name):
+    ended = compare(name, steps=240, chunk=4, episode_steps=90)
+    assert ended >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [1, 8])
+@pytest.mark.parametrize("name", LOCOMOTION)
+def test_equals_gymnasium_over_a_thousand_steps(name, chunk):
+    assert compare(name, steps=2000, chunk=chunk) >= 2
+
+
+@pytest.mark.parametrize("name", LOCOMOTION)
+def test_start_is_what_gymnasium_gives_for_the_seed(name):
+    task = make_task(name)
+    env = VecEnv(task, 2)
+    obs = env.reset([3, 4])
+    for i, seed in enumerate((3, 4)):
+        theirs, _ = gymnasium.make(task.gymnasium_id).reset(seed=seed)
+        assert np.array_equal(together(obs, i), theirs)
+    assert sum(len(f.elements) for f in task.obs_fields) == len(theirs)
+    env.close()
+
+
+def test_a_policy_for_a_task_without_success_is_judged_by_its_return(tmp_path, capsys):
+    task = make_task("hopper")
+    spec = PolicySpec(
+        task=task.name,
+        robot=task.robot,
+        joint_names=task.world.joint_names,
+        action_low=tuple(task.world.target_low.tolist()),
+        action_high=tuple(task.world.target_high.tolist()),
+        action_kind=task.world.interface,
+        observations=tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields),
+        control_dt=task.control_dt,
+        action_horizon=4,
+        execute_horizon=4,
+    )
+    path = tmp_path / "policy.safetensors"
+    checkpoint.save(path, FlowPolicy(spec, NetworkConfig(width=16, depth=1)))
+    assert cli.main(["eval", "--policy", str(path), "--episodes", "3", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["success_rate"] is None
+    assert result["return_mean"] > 0
+    assert cli.main(["eval", "--policy", str(path), "--episodes", "3"]) == 0
+    assert "success" not in capsys.readouterr().out
