@@ -56,6 +56,7 @@ class Config:
     Attributes:
         algorithm: how the policy is fine-tuned.
         task: what it learns.
+        cameras: the policy sees the object through a camera instead of being told where it is.
         run_dir: folder for everything; emptied first unless --resume.
         seed: of the whole run.
         episodes: evaluation episodes of base and fine-tuned policy.
@@ -67,6 +68,7 @@ class Config:
 
     algorithm: Literal["score_flow"] = "score_flow"
     task: str = "lift"
+    cameras: bool = False
     run_dir: Path = Path("runs/demo")
     seed: int = 0
     episodes: int = 200
@@ -86,14 +88,17 @@ class Demo:
         self.seconds: dict[str, float] = {}
         ppo, kernel = presets.score_flow(config.task)
         self.collect_config = collect.Config(
-            config.task, self.dir / "demos.hdf5", **presets.demo_data(config.task), seed=config.seed
+            config.task,
+            self.dir / "demos.hdf5",
+            **presets.demo_data(config.task, config.cameras),
+            seed=config.seed,
         )
         self.bc_config = train.TrainBC(
             task=config.task,
             demos=self.collect_config.out,
             run_dir=self.dir / "base",
             seed=config.seed,
-            bc=presets.demo_bc(config.task),
+            bc=presets.demo_bc(config.task, config.cameras),
         )
         self.rl_config = train.TrainScoreFlow(
             task=config.task,
@@ -170,6 +175,9 @@ class Demo:
         partial.write_text(json.dumps(state, indent=2))
         partial.rename(self.dir / "stages.json")
 
+    def _task(self):
+        return make_task(self.config.task, **({"cameras": True} if self.config.cameras else {}))
+
     def _say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
@@ -177,7 +185,7 @@ class Demo:
 
     def run_evaluate(self) -> dict:
         """Base and fine-tuned policy on the same seeds, and a film of both."""
-        task = make_task(self.config.task)
+        task = self._task()
         paths = {"base": self.bc_config.run_dir, "finetuned": self.rl_config.run_dir}
         result = {}
         with Progress("evaluate", len(paths), "policy") as progress:
@@ -226,7 +234,7 @@ class Demo:
                 "first_seed": EVAL_SEED,
                 "real_time_factor": self.config.real_time_factor,
                 "state_rate_hz": 20.0,
-                "image_rate_hz": 2.0,
+                "image_rate_hz": 20.0 if self.config.cameras else 2.0,
             },
             "policy_node": {
                 "policy": str(self.export_config.out.absolute()),
@@ -352,7 +360,7 @@ class Demo:
         return {"report": str(out)}
 
     def _films(self) -> report.Films | None:
-        task = make_task(self.config.task)
+        task = self._task()
         try:
             renderer = Renderer(task.world, *FILM_SIZE)
         except SimulationError as error:

@@ -22,13 +22,15 @@ def score_flow(task: str) -> tuple[PPOConfig, ScoreFlowConfig]:
     return ppo, ScoreFlowConfig(sigma_min=0.03, sigma_max=0.08, start_noise=0.0)
 
 
-def demo_data(task: str) -> dict:
+def demo_data(task: str, cameras: bool) -> dict:
     """How the demo's demonstrations are collected: few enough that imitation leaves room to improve."""
-    return {"episodes": 50, "noise": 0.03}
+    return {"episodes": 200 if cameras else 50, "noise": 0.03, "cameras": cameras}
 
 
-def demo_bc(task: str) -> BCConfig:
+def demo_bc(task: str, cameras: bool) -> BCConfig:
     """Pre-training in the demo."""
+    if cameras:
+        return BCConfig(num_steps=3000, batch_size=128, ema_decay=0.998)
     return BCConfig(num_steps=3500, ema_decay=0.999)
 
 
