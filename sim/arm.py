@@ -14,7 +14,7 @@ import numpy as np
 from sim.errors import unknown_name
 from sim.world import World, asset, load_spec
 
-ARMS = ("panda",)
+ARMS = ("panda", "ur5e")
 
 
 @cache

@@ -15,7 +15,7 @@ class Lift(Tabletop):
     """
 
     name = "lift"
-    robots = ("panda",)
+    robots = ("panda", "ur5e")
     bodies = free_body("cube", block((HALF, HALF, HALF), 0.1, RED))
     starts = {"cube": Start((0.5, 0.0, HALF), (0.12, 0.12, 0))}
     observed = {"object_pose": "cube"}

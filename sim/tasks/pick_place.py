@@ -25,7 +25,7 @@ class PickPlace(Tabletop):
     """
 
     name = "pick_place"
-    robots = ("panda",)
+    robots = ("panda", "ur5e")
     bodies = bin_walls() + free_body(
         "can", block((RADIUS, HALF_HEIGHT), 0.15, RED, type="cylinder")
     )

@@ -17,6 +17,7 @@ class Push(Tabletop):
     """
 
     name = "push"
+    robots = ("panda", "ur5e")
     bodies = free_body(
         "puck",
         block((RADIUS, HALF_HEIGHT), 0.2, RED, type="cylinder", friction="0.6 0.02 0.0001"),

@@ -11,7 +11,7 @@ class Reach(Tabletop):
     """
 
     name = "reach"
-    robots = ("panda",)
+    robots = ("panda", "ur5e")
     bodies = goal_body("goal", 'type="sphere" size="0.02"')
     starts = {"goal": Start((0.5, 0.0, 0.25), (0.15, 0.25, 0.15), yaw_spread=0.0)}
     observed = {"goal_pose": "goal"}

@@ -15,6 +15,7 @@ class Stack(Tabletop):
     """
 
     name = "stack"
+    robots = ("panda", "ur5e")
     bodies = free_body("red", block((HALF,) * 3, 0.08, RED)) + free_body(
         "green", block((BASE_HALF,) * 3, 0.15, GREEN)
     )
