@@ -1,7 +1,7 @@
-"""`flow-policy collect`: scripted demonstrations, run side by side, successes kept.
+"""`flow-policy collect`: demonstrations by a scripted expert or by a policy, run side by side, successes kept.
 
-Noise is added to what is executed, and the expert's clean intention is what is recorded (DART,
-Laskey et al., arXiv 1703.09327): the data cover states off the expert's path together with the way back.
+Noise is added to what is executed, and the clean intention is what is recorded (DART, Laskey et al., arXiv
+1703.09327): the data cover states off the demonstrator's path together with the way back.
 """
 
 import dataclasses
@@ -13,26 +13,30 @@ import numpy as np
 from flow_policy_rl import provenance
 from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episode, save
 from flow_policy_rl.errors import InputError
+from flow_policy_rl.evaluate import check_fits, load_policy, task_of
 from flow_policy_rl.progress import Progress
 from flow_policy_rl.spec import ObservationField
 from sim.expert import make_expert
 from sim.tasks import make_task
-from sim.vec_env import VecEnv
+from sim.vec_env import Observation, VecEnv
 
 NOISE_MEMORY = 0.8  # per control step: noise that lasts moves the arm, white noise only shakes it
 
 
 @dataclass(frozen=True)
 class Config:
-    """Scripted demonstrations of a task, written in robomimic's HDF5 layout.
+    """Demonstrations of a task, by its scripted expert or by a policy, written in robomimic's HDF5 layout.
 
     Example: flow-policy collect --task lift --episodes 100 --out demos.hdf5
 
     Attributes:
         task: name of the task (flow-policy list tasks).
-        episodes: successful episodes to keep.
         out: file to write.
-        noise: spread of the disturbance of the joint targets, rad.
+        episodes: episodes to keep: successes, where the task knows success.
+        robot: the arm (default: the task's first, or the policy's).
+        policy: checkpoint or exported policy that acts in place of the scripted expert.
+        min_return: keep only episodes with at least this return.
+        noise: spread of the disturbance of the targets, rad (grippers are spared).
         seed: of start states and noise.
         num_envs: episodes side by side.
         cameras: record camera images in place of what only a simulation knows.
@@ -42,6 +46,9 @@ class Config:
     task: str
     out: Path
     episodes: int = 100
+    robot: str | None = None
+    policy: Path | None = None
+    min_return: float | None = None
     noise: float = 0.02
     seed: int = 0
     num_envs: int = 32
@@ -53,19 +60,19 @@ def main(config: Config) -> dict:
     """Collect, write, and say how many attempts it took."""
     if config.episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {config.episodes}")
-    task = make_task(config.task, **({"cameras": True} if config.cameras else {}))
+    task, demonstrator = _demonstrator(config)
     env = VecEnv(task, min(config.num_envs, config.episodes), seed=config.seed)
     episodes: list[Episode] = []
     attempts = 0
     with Progress("collect", config.episodes, "episode") as progress:
         while len(episodes) < config.episodes:
-            kept = collect_batch(
-                env, config.noise, np.random.default_rng((config.seed, 2, attempts))
-            )
+            rng = np.random.default_rng((config.seed, 2, attempts))
+            kept = collect_batch(env, demonstrator, config.noise, rng, config.min_return)
             attempts += env.num_envs
             if attempts >= 50 * config.episodes and not episodes:
                 raise InputError(
-                    f"no success in {attempts} attempts at task '{config.task}': lower --noise (now {config.noise})"
+                    f"no episode to keep in {attempts} attempts at task '{config.task}': "
+                    f"lower --noise (now {config.noise}) or --min-return (now {config.min_return})"
                 )
             episodes += kept
             progress.update(len(kept), f"{len(episodes) / attempts:.0%} of attempts succeed")
@@ -77,9 +84,16 @@ def main(config: Config) -> dict:
         task.control_dt,
         tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields),
     )
+    by = (
+        {"policy": str(config.policy.name), "policy_sha256": provenance.file_hash(config.policy)}
+        if config.policy
+        else {"expert": "scripted"}
+    )
     facts = {
+        **by,
         "attempts": attempts,
         "noise": config.noise,
+        "min_return": config.min_return,
         "seed": config.seed,
         **provenance.environment(),
     }
@@ -90,24 +104,91 @@ def main(config: Config) -> dict:
         "episodes": len(demos.episodes),
         "steps": demos.num_steps,
         "attempts": attempts,
+        "return_mean": float(np.mean([e.rewards.sum() for e in demos.episodes])),
     }
 
 
-def collect_batch(env: VecEnv, noise: float, rng: np.random.Generator) -> list[Episode]:
-    """One new episode in every environment; returns those that succeeded."""
+def _demonstrator(config: Config):
+    """The task and who does it."""
+    if config.policy is None:
+        return make_task(
+            config.task, robot=config.robot, cameras=config.cameras or None
+        ), ScriptedExperts()
+    spec, act = load_policy(config.policy)
+    if config.robot not in (None, spec.robot):
+        raise InputError(
+            f"policy '{config.policy}' is for robot '{spec.robot}', not '{config.robot}'"
+        )
+    task = task_of(spec, config.task)
+    check_fits(spec, task, str(config.policy))
+    return task, PolicyChunks(spec, act)
+
+
+class ScriptedExperts:
+    """The task's own expert, one for each environment."""
+
+    def begin(self, env: VecEnv, rng: np.random.Generator) -> None:
+        """A new episode everywhere.
+
+        Raises:
+            SimulationError: the task has no scripted expert.
+        """
+        self._experts = [make_expert(env.task, state, rng) for state in env.state]
+
+    def act(self, env: VecEnv, obs: Observation, running: np.ndarray) -> np.ndarray:
+        """Intended actions (N, A) for the next control step; environments that no longer run hold still."""
+        return np.stack(
+            [
+                expert.act(state) if on else command
+                for expert, state, command, on in zip(
+                    self._experts, env.state, env.command, running, strict=True
+                )
+            ]
+        )
+
+
+class PolicyChunks:
+    """A policy that plans a chunk, from zero noise, and runs the executed part of it."""
+
+    def __init__(self, spec, act):
+        self._spec, self._act = spec, act
+
+    def begin(self, env: VecEnv, rng: np.random.Generator) -> None:
+        """A new episode everywhere."""
+        self._chunk = np.zeros((env.num_envs, 0, self._spec.num_joints))
+
+    def act(self, env: VecEnv, obs: Observation, running: np.ndarray) -> np.ndarray:
+        """Actions (N, A) for the next control step."""
+        if not self._chunk.shape[1]:
+            spec, n = self._spec, env.num_envs
+            if spec.prefix_horizon:  # nothing is under way: a simulation waits for inference
+                prefix = np.zeros((n, spec.prefix_horizon, spec.num_joints))
+                obs = obs | {"prefix": prefix, "inference_delay": np.zeros(n, int)}
+            noise = np.zeros((n, spec.action_horizon, spec.num_joints), np.float32)
+            self._chunk = self._act(obs, noise)[:, : spec.execute_horizon]
+        action, self._chunk = self._chunk[:, 0], self._chunk[:, 1:]
+        return action
+
+
+def collect_batch(
+    env: VecEnv,
+    demonstrator: ScriptedExperts | PolicyChunks,
+    noise: float,
+    rng: np.random.Generator,
+    min_return: float | None = None,
+) -> list[Episode]:
+    """One new episode in every environment; returns those worth keeping."""
     task = env.task
     obs = env.reset()
-    experts = [make_expert(task, state, rng) for state in env.state]
-    spread = noise * np.where(
-        task.world.velocity_limit > 1.0, 1.0, 0.0
-    )  # the arm's joints, not the gripper
-    disturbance = np.zeros((env.num_envs, len(task.world.joint_names)))
-    records: list[list] = [[] for _ in experts]
-    running, succeeded = np.ones(env.num_envs, bool), np.zeros(env.num_envs, bool)
+    demonstrator.begin(env, rng)
+    spread = np.full(len(task.world.joint_names), noise)
+    spread[[arm.columns[-1] for arm in getattr(task, "arms", ())]] = 0.0  # the grippers
+    disturbance = np.zeros((env.num_envs, len(spread)))
+    records: list[list] = [[] for _ in range(env.num_envs)]
+    running = np.ones(env.num_envs, bool)
+    kept = np.full(env.num_envs, task.success_hold_steps is None)
     while running.any():
-        intended = np.stack(
-            [expert.act(state) for expert, state in zip(experts, env.state, strict=True)]
-        )
+        intended = demonstrator.act(env, obs, running)
         innovation = rng.standard_normal(disturbance.shape) * np.sqrt(1 - NOISE_MEMORY**2)
         disturbance = NOISE_MEMORY * disturbance + spread * innovation
         before = env.state.copy()
@@ -115,10 +196,12 @@ def collect_batch(env: VecEnv, noise: float, rng: np.random.Generator) -> list[E
         for i in np.flatnonzero(running):
             seen = {name: values[i] for name, values in obs.items()}
             records[i].append((seen, intended[i], step.reward[i, 0], before[i]))
-        succeeded |= running & step.success
+        kept |= running & step.success
         running &= ~step.ended
         obs = step.obs
-    return [_episode(record) for record, won in zip(records, succeeded, strict=True) if won]
+    episodes = [_episode(record) for record, keep in zip(records, kept, strict=True) if keep]
+    least = -np.inf if min_return is None else min_return
+    return [e for e in episodes if e.rewards.sum() >= least]
 
 
 def _episode(record: list) -> Episode:

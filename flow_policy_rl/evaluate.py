@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from flow_policy_rl import checkpoint
+from flow_policy_rl.data.demonstrations import DemoLayout
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.rollout import to_tensors, under_way
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.spec import PolicySpec
-from sim.tasks import make_task
+from sim.tasks import TASKS, make_task
 from sim.vec_env import Observation, VecEnv
 
 ChunkFn = Callable[[Observation, np.ndarray], np.ndarray]  # obs, noise (N, H, A) -> chunk (N, H, A)
@@ -210,10 +211,12 @@ def load_policy(path: Path) -> tuple[PolicySpec, ChunkFn]:
     return policy.spec, torch_policy(policy)
 
 
-def task_of(spec: PolicySpec, name: str | None = None):
-    """The task a policy was made for, or another one with the same way of observing."""
-    options = {"cameras": True} if spec.cameras else {}
-    return make_task(name or spec.task, **options)
+def task_of(made: PolicySpec | DemoLayout, name: str | None = None):
+    """The task that a policy or demonstrations were made for, or another one with the same robot and senses."""
+    name = name or made.task
+    known_robot = made.robot in getattr(TASKS.get(name), "robots", ())
+    sees = any(f.kind == "image" for f in made.observations)
+    return make_task(name, robot=made.robot if known_robot else None, cameras=sees or None)
 
 
 def check_fits(spec: PolicySpec, task, name: str) -> None:

@@ -25,7 +25,6 @@ from flow_policy_rl.logger import RunLogger
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.progress import Progress
 from flow_policy_rl.spec import PolicySpec
-from sim.tasks import make_task
 from sim.vec_env import VecEnv
 
 POLICY_FILE = "policy.safetensors"
@@ -127,8 +126,7 @@ def begin_run(config) -> None:
 def train_bc(config: TrainBC) -> dict:
     """Imitation."""
     demos = demonstrations.load(config.demos)
-    cameras = any(f.kind == "image" for f in demos.layout.observations)
-    task = make_task(config.task, **({"cameras": True} if cameras else {}))
+    task = task_of(demos.layout, config.task)
     check_demos(demos, task, config)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)

@@ -4,7 +4,9 @@ import mujoco
 import numpy as np
 import pytest
 
+from flow_policy_rl.serving.robot import load_robot
 from sim import poses
+from sim.arm import ARMS
 from sim.errors import SimulationError
 from sim.expert import make_expert
 from sim.kinematics import SitePose
@@ -43,9 +45,11 @@ def put(task, **bodies) -> np.ndarray:
     return state
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_expert_succeeds(name):
-    assert run_expert(make_task(name), range(6)).all()
+@pytest.mark.parametrize(
+    ("name", "robot"), [(name, robot) for name in NAMES for robot in TASKS[name].robots]
+)
+def test_the_expert_succeeds(name, robot):
+    assert run_expert(make_task(name, robot=robot), range(4)).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,6 +70,66 @@ def test_batched_kinematics_is_that_of_mujoco(name):
             mujoco.mju_quat2Mat(turn, pose[3:])
             assert np.allclose(pose[:3], data.site(site).xpos, atol=1e-9)
             assert np.allclose(turn, data.site(site).xmat, atol=1e-9)
+
+
+def test_kinematics_of_the_ur5e_is_the_published_one():
+    """Universal Robots' Denavit-Hartenberg parameters; ROS turns the base by half a turn."""
+    a = [0, -0.425, -0.3922, 0, 0, 0]
+    d = [0.1625, 0, 0, 0.1333, 0.0997, 0.0996]
+    alpha = np.array([1, 0, 0, 1, -1, 0]) * np.pi / 2
+    task = make_task("reach", robot="ur5e")
+    qpos = task.world.home_qpos
+    for seed in range(5):
+        q = np.random.default_rng(seed).uniform(-np.pi, np.pi, 6)
+        qpos[task.world.joint_qpos[:6]] = q
+        pose = np.diag([-1.0, -1.0, 1.0, 1.0])
+        for i in range(6):
+            ct, st, ca, sa = np.cos(q[i]), np.sin(q[i]), np.cos(alpha[i]), np.sin(alpha[i])
+            pose = pose @ np.array(
+                [
+                    [ct, -st * ca, st * sa, a[i] * ct],
+                    [st, ct * ca, -ct * sa, a[i] * st],
+                    [0, sa, ca, d[i]],
+                    [0, 0, 0, 1],
+                ]
+            )
+        tool = SitePose(task.world.model, "ur5e_tcp")(qpos)
+        assert np.allclose(tool[:3], (pose @ [0, 0, 0.145, 1])[:3], atol=1e-6)
+        assert np.allclose(poses.rotate(tool[3:], np.array([0, 0, 1.0])), pose[:3, 2], atol=1e-6)
+
+
+@pytest.mark.parametrize("robot", ARMS)
+def test_limits_in_the_mjcf_are_those_of_the_robot_file(robot):
+    world, limits = make_task("reach", robot=robot).world, load_robot(robot)
+    position = limits.limit_array(world.joint_names, "position")
+    assert np.allclose(position, np.stack([world.target_low, world.target_high], axis=1))
+    assert np.allclose(limits.limit_array(world.joint_names, "velocity"), world.velocity_limit)
+    for joint, span in zip(world.joint_names, position, strict=True):
+        assert np.allclose(world.model.joint(joint).range, span)
+
+
+def test_every_robot_file_knows_the_bodies_of_its_tasks():
+    for name in NAMES:
+        for robot in TASKS[name].robots:
+            task = make_task(name, robot=robot)
+            assert set(task.observed.values()) <= set(load_robot(task.robot).topics.poses)
+
+
+def test_a_ur5e_keeps_its_velocity_and_torque_limits():
+    """Bang-bang over a quarter turn about home."""
+    task = make_task("reach", robot="ur5e")
+    world, model = task.world, task.world.model
+    data = mujoco.MjData(model)
+    data.qpos[:] = world.home_qpos
+    home = world.home_qpos[world.joint_qpos]
+    swing = np.where(np.arange(60)[:, None] // 15 % 2, 0.4, -0.4)
+    controls, _ = world.ramp(home[None], (home + swing)[None])
+    for ctrl in controls[0]:
+        data.ctrl[:] = ctrl
+        mujoco.mj_step(model, data)
+        speed = np.abs(data.qvel[world.joint_qvel])
+        assert (speed[:6] <= 1.15 * world.velocity_limit[:6]).all()
+        assert (np.abs(data.actuator_force) <= model.actuator_forcerange[:, 1] + 1e-9).all()
 
 
 def test_kinematics_follows_bodies_that_hang_on_free_ones():

@@ -14,6 +14,7 @@ class Task:
 
     Attributes:
         name, robot: of the task, of the robot in it.
+        robots: arms to choose from with the option `robot`; empty where there is no choice.
         control_dt: control period, s.
         episode_steps: time limit, control steps.
         success_hold_steps: control steps in a row for which `is_success` must hold; None: the task knows no success,
@@ -26,6 +27,7 @@ class Task:
 
     name: str
     robot: str
+    robots: tuple[str, ...] = ()
     control_dt: float
     episode_steps: int
     success_hold_steps: int | None = None

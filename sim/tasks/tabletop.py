@@ -78,7 +78,7 @@ class Tabletop(Task):
         starts: start of each free body, in the order in which they are drawn.
         apart: least distance between two starts in the plane, m.
         observed: observation field -> free body.
-        robots: arms that can do the task; the first is the default.
+        robots: as in `Task`; the first is the default.
         arm_places: prefix of each arm's names -> attributes of its frame.
         rewards: names for the option `reward`.
         camera, timestep: attributes of the camera `front`; physics step, s.
@@ -97,7 +97,7 @@ class Tabletop(Task):
     starts: dict[str, Start]
     apart = 0.0
     observed: dict[str, str]
-    robots: tuple[str, ...] = ("panda",)
+    robots = ("panda",)
     arm_places = {"": 'pos="0 0 0"'}
     rewards = ("sparse", "dense")
     cameras = ("front",)

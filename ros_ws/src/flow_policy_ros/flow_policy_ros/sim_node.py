@@ -34,7 +34,7 @@ from flow_policy_ros.process import Stop, run_node
 from sim.errors import SimulationError
 from sim.live import LiveWorld
 from sim.render import Renderer
-from sim.tasks import make_task
+from sim.tasks import TASKS, make_task
 from sim.tasks.layout import ObsField
 
 REMEMBERED = 512  # states whose publishing time is kept for the latency measurement
@@ -71,11 +71,12 @@ class SimNode(Node):
             integer_range=[IntegerRange(from_value=16, to_value=480, step=1)],
         )
         self.declare_parameter("image_size", 96, size)
+        robot, name = load_robot(self._get("robot")), self._get("task")
+        known = robot.name in getattr(TASKS.get(name), "robots", ())
         try:
-            self._task = task = make_task(self._get("task"))
+            self._task = task = make_task(name, robot=robot.name if known else None)
         except SimulationError as error:
             raise InputError(str(error)) from None
-        robot = load_robot(self._get("robot"))
         world = task.world
         robot.limit_array(world.joint_names, "position")  # the robot file must know every joint
         self._live = LiveWorld(world, self._initial_state(self._get("first_seed")))

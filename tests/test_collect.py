@@ -1,0 +1,100 @@
+"""`flow-policy collect`: who demonstrates, what is kept, what is written down."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toys import small_policy
+
+from flow_policy_rl import checkpoint, collect, train
+from flow_policy_rl.algorithms.bc import BCConfig
+from flow_policy_rl.collect import PolicyChunks, ScriptedExperts, collect_batch
+from flow_policy_rl.data import demonstrations
+from flow_policy_rl.errors import InputError
+from flow_policy_rl.policy import NetworkConfig
+from sim.tasks import make_task
+from sim.vec_env import VecEnv
+
+
+def test_noise_is_executed_but_not_recorded():
+    """The expert of reach does not look while it moves, so its intention is the same with and without noise."""
+    runs = []
+    for noise in (0.0, 0.02):
+        env = VecEnv(make_task("reach"), 4)
+        runs.append(collect_batch(env, ScriptedExperts(), noise, np.random.default_rng(0)))
+        env.close()
+    for clean, noisy in zip(*runs, strict=True):
+        both = min(len(clean.actions), len(noisy.actions))
+        assert np.array_equal(clean.actions[:both], noisy.actions[:both])
+        moved = np.abs(clean.obs["joint_pos"][:both] - noisy.obs["joint_pos"][:both])
+        assert 0.005 < moved.max() < 0.2
+        grip = np.abs(clean.obs["gripper_pos"][:both] - noisy.obs["gripper_pos"][:both])
+        assert grip.max() < 1e-3
+
+
+def test_the_second_arm_is_written_down(tmp_path):
+    collect.main(collect.Config("reach", tmp_path / "d.hdf5", episodes=3, robot="ur5e"))
+    demos = demonstrations.load(tmp_path / "d.hdf5")
+    assert demos.layout.robot == "ur5e"
+    assert demos.layout.joint_names[0] == "shoulder_pan_joint"
+    assert demos.provenance["expert"] == "scripted"
+    config = train.TrainBC("reach", tmp_path / "d.hdf5", tmp_path / "run", bc=BCConfig(2, 8))
+    assert checkpoint.load(train.main(config)["checkpoint"]).spec.robot == "ur5e"
+
+
+def test_a_policy_executes_its_horizon_and_plans_again():
+    env = VecEnv(make_task("reach"), 2)
+    plans = []
+
+    def act(obs, noise):
+        plans.append(obs)
+        return np.full(noise.shape, len(plans)) + np.arange(noise.shape[1])[:, None] / 10
+
+    spec = small_policy(action_horizon=6, execute_horizon=3).spec
+    actor = PolicyChunks(spec, act)
+    actor.begin(env, None)
+    taken = [actor.act(env, {}, None)[0, 0] for _ in range(7)]
+    env.close()
+    assert taken == pytest.approx([1.0, 1.1, 1.2, 2.0, 2.1, 2.2, 3.0])
+
+
+def test_successes_of_a_policy_file_are_kept(tmp_path):
+    first = tmp_path / "first.hdf5"
+    collect.main(collect.Config("reach", first, episodes=25))
+    run = train.TrainBC(
+        "reach",
+        first,
+        tmp_path / "run",
+        network=NetworkConfig(width=64, depth=2),
+        bc=BCConfig(num_steps=500, batch_size=64),
+    )
+    policy = Path(train.main(run)["checkpoint"])
+    out = tmp_path / "second.hdf5"
+    result = collect.main(
+        collect.Config("reach", out, episodes=5, policy=policy, noise=0.0, seed=9)
+    )
+    again = demonstrations.load(out)
+    assert result["episodes"] == len(again.episodes) == 5
+    assert result["attempts"] >= 5
+    for episode in again.episodes:
+        assert episode.rewards.sum() == 1  # a success, and nothing after it
+        assert episode.rewards[-1] == 1
+    assert len(again.provenance["policy_sha256"]) == 64
+    with pytest.raises(InputError, match="policy .* is for robot 'panda', not 'ur5e'"):
+        collect.main(collect.Config("reach", out, policy=policy, robot="ur5e"))
+    with pytest.raises(InputError, match="does not fit task 'push'"):
+        collect.main(collect.Config("push", out, policy=policy))
+
+
+def test_returns_below_the_least_are_not_kept():
+    env = VecEnv(make_task("reach"), 3)
+    rng = np.random.default_rng(0)
+    assert len(collect_batch(env, ScriptedExperts(), 0.0, rng, min_return=1.0)) == 3
+    assert collect_batch(env, ScriptedExperts(), 0.0, rng, min_return=1.1) == []
+    env.close()
+
+
+def test_collecting_gives_up_when_nothing_can_be_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "collect_batch", lambda *args: [])
+    with pytest.raises(InputError, match=r"no episode to keep in 50 attempts.*--min-return"):
+        collect.main(collect.Config("reach", tmp_path / "d.hdf5", episodes=1, min_return=2.0))
