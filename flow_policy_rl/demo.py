@@ -274,11 +274,13 @@ class Demo:
 
     def run_replay(self) -> dict:
         """The bag through the same decoding and policy code."""
-        return replay.main(
-            replay.Config(
-                bag=self.dir / "bag", policy=self.export_config.out, out=self.dir / "replay"
-            )
-        )
+        return replay.main(self.replay_config)
+
+    @property
+    def replay_config(self) -> replay.Config:
+        """The bag of the deployment and the policy that made it."""
+        policy, out = self.export_config.out, self.dir / "replay"
+        return replay.Config(bag=self.dir / "bag", policy=policy, out=out)
 
     # --- what comes out ---
 
@@ -307,11 +309,8 @@ class Demo:
         table = [[*row.values()] for row in self.table()]
         deploy, replayed = self.results["deploy"], self.results["replay"]
         rows = read_metrics(self.rl_config.run_dir / "metrics.csv")
-        exported = replay.OnnxPolicy(self.export_config.out)
-        recording = replay.read_recording(
-            self.dir / "bag", exported.spec, replay.load_robot(exported.spec.robot)
-        )
-        chunks, _ = replay.predict(exported, recording, "zero", 0)
+        judged = replay.judge(self.replay_config, self.export_config.out)
+        recording, chunks = judged.recording, judged.chunks
         environment = provenance.environment()
         sections = [
             report.Text(
@@ -326,7 +325,7 @@ class Demo:
             report.learning_figure(rows, self.results["evaluate"]["base"]["success_rate"]),
             report.latency_figure(recording.latencies_s * 1e3),
             report.chunk_figure(
-                exported.spec, recording.times, chunks, recording.reference, recording.segment
+                judged.spec, recording.times, chunks, recording.truth, recording.segment
             ),
             report.Table(
                 "Replay of the bag",
@@ -339,7 +338,8 @@ class Demo:
                 f"Replay: mean error {replayed['mae']:.4f}, hold position {replayed['mae_hold']:.4f}, "
                 f"copy last command {replayed['mae_copy_last']:.4f}; mean jump where one "
                 f"chunk takes over from the other "
-                f"{replayed['seam_jump']['mean']:.4f}. Over ROS, real-time factor {self.config.real_time_factor:g}: "
+                f"{replayed['seams']['position_mean']:.4f}. "
+                f"Over ROS, real-time factor {self.config.real_time_factor:g}: "
                 f"latency p50 {deploy['end_to_end_ms']['p50']:.2f} ms, p99 {deploy['end_to_end_ms']['p99']:.2f} ms."
             ),
             report.Table(

@@ -1,366 +1,400 @@
 """`flow-policy replay`: judge a policy on a recorded rosbag, with the decoding and timing code of the live node.
 
-Teacher-forced: wherever the live node would have started an inference, the policy sees the recorded
-observation and its chunk is compared with what the robot's controller was really commanded in that
-time. No ROS needed.
+    grid    teacher-forced: wherever the live node would have inferred, the policy sees the recorded observation; its
+            chunk is compared with the ground truth of that time. Batched, as fast as the machine allows.
+    timed   the same with latency: chunks come late, are joined by the real scheduler and limited by the real safety
+            filter, and the resulting command is compared.
+    graph   the bag is played into the real node over ROS 2, and what the node planned is compared.
 
-Open-loop error does not predict closed-loop success: this is a test of wiring and of regressions.
+No ROS needed but for `graph`. Open-loop error does not predict closed-loop success: this is a test of wiring and of
+regressions.
 """
 
+import dataclasses
 import json
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from flow_policy_rl.data.bags import Message, deserialize, read_bag
-from flow_policy_rl.errors import InputError
-from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
-from flow_policy_rl.serving.decode import stamp_ns
+from flow_policy_rl import __version__
+from flow_policy_rl.data.bags import Bag
+from flow_policy_rl.errors import InputError, unknown_name
+from flow_policy_rl.offline import gates, metrics, wiring
+from flow_policy_rl.offline.predict import Predictor
+from flow_policy_rl.offline.recording import Recording, read_recording
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.serving.robot import Robot, load_robot
-from flow_policy_rl.serving.streams import NotReady, Streams, topics_of
-from flow_policy_rl.serving.trajectory_controller import TrajectoryController, TrajectoryRejected
-from flow_policy_rl.spec import ObservationField, PolicySpec
+from flow_policy_rl.spec import PolicySpec
 
-SCHEMA_VERSION = 1
-MEASURED = "measured_joint_pos"
-GAP_S = 0.5  # a longer silence ends a segment
-JUMP_MARGIN = 0.05  # rad or m beyond what the velocity limits allow: the robot was put elsewhere
-LATENCY_TOPIC = "/sim_node/end_to_end_latency"
+SCHEMA_VERSION = 2
+TRUTHS = {
+    "command": "what was received on the command topic",
+    "controller": "the reference that the controller published",
+    "state": "the measured joints when each action was due",
+}
+CAVEAT = "Open-loop error does not predict closed-loop success: read this as a test of wiring and of regressions."
 
 
 @dataclass(frozen=True)
 class Config:
-    """Compare a policy's chunks with the commands in a recorded bag.
+    """Compare a policy's chunks with what a recorded robot was told or did.
 
     Example: flow-policy replay --bag bag --policy policy.onnx --out report
 
     Attributes:
-        bag: rosbag2 folder with MCAP storage, or one .mcap file (also one that was cut off).
+        bag: rosbag2 folder, or one .mcap or .db3 file (also one that was cut off).
         policy: exported policy.
-        out: folder for report.html and replay.json.
+        compare: a second policy, judged on the same observations and seeds.
+        out: folder for report.html, replay.json, steps.csv, replay.png and the bag of predicted chunks.
         robot: name of a robot, or path of a robot file (default: the one in the policy).
+        topics: NAME=TOPIC pairs that override the robot file; NAME is joint_states, command, an object or a camera.
+        ground_truth: what the actions are compared with: command topic, controller reference, or next measured state.
+        truth_topic: topic of the command or of the controller state (default: that of the robot file).
+        mode: grid (teacher-forced), timed (with latency, scheduler and safety), or graph (into the real node).
+        latency_ms: latency of an inference in mode timed (default: as measured while replaying).
         noise: where the flow starts: zero, or random from `seed`.
-        seed: of random noise.
-        max_mae: gate on the mean error (rad, m); exit code 1 above it.
+        seed: of all noise.
+        samples: further chunks per observation from random noise, for best-of-N and spread.
+        gates: YAML file of thresholds; exit code 1 when one fails.
+        max_mae: a gate on the mean error (rad, m).
         json: print one JSON object.
     """
 
     bag: Path
     policy: Path
+    compare: Path | None = None
     out: Path = Path("replay")
     robot: str | None = None
-    noise: str = "zero"
+    topics: tuple[str, ...] = ()
+    ground_truth: Literal["command", "controller", "state"] = "command"
+    truth_topic: str = ""
+    mode: Literal["grid", "timed", "graph"] = "grid"
+    latency_ms: float | None = None
+    noise: Literal["zero", "random"] = "zero"
     seed: int = 0
+    samples: int = 0
+    gates: Path | None = None
     max_mae: float | None = None
     json: bool = False
 
 
-@dataclass
-class Recording:
-    """What a bag holds for one policy.
+@dataclass(frozen=True)
+class Judged:
+    """One policy on one bag: its spec, what was recorded, its chunks (n, H, A), and all numbers."""
 
-    Attributes:
-        snapshots: observations at which the live node would infer: values by field, time in s.
-        segment: number of the uninterrupted piece each belongs to.
-        reference: commanded position (n, A) at the end of each of the H control steps after a
-        snapshot, (n, H, A); nan where the
-            controller had no trajectory yet or the segment ends before.
-        latencies_s: end-to-end latencies on the latency topic.
-        problems: number of messages that could not be used, by reason.
-    """
-
-    obs: dict[str, np.ndarray]
-    times: np.ndarray
-    segment: np.ndarray
-    measured: np.ndarray
-    reference: np.ndarray
-    latencies_s: np.ndarray
-    problems: dict[str, int] = field(default_factory=dict)
+    policy: Path
+    spec: PolicySpec
+    robot: Robot
+    recording: Recording
+    chunks: np.ndarray
+    numbers: dict
 
 
 def main(config: Config) -> dict:
-    """Replay, write the report."""
-    policy = OnnxPolicy(config.policy)
-    robot = load_robot(config.robot or policy.spec.robot)
-    recording = read_recording(config.bag, policy.spec, robot)
-    if len(recording.times) == 0:
-        reasons = "; ".join(f"{reason} ({count}x)" for reason, count in recording.problems.items())
-        raise InputError(
-            f"bag '{config.bag}' has no complete observation for the policy: {reasons or 'no messages'}"
-        )
-    chunks, inference_s = predict(policy, recording, config.noise, config.seed)
-    result = metrics(policy.spec, recording, chunks, inference_s)
-    result["gates"] = (
-        {} if config.max_mae is None else {"mae": {"value": result["mae"], "limit": config.max_mae}}
-    )
-    result["passed"] = all(g["value"] <= g["limit"] for g in result["gates"].values())
-    result |= {
+    """Replay, write the reports."""
+    from flow_policy_rl.offline import output
+
+    limits = {} if config.gates is None else gates.load(config.gates)
+    if config.max_mae is not None:
+        limits["mae"] = limits.get("mae", {}) | {"max": config.max_mae}
+    judged = [judge(config, path) for path in (config.policy, config.compare) if path is not None]
+    first = judged[0]
+    result = {
         "schema_version": SCHEMA_VERSION,
+        "version": __version__,
         "bag": str(config.bag),
         "policy": str(config.policy),
+        "mode": config.mode,
+        "ground_truth": {
+            "kind": config.ground_truth,
+            "topic": config.truth_topic or truth_topic(config, first.robot),
+            "meaning": TRUTHS[config.ground_truth],
+        },
+        "noise": config.noise,
+        "seed": config.seed,
+        **first.numbers,
     }
+    if len(judged) == 2:
+        result["compare"] = side_by_side(*judged)
+    result["gates"] = gates.judge(result, limits)
+    result["passed"] = all(g["passed"] for g in result["gates"].values())
     config.out.mkdir(parents=True, exist_ok=True)
-    result["report"] = str(config.out / "report.html")
-    (config.out / "replay.json").write_text(json.dumps(result, indent=2) + "\n")
-    write_report(config.out / "report.html", policy.spec, recording, chunks, result)
+    result |= {
+        "report": str(config.out / "report.html"),
+        "files": ["replay.json", "steps.csv", "replay.png", "chunks"],
+    }
+    output.write_steps(config.out / "steps.csv", first)
+    output.write_picture(config.out / "replay.png", first)
+    output.write_chunks(config.out / "chunks", first)
+    output.write_page(config.out / "report.html", judged, result)
+    (config.out / "replay.json").write_text(json.dumps(result, indent=2, default=_plain) + "\n")
+    return json.loads(json.dumps(result, default=_plain))
+
+
+def _plain(value):
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def mapped(robot: Robot, pairs: tuple[str, ...]) -> Robot:
+    """The robot with some topics replaced.
+
+    Raises:
+        InputError: not NAME=TOPIC, or an unknown name.
+    """
+    plain = {f.name: getattr(robot.topics, f.name) for f in dataclasses.fields(robot.topics)}
+    for pair in pairs:
+        name, found, topic = pair.partition("=")
+        if not found or not topic.startswith("/"):
+            raise InputError(f"--topics wants NAME=/TOPIC, not '{pair}'")
+        if isinstance(plain.get(name), str):
+            plain[name] = topic
+            continue
+        groups = [g for g in ("poses", "images") if name in plain[g]]
+        if not groups:
+            valid = [n for n, v in plain.items() if isinstance(v, str)]
+            raise unknown_name("topic name", name, [*valid, *plain["poses"], *plain["images"]])
+        plain[groups[0]] = {**plain[groups[0]], name: topic}
+    return dataclasses.replace(robot, topics=dataclasses.replace(robot.topics, **plain))
+
+
+def truth_topic(config: Config, robot: Robot) -> str:
+    """Where the ground truth comes from."""
+    topics = mapped(robot, config.topics).topics
+    names = {"command": "command", "controller": "controller_state", "state": "joint_states"}
+    return getattr(topics, names[config.ground_truth], "")
+
+
+def judge(config: Config, path: Path) -> Judged:
+    """One policy on the bag.
+
+    Raises:
+        InputError: the bag holds no observation for it; the reasons follow.
+    """
+    policy = OnnxPolicy(path)
+    spec = policy.spec
+    robot = mapped(load_robot(config.robot or spec.robot), config.topics)
+    bag = Bag(config.bag)
+    predictor = Predictor(policy, config.noise, config.seed, config.samples)
+    sink, source, extra = predictor, config.bag, {}
+    recording = read_recording(bag, spec, robot, config.ground_truth, config.truth_topic, sink)
+    if not len(recording.times):
+        raise InputError(
+            f"bag '{source}' has no complete observation for the policy: {recording.problems or 'no messages'}"
+        )
+    chunks, samples = predictor.finish()
+    numbers = measure(spec, robot, recording, chunks, samples, np.array(predictor.latencies_s))
+    return Judged(path, spec, robot, recording, chunks, numbers | extra)
+
+
+def measure(
+    spec: PolicySpec,
+    robot: Robot,
+    recording: Recording,
+    chunks: np.ndarray,
+    samples: np.ndarray,
+    inference_s: np.ndarray,
+) -> dict:
+    """All numbers of one policy: errors over the executed part of each chunk unless they say otherwise."""
+    executed, dt = slice(0, spec.execute_horizon), spec.control_dt
+    truth = recording.truth
+    error = chunks - truth
+    hold, copied = metrics.baselines(recording.measured, recording.before, truth[:, executed])
+    latencies = recording.latencies_s if len(recording.latencies_s) else inference_s
+    place = (recording.times, recording.segment, spec.execute_horizon, dt)
+    ours, theirs = metrics.stitch(chunks, *place), metrics.stitch(truth, *place)
+    limits = {
+        what: robot.limit_array(spec.joint_names, what)
+        for what in ("position", "velocity", "acceleration")
+    }
+    mae = metrics.mean(np.abs(error[:, executed]))
+    mae_hold, mae_copied = metrics.mean(np.abs(hold)), metrics.mean(np.abs(copied))
+    checks = wiring.check(recording, spec, robot)
+    smooth = {"policy": metrics.smoothness(ours, dt), "truth": metrics.smoothness(theirs, dt)}
+    smooth["ratio"] = {
+        name: value / smooth["truth"][name] if value is not None and smooth["truth"][name] else None
+        for name, value in smooth["policy"].items()
+    }
+    return {
+        "chunks": len(chunks),
+        "compared_chunks": int(np.isfinite(error[:, executed]).all(axis=(1, 2)).sum()),
+        "segments": int(recording.segment.max()) + 1,
+        "duration_s": recording.duration,
+        "joints": metrics.errors_by_joint(spec.joint_names, error[:, executed]),
+        "mae": mae,
+        "rmse": metrics.rms(error[:, executed]),
+        "mae_hold": mae_hold,
+        "mae_copy_last": mae_copied,
+        "beats_baselines": None if mae is None else bool(mae < min(mae_hold, mae_copied)),
+        "first_action_mae": metrics.mean(np.abs(error[:, 0])),
+        "chunk_l1": metrics.mean(np.abs(error).sum(axis=(1, 2))),
+        "by_step": {
+            "mae": [metrics.mean(np.abs(error[:, k])) for k in range(spec.action_horizon)],
+            "rmse": [metrics.rms(error[:, k]) for k in range(spec.action_horizon)],
+            "joints": {
+                name: [metrics.mean(np.abs(error[:, k, j])) for k in range(spec.action_horizon)]
+                for j, name in enumerate(spec.joint_names)
+            },
+        },
+        "gripper": _gripper(spec, robot, ours, theirs),
+        "end_effector": _end_effector(spec, robot, chunks[:, executed], truth[:, executed]),
+        "best_of_n": metrics.best_of(samples[:, :, executed], truth[:, executed])
+        if samples.shape[1]
+        else None,
+        "smoothness": smooth,
+        "seams": metrics.seams(chunks, *place),
+        "limit_violations": metrics.violations(chunks, recording.before, limits, dt),
+        "latency_ms": metrics.percentiles(latencies * 1e3),
+        "latency_source": "end to end, recorded in the bag"
+        if len(recording.latencies_s)
+        else "inference, measured in this replay",
+        "inference_ms": metrics.percentiles(inference_s * 1e3),
+        "stages_ms": {name: d.summary_ms() for name, d in recording.stages.items()},
+        "deadline": _deadline(spec, latencies),
+        "skew_ms": recording.skew.summary_ms(),
+        "streams": {
+            topic: {
+                "type": s.type,
+                "messages": s.count,
+                "unusable": s.bad,
+                "rate_hz": metrics.mean(np.array([s.rate_hz()])),
+                "period_ms": s.periods.summary_ms(),
+                "longest_gap_s": s.periods.max,
+                "longest_gap_at_s": s.periods.max_at,
+                "stamp_to_reception_ms": s.delays.summary_ms(),
+                "backward_stamps": s.backward,
+            }
+            for topic, s in recording.streams.items()
+        },
+        "out_of_distribution": metrics.out_of_distribution(recording.obs, spec.observations),
+        "wiring": checks,
+        "wiring_errors": sum(c["level"] == "error" for c in checks),
+        "wiring_warnings": sum(c["level"] == "warning" for c in checks),
+        "problems": recording.problems.rows(),
+        "problem_count": recording.problems.total,
+    }
+
+
+def _deadline(spec: PolicySpec, latencies_s: np.ndarray) -> dict:
+    """A chunk must come before the last action of the one before it is due, and late by so many control steps."""
+    spare = (spec.action_horizon - spec.execute_horizon) * spec.control_dt
+    deadline = spare if spare > 0 else spec.control_dt
+    known = len(latencies_s) > 0
+    return {
+        "deadline_ms": deadline * 1e3,
+        "misses": int((latencies_s > deadline).sum()),
+        "miss_share": float((latencies_s > deadline).mean()) if known else None,
+        "delay_steps_p99": float(np.percentile(latencies_s, 99) / spec.control_dt)
+        if known
+        else None,
+    }
+
+
+def _gripper(spec: PolicySpec, robot: Robot, ours: list, theirs: list) -> dict:
+    found = {}
+    for name, limits in robot.gripper.items():
+        if name not in spec.joint_names or not ours:
+            continue
+        joint = spec.joint_names.index(name)
+        gap = np.full((1, len(spec.joint_names)), np.nan)
+        one, other = (
+            np.concatenate([row for m in motions for row in (m, gap)])[:, joint]
+            for motions in (ours, theirs)
+        )
+        found[name] = metrics.gripper_agreement(one, other, *limits.position, spec.control_dt)
+    return found
+
+
+def _end_effector(
+    spec: PolicySpec, robot: Robot, chunks: np.ndarray, truth: np.ndarray
+) -> dict | None:
+    """Distance of the tool (m) between predicted and true joints, by forward kinematics of the robot file."""
+    kinematics = getattr(robot, "kinematics", None)
+    known = np.isfinite(truth).all(axis=2)
+    if kinematics is None or not known.any():
+        return None
+    ours, theirs = (
+        kinematics.tool_position(spec.joint_names, values[known]) for values in (chunks, truth)
+    )
+    distance = np.linalg.norm(ours - theirs, axis=1)
+    return {"position_mean_m": float(distance.mean()), "position_m": metrics.percentiles(distance)}
+
+
+def side_by_side(first: Judged, second: Judged) -> dict:
+    """What differs between two policies on the same bag."""
+    keys = ("mae", "rmse", "first_action_mae", "beats_baselines", "chunks", "compared_chunks")
+    result = {"policy": str(second.policy), **{key: second.numbers[key] for key in keys}}
+    result |= {
+        "joints": second.numbers["joints"],
+        "smoothness": second.numbers["smoothness"]["policy"],
+        "seams": second.numbers["seams"],
+        "inference_ms": second.numbers["inference_ms"],
+        "best_of_n": second.numbers["best_of_n"],
+    }
+    same = (
+        first.spec.joint_names == second.spec.joint_names
+        and first.spec.control_dt == second.spec.control_dt
+        and np.array_equal(first.recording.times, second.recording.times)
+    )
+    result["paired"] = metrics.compare(_by_chunk(first), _by_chunk(second)) if same else None
     return result
 
 
-# --- from bag to observations and commands ---
-
-
-def read_recording(bag: Path, spec: PolicySpec, robot: Robot) -> Recording:
-    """One pass over the bag. Times are those of message headers; a command counts from the newest header before it."""
-    fields = topics_of(spec, robot.topics)
-    measured = ObservationField(MEASURED, "joint_position", spec.joint_names, "")
-    fields.setdefault(robot.topics.joint_states, []).append(measured)
-    streams, scheduler = Streams(fields, max_age_s=GAP_S), ChunkScheduler(spec)
-    limits = robot.limit_array(spec.joint_names, "velocity")
-    reader = _Reader(spec, streams, scheduler, limits)
-    topics = [*fields, robot.topics.command, LATENCY_TOPIC]
-    for message in read_bag(bag, topics):
-        if message.topic == robot.topics.command:
-            reader.command(message)
-        elif message.topic == LATENCY_TOPIC:
-            reader.latencies.append(deserialize(message).data)
-        else:
-            reader.observation(message)
-    return reader.finish()
-
-
-class _Reader:
-    """State of the pass."""
-
-    def __init__(
-        self,
-        spec: PolicySpec,
-        streams: Streams,
-        scheduler: ChunkScheduler,
-        velocity_limit: np.ndarray,
-    ):
-        self.spec, self.streams, self.scheduler = spec, streams, scheduler
-        self.velocity_limit = velocity_limit
-        self.latencies: list[float] = []
-        self.problems: dict[str, int] = {}
-        self.now = 0
-        self.segment = 0
-        self.last: tuple[int, np.ndarray] | None = None
-        self.controller: TrajectoryController | None = None
-        self.grid: list[tuple[float, int, np.ndarray]] = []  # time, segment, commanded position
-        self.snapshots: list[tuple[float, int, dict]] = []
-
-    def _problem(self, reason: str) -> None:
-        self.problems[reason] = self.problems.get(reason, 0) + 1
-
-    def observation(self, message: Message) -> None:
-        msg = deserialize(message)
-        stamp = stamp_ns(msg) or message.log_time
-        self.streams.push(message.topic, stamp, msg)
-        self.now = max(self.now, stamp) if stamp > self.now - 1e9 else stamp
-        try:
-            snapshot = self.streams.snapshot(stamp)
-        except NotReady as error:
-            self._problem(str(error))
-            return
-        here = snapshot.obs[MEASURED]
-        if self.last is not None and snapshot.stamp != self.last[0]:
-            elapsed = (snapshot.stamp - self.last[0]) / 1e9
-            reach = self.velocity_limit * max(elapsed, 0) * 1.5 + JUMP_MARGIN
-            if not 0 < elapsed <= GAP_S or (np.abs(here - self.last[1]) > reach).any():
-                self.segment += 1
-                self.controller = None
-                self.scheduler.reset()
-        if self.last is None or snapshot.stamp != self.last[0]:
-            self.last = (snapshot.stamp, here)
-            if self.controller is not None:
-                at = snapshot.stamp / 1e9
-                self.grid.append((at, self.segment, self.controller.sample(at)[0]))
-        if self.scheduler.due(snapshot.stamp):
-            self.scheduler.started(snapshot.stamp)
-            self.snapshots.append((snapshot.stamp / 1e9, self.segment, snapshot.obs))
-
-    def command(self, message: Message) -> None:
-        msg = deserialize(message)
-        if self.last is None:
-            return self._problem("command before the first complete observation")
-        if self.controller is None:
-            self.controller = TrajectoryController(self.spec.joint_names, self.last[1])
-        times = np.array(
-            [p.time_from_start.sec + p.time_from_start.nanosec * 1e-9 for p in msg.points]
-        )
-        positions = np.array([p.positions for p in msg.points])
-        with_velocity = len(msg.points) > 0 and len(msg.points[0].velocities) > 0
-        velocities = np.array([p.velocities for p in msg.points]) if with_velocity else None
-        try:
-            self.controller.accept(msg.joint_names, times, positions, velocities, self.now / 1e9)
-        except (TrajectoryRejected, ValueError) as error:
-            self._problem(f"command rejected: {error}")
-
-    def finish(self) -> Recording:
-        spec = self.spec
-        times = np.array([t for t, _, _ in self.snapshots])
-        segment = np.array([s for _, s, _ in self.snapshots], dtype=int)
-        names = [MEASURED, *(f.name for f in spec.observations)]
-        obs = {name: np.array([o[name] for _, _, o in self.snapshots]) for name in names}
-        reference = np.full((len(times), spec.action_horizon, spec.num_joints), np.nan)
-        grid_times = np.array([t for t, _, _ in self.grid])
-        grid_segment = np.array([s for _, s, _ in self.grid], dtype=int)
-        grid_command = np.array([c for _, _, c in self.grid]).reshape(-1, spec.num_joints)
-        for i, start in enumerate(times):
-            rows = np.flatnonzero((grid_segment == segment[i]) & (grid_times > start - 1e-9))
-            if len(rows) < 2:
-                continue
-            due = start + (np.arange(spec.action_horizon) + 1) * spec.control_dt
-            for joint in range(spec.num_joints):
-                reference[i, :, joint] = np.interp(
-                    due, grid_times[rows], grid_command[rows, joint], left=np.nan, right=np.nan
-                )
-        measured = obs.pop(MEASURED)
-        return Recording(
-            obs, times, segment, measured, reference, np.array(self.latencies), self.problems
-        )
-
-
-# --- prediction and judgement ---
-
-
-def predict(
-    policy: OnnxPolicy, recording: Recording, noise: str, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Chunks (n, H, A) for every snapshot, one inference each as on the robot, and the seconds each took."""
-    if noise not in ("zero", "random"):
-        raise InputError(f"--noise must be zero or random, not '{noise}'")
-    rng = np.random.default_rng(seed)
-    shape = (1, *policy.chunk_shape)
-    chunks, seconds = [], []
-    for i in range(len(recording.times)):
-        draw = (
-            rng.standard_normal(shape, dtype=np.float32)
-            if noise == "random"
-            else np.zeros(shape, np.float32)
-        )
-        obs = {name: values[i : i + 1] for name, values in recording.obs.items()}
-        start = time.perf_counter()
-        chunks.append(policy.infer(obs, draw)[0])
-        seconds.append(time.perf_counter() - start)
-    return np.array(chunks, dtype=np.float64), np.array(seconds)
-
-
-def metrics(
-    spec: PolicySpec, recording: Recording, chunks: np.ndarray, inference_s: np.ndarray
-) -> dict:
-    """Errors over the executed part of each chunk, against two baselines; seams; latencies."""
-    executed = slice(0, spec.execute_horizon)
-    reference = recording.reference[:, executed]
-    error = chunks[:, executed] - reference
-    hold = recording.measured[:, None] - reference
-    # The command in force when the observation was made: the reference just before the first step.
-    last = np.concatenate(
-        [recording.measured[:1], recording.reference[:-1, spec.execute_horizon - 1]]
-    )
-    same = np.concatenate([[False], recording.segment[1:] == recording.segment[:-1]])
-    copy_last = np.where(same[:, None], last, recording.measured)[:, None] - reference
-    joints = {
-        name: {
-            "mae": _mean(np.abs(error[..., j])),
-            "rmse": float(np.sqrt(_mean(error[..., j] ** 2))),
-        }
-        for j, name in enumerate(spec.joint_names)
-    }
-    seams = seam_jumps(spec, recording, chunks)
-    latencies = recording.latencies_s * 1e3 if len(recording.latencies_s) else inference_s * 1e3
-    return {
-        "joints": joints,
-        "mae": _mean(np.abs(error)),
-        "mae_hold": _mean(np.abs(hold)),
-        "mae_copy_last": _mean(np.abs(copy_last)),
-        "mae_by_step": [_mean(np.abs(error[:, k])) for k in range(error.shape[1])],
-        "seam_jump": {
-            "mean": _mean(seams),
-            "max": float(np.nanmax(seams)) if np.isfinite(seams).any() else None,
-        },
-        "latency_ms": percentiles(latencies),
-        "latency_source": LATENCY_TOPIC
-        if len(recording.latencies_s)
-        else "inference in this replay",
-        "inference_ms": percentiles(inference_s * 1e3),
-        "chunks": len(chunks),
-        "compared_chunks": int(np.isfinite(error).all(axis=(1, 2)).sum()),
-        "segments": int(recording.segment.max()) + 1,
-        "problems": recording.problems,
-    }
-
-
-def seam_jumps(spec: PolicySpec, recording: Recording, chunks: np.ndarray) -> np.ndarray:
-    """How far consecutive chunks disagree where one takes over from the other, (n - 1, A), nan across segments."""
-    k = spec.execute_horizon
-    if k >= spec.action_horizon:
-        return np.full((max(len(chunks) - 1, 1), spec.num_joints), np.nan)
-    jumps = np.abs(chunks[1:, 0] - chunks[:-1, k])
-    on_time = np.abs(np.diff(recording.times) - k * spec.control_dt) < spec.control_dt / 2
-    return np.where((on_time & (np.diff(recording.segment) == 0))[:, None], jumps, np.nan)
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+def _by_chunk(judged: Judged) -> np.ndarray:
+    """Mean error (n,) over the executed part; nan where not all of it is known."""
+    executed = slice(0, judged.spec.execute_horizon)
+    error = np.abs(judged.chunks[:, executed] - judged.recording.truth[:, executed])
+    return error.mean(axis=(1, 2))
 
 
 def percentiles(values_ms: np.ndarray) -> dict[str, float]:
     """p50, p95, p99 and max."""
-    p50, p95, p99 = np.percentile(values_ms, [50, 95, 99])
-    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": float(values_ms.max())}
+    return metrics.percentiles(values_ms)
 
 
-# --- for people ---
-
-
-def write_report(
-    path: Path, spec: PolicySpec, recording: Recording, chunks: np.ndarray, result: dict
-) -> None:
-    """One self-contained page."""
-    from flow_policy_rl import report
-
-    verdict = (
-        "better than both baselines"
-        if result["mae"] < min(result["mae_hold"], result["mae_copy_last"])
-        else ("NOT better than the baselines: check joint order, units, rate and inputs")
-    )
-    sections = [
-        report.Text(
-            f"{result['compared_chunks']} of {result['chunks']} chunks compared with the commanded reference, in "
-            f"{result['segments']} uninterrupted segments. Ground truth: the trajectories on the command topic. "
-            f"Mean error {result['mae']:.4f} (rad, m): {verdict}. Open-loop error does not predict closed-loop success."
-        ),
-        report.Table(
-            "Error per joint",
-            ["joint", "mean absolute", "root mean square"],
-            [[n, f"{v['mae']:.5f}", f"{v['rmse']:.5f}"] for n, v in result["joints"].items()],
-        ),
-        report.Table(
-            "Against baselines",
-            ["", "mean absolute error"],
-            [
-                ["policy", f"{result['mae']:.5f}"],
-                ["hold position", f"{result['mae_hold']:.5f}"],
-                ["copy last command", f"{result['mae_copy_last']:.5f}"],
-            ],
-        ),
-        report.chunk_figure(spec, recording.times, chunks, recording.reference, recording.segment),
-        report.latency_figure(recording.latencies_s * 1e3),
-    ]
-    if result["problems"]:
-        rows = [[reason, str(count)] for reason, count in result["problems"].items()]
-        sections.append(report.Table("Not used", ["reason", "messages"], rows))
-    report.write(path, "Replay", f"{result['policy']} on {result['bag']}", sections)
+def verdict(numbers: dict) -> str:
+    """In words."""
+    if numbers["mae"] is None:
+        return "NOTHING COULD BE COMPARED: the ground truth is not known at any inference"
+    if numbers["beats_baselines"]:
+        return "better than both baselines"
+    return "NOT better than holding still or repeating the last command: check joint order, units, rate and inputs"
 
 
 def text(result: dict) -> str:
     """For people."""
-    return (
-        f"{result['compared_chunks']} chunks: mean error {result['mae']:.4f} (hold {result['mae_hold']:.4f}, "
-        f"copy last {result['mae_copy_last']:.4f}); latency p50 {result['latency_ms']['p50']:.2f} ms, "
-        f"p99 {result['latency_ms']['p99']:.2f} ms\nreport: {result['report']}"
-    )
+    if result["mae"] is None:
+        errors = verdict(result)
+    else:
+        errors = (
+            f"{result['compared_chunks']} chunks against the {result['ground_truth']['kind']}: mean error "
+            f"{result['mae']:.4f} (hold {result['mae_hold']:.4f}, copy last {result['mae_copy_last']:.4f}): "
+            f"{verdict(result)}"
+        )
+    lines = [errors]
+    if "compare" in result and result["compare"]["mae"] is not None:
+        paired = result["compare"]["paired"]
+        lines.append(f"second policy: mean error {result['compare']['mae']:.4f}")
+        if paired and paired["difference"] is not None:
+            low, high = paired["ci95"]
+            lines[-1] += (
+                f", difference {paired['difference']:+.4f} (95 %: {low:+.4f} to {high:+.4f})"
+            )
+    for check in result["wiring"]:
+        if check["level"] in ("error", "warning"):
+            lines.append(f"{check['level']}: {check['name']}: {check['detail']}")
+    lines += [
+        f"not used: {p['topic']}: {p['reason']} ({p['count']}x, first at {p['first']})"
+        for p in result["problems"][:8]
+    ]
+    lines += [
+        f"gate {'passed' if g['passed'] else 'FAILED'}: {name} = {g['value']}"
+        for name, g in result["gates"].items()
+    ]
+    latency = result["latency_ms"]
+    if latency["p50"] is not None:
+        lines.append(
+            f"latency p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms ({result['latency_source']})"
+        )
+    return "\n".join([*lines, f"report: {result['report']}"])

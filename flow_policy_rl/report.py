@@ -45,12 +45,13 @@ class Code:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are strings; row `strong` is set off."""
+    """Cells are strings; row `strong` is set off; `marks` colours rows: ok, note, warning or error."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     strong: int = -1
+    marks: Sequence[str] = ()
     kind: str = "table"
 
 

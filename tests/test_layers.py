@@ -30,6 +30,8 @@ FORBIDDEN = {
     "flow_policy_rl/networks.py": {"sim", "mujoco", "onnx", "onnxruntime"},
     "flow_policy_rl/policy.py": {"sim", "mujoco", "onnx", "onnxruntime", "flow_policy_rl.serving"},
     "flow_policy_rl/algorithms": {"mujoco", "onnx", "onnxruntime", "flow_policy_rl.serving"},
+    "flow_policy_rl/offline": TRAINING | {"sim", "mujoco", "onnx", "flow_policy_rl.policy"},
+    "flow_policy_rl/data/bags.py": TRAINING | {"sim", "mujoco"},
     "flow_policy_rl/serving": TRAINING
     | {
         "sim",

@@ -23,11 +23,13 @@ def stamp_ns(msg: Any) -> int:
 
 
 def decode(field: ObservationField, msg: Any) -> np.ndarray:
-    """The values (size,) float64 of one observation field.
+    """The values of one observation field: (size,) float64, or (height, width, 3) uint8 RGB of an image.
 
     Raises:
-        DecodeError: a joint is missing, an array too short, or a number not finite.
+        DecodeError: a joint is missing, an array too short, a number not finite, or an image unreadable.
     """
+    if field.kind == "image":
+        return fit(rgb(msg), field.resolution)
     if field.kind == "joint_position":
         values = joint_values(msg, field.elements, "position")
     elif field.kind == "joint_velocity":
@@ -72,20 +74,64 @@ def pose(msg: Any) -> np.ndarray:
     return np.concatenate([[p.x, p.y, p.z], -quat if q.w < 0 else quat])
 
 
+CHANNELS = {"rgb8": 3, "bgr8": 3, "8UC3": 3, "rgba8": 4, "bgra8": 4, "mono8": 1, "8UC1": 1}
+
+
 def image(msg: Any) -> np.ndarray:
-    """(height, width, channels) uint8 view of an Image; RGB for rgb8 and bgr8, one channel for mono8.
+    """(height, width, channels) uint8 view of an Image: RGB in this order, or one channel.
 
     Raises:
         DecodeError: another encoding, or a buffer of the wrong size.
     """
-    channels = {"rgb8": 3, "bgr8": 3, "mono8": 1}.get(msg.encoding)
+    channels = CHANNELS.get(msg.encoding)
     if channels is None:
-        raise DecodeError(f"image encoding '{msg.encoding}' is not one of rgb8, bgr8, mono8")
+        raise DecodeError(
+            f"image encoding '{msg.encoding}' is not one of {', '.join(CHANNELS)}: nothing else is 8 bits per channel"
+        )
     buffer = np.frombuffer(msg.data, np.uint8)
-    if msg.step < msg.width * channels or len(buffer) != msg.step * msg.height:
+    if min(msg.height, msg.width) < 1 or msg.step < msg.width * channels:
+        raise DecodeError(f"image of {msg.height}x{msg.width} {msg.encoding} has step {msg.step}")
+    if len(buffer) != msg.step * msg.height:
         raise DecodeError(
             f"image of {msg.height}x{msg.width} {msg.encoding} has {len(buffer)} bytes, step {msg.step}"
         )
     pixels = buffer.reshape(msg.height, msg.step)[:, : msg.width * channels]
-    pixels = pixels.reshape(msg.height, msg.width, channels)
-    return pixels[..., ::-1] if msg.encoding == "bgr8" else pixels
+    pixels = pixels.reshape(msg.height, msg.width, channels)[..., :3]
+    return pixels[..., ::-1] if msg.encoding.startswith("bgr") else pixels
+
+
+def compressed_image(msg: Any) -> np.ndarray:
+    """(height, width, 3) uint8 RGB of a CompressedImage (JPEG, PNG, ...).
+
+    Raises:
+        DecodeError: not such a picture, or OpenCV is not installed.
+    """
+    data = np.frombuffer(msg.data, np.uint8)
+    try:
+        import cv2
+
+        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
+    except ImportError:
+        raise DecodeError("compressed images need opencv-python-headless") from None
+    except cv2.error as error:
+        raise DecodeError(f"compressed image: {' '.join(str(error).split())[:80]}") from None
+    if pixels is None:
+        raise DecodeError(f"compressed image of {len(data)} bytes ('{msg.format}') is unreadable")
+    return pixels
+
+
+def rgb(msg: Any) -> np.ndarray:
+    """(height, width, 3) uint8 RGB of an Image or a CompressedImage; one channel becomes three equal ones."""
+    pixels = image(msg) if hasattr(msg, "encoding") else compressed_image(msg)
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def fit(pixels: np.ndarray, resolution: tuple[int, ...]) -> np.ndarray:
+    """An image brought to the size that the policy was trained on, by area averages."""
+    if pixels.shape[:2] == tuple(resolution):
+        return pixels
+    import cv2
+
+    return cv2.resize(
+        np.ascontiguousarray(pixels), tuple(resolution[::-1]), interpolation=cv2.INTER_AREA
+    )

@@ -1,0 +1,444 @@
+"""Replay: the same observations as the live node, truth by closed forms, and nothing bad goes unsaid."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx_toys import holding_policy
+from toys import small_spec
+
+from flow_policy_rl import replay
+from flow_policy_rl.data.bags import TYPESTORE, Bag, BagWriter
+from flow_policy_rl.errors import InputError
+from flow_policy_rl.offline import gates, metrics, predict
+from flow_policy_rl.offline.predict import Predictor
+from flow_policy_rl.offline.recording import MEASURED, Durations, read_recording
+from flow_policy_rl.offline.truth import Pending, SampledTruth
+from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
+from flow_policy_rl.serving.onnx_policy import OnnxPolicy
+from flow_policy_rl.serving.robot import load_robot
+from flow_policy_rl.serving.streams import NotReady, Streams, topics_of
+from flow_policy_rl.spec import ObservationField
+
+TYPES = TYPESTORE.types
+JOINTS, POSE, IMAGE = (
+    "sensor_msgs/msg/JointState",
+    "geometry_msgs/msg/PoseStamped",
+    "sensor_msgs/msg/Image",
+)
+TRAJECTORY, ARRAY = "trajectory_msgs/msg/JointTrajectory", "std_msgs/msg/Float64MultiArray"
+ROBOT = """
+name: toy
+arm:
+  a: {position: [-1, 1], velocity: 2.0, acceleration: 50.0, jerk: 5000.0}
+gripper:
+  b: {position: [-2, 2], velocity: 2.0, acceleration: 50.0, jerk: 5000.0}
+topics:
+  joint_states: /js
+  command: /command
+  poses: {cube: /cube}
+  images: {front: /front}
+"""
+
+
+def header(ns: int):
+    stamp = TYPES["builtin_interfaces/msg/Time"](ns // 1_000_000_000, ns % 1_000_000_000)
+    return TYPES["std_msgs/msg/Header"](stamp, "world")
+
+
+def joint_state(ns, values, names=("c", "b", "a")):
+    position = np.array(values, float)
+    return TYPES[JOINTS](header(ns), list(names), position, position * 0.1, np.zeros(0))
+
+
+def pose(ns, x):
+    point = TYPES["geometry_msgs/msg/Point"](x, 0.0, 0.0)
+    turn = TYPES["geometry_msgs/msg/Quaternion"](0.0, 0.0, 0.0, 1.0)
+    return TYPES[POSE](header(ns), TYPES["geometry_msgs/msg/Pose"](point, turn))
+
+
+def picture(ns, height, width, value=0, encoding="rgb8"):
+    channels = 1 if encoding == "mono8" else 3
+    data = np.full(height * width * channels, value, np.uint8)
+    return TYPES[IMAGE](header(ns), height, width, encoding, 0, width * channels, data)
+
+
+def trajectory(names, times, positions, velocities=None):
+    points = [
+        TYPES["trajectory_msgs/msg/JointTrajectoryPoint"](
+            np.array(p, float),
+            np.zeros(0) if velocities is None else np.array(velocities[k], float),
+            np.zeros(0),
+            np.zeros(0),
+            TYPES["builtin_interfaces/msg/Duration"](int(t), round(t % 1 * 1e9)),
+        )
+        for k, (t, p) in enumerate(zip(times, positions, strict=True))
+    ]
+    return TYPES[TRAJECTORY](header(0), list(names), points)
+
+
+def write(folder, messages) -> Path:
+    """A bag of (topic, type, log time, message or bytes)."""
+    writer = BagWriter(folder)
+    for topic, kind, log_time, msg in messages:
+        writer.add_topic(topic, kind)
+        data = msg if isinstance(msg, bytes) else bytes(TYPESTORE.serialize_cdr(msg, kind))
+        writer.write(topic, log_time, data)
+    writer.close()
+    return folder
+
+
+def motion(t: float) -> tuple[float, float]:
+    """Joints a and b of the recorded robot."""
+    return 0.5 * np.sin(t), 0.3 * t
+
+
+MS = 1_000_000
+
+
+def recorded(seconds=6.0, command=True, rate=0.01):
+    """A robot that moves as `motion`, with a pose stream at another rate and commands that say where it will be."""
+    messages = []
+    for k in range(int(seconds / rate)):
+        ns = 1_000_000_000 + round(k * rate * 1e9)
+        t = k * rate
+        if k % 2 == 0:
+            messages.append(("/cube", POSE, ns + 2 * MS, pose(ns - 3 * MS, t)))
+        a, b = motion(t)
+        messages.append(("/js", JOINTS, ns + 1 * MS, joint_state(ns, [9.0, b, a])))
+        if command and k % 20 == 0:
+            ahead = np.arange(1, 41) * 0.01
+            positions = [motion(t + d)[::-1] for d in ahead]
+            messages.append(
+                ("/command", TRAJECTORY, ns + 4 * MS, trajectory("ba", ahead, positions))
+            )
+    return messages
+
+
+@pytest.fixture(scope="module")
+def policy_file(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    (folder / "robot.yaml").write_text(ROBOT)
+    return holding_policy(folder / "policy.onnx", small_spec(robot="toy"))
+
+
+@pytest.fixture(scope="module")
+def robot(policy_file):
+    return load_robot(str(policy_file.parent / "robot.yaml"))
+
+
+def recording(folder, policy_file, robot, kind="command", sink=None):
+    return read_recording(Bag(folder), OnnxPolicy(policy_file).spec, robot, kind, sink=sink)
+
+
+def test_bag_frames_equal_live_frames(tmp_path, policy_file, robot):
+    """The live node pushes and decodes every message; the replay leaves out what cannot matter. Both see the same."""
+    spec = OnnxPolicy(policy_file).spec
+    messages = recorded(4.0)
+    write(tmp_path / "bag", messages)
+    fields = topics_of(spec, robot.topics)
+    fields["/js"].append(ObservationField(MEASURED, "joint_position", spec.joint_names, ""))
+    streams, scheduler, live = Streams(fields, 0.5), ChunkScheduler(spec), []
+    for topic, _, _, msg in messages:
+        if topic == "/command":
+            continue
+        stamp = msg.header.stamp.sec * 1_000_000_000 + msg.header.stamp.nanosec
+        streams.push(topic, stamp, msg)
+        try:
+            snapshot = streams.snapshot(stamp)
+        except NotReady:
+            continue
+        if scheduler.due(snapshot.stamp):
+            scheduler.started(snapshot.stamp)
+            live.append((snapshot.stamp, snapshot.obs))
+    replayed = []
+    rec = recording(tmp_path / "bag", policy_file, robot, sink=replayed.append)
+    assert [i.stamp for i in replayed] == [stamp for stamp, _ in live]
+    assert len(live) > 15
+    for inference, (_, obs) in zip(replayed, live, strict=True):
+        for f in spec.observations:
+            assert np.array_equal(inference.obs[f.name], obs[f.name])
+    assert np.allclose(rec.measured, [o[MEASURED] for _, o in live], atol=0)
+
+
+def test_truth_is_what_the_motion_says(tmp_path, policy_file, robot):
+    """All three kinds, for a robot that is commanded what it does: equal to the closed form."""
+    write(tmp_path / "bag", recorded(6.0))
+    spec = OnnxPolicy(policy_file).spec
+    for kind in ("command", "state"):
+        rec = recording(tmp_path / "bag", policy_file, robot, kind)
+        due = rec.times[:, None] - 1.0 + (np.arange(spec.action_horizon) + 1) * spec.control_dt
+        expected = np.stack(motion(due), axis=-1)
+        known = np.isfinite(rec.truth).all(axis=2)
+        assert known[1:-3].all()
+        assert np.abs(rec.truth - expected)[known].max() < (0.012 if kind == "command" else 1e-4)
+
+
+def test_controller_reference_and_per_tick_commands(tmp_path, policy_file, robot):
+    messages = []
+    for topic, kind, log, msg in recorded(3.0, command=False):
+        messages.append((topic, kind, log, msg))
+        if topic == "/js":
+            reference = joint_state(log - MS, msg.position[1:] + 0.25, ("b", "a"))
+            messages.append(("/reference", JOINTS, log, reference))
+            dim = TYPES["std_msgs/msg/MultiArrayLayout"]([], 0)
+            values = TYPES[ARRAY](dim, msg.position[[2, 1]] - 0.5)
+            messages.append(("/command", ARRAY, log, values))
+    write(tmp_path / "bag", messages)
+    spec = OnnxPolicy(policy_file).spec
+    state = recording(tmp_path / "bag", policy_file, robot, "state").truth
+    reference = read_recording(Bag(tmp_path / "bag"), spec, robot, "controller", "/reference").truth
+    ticks = recording(tmp_path / "bag", policy_file, robot, "command").truth
+    known = np.isfinite(state) & np.isfinite(reference) & np.isfinite(ticks)
+    assert known.mean() > 0.7
+    assert np.allclose((reference - state)[known], 0.25, atol=1e-5)
+    assert np.abs((ticks - state)[known] + 0.5).max() < 0.012  # held for one tick
+    with pytest.raises(InputError, match="--truth-topic"):
+        read_recording(Bag(tmp_path / "bag"), spec, robot, "controller")
+
+
+def test_inference_does_not_depend_on_the_batch(tmp_path, policy_file, robot, monkeypatch):
+    write(tmp_path / "bag", recorded(5.0))
+    found = []
+    for batch in (1, 7, 64):
+        monkeypatch.setattr(predict, "BATCH", batch)
+        predictor = Predictor(OnnxPolicy(policy_file), "random", seed=3, samples=2)
+        recording(tmp_path / "bag", policy_file, robot, sink=predictor)
+        found.append(predictor.finish())
+    for chunks, samples in found[1:]:
+        assert np.allclose(chunks, found[0][0], atol=1e-6)
+        assert np.allclose(samples, found[0][1], atol=1e-6)
+    assert not np.allclose(found[0][1][:, 0], found[0][1][:, 1])
+
+
+def broken(messages):
+    """Every kind of thing that goes wrong on a robot, and how often it must be counted."""
+    out, counts = [], {}
+    for k, (topic, kind, log, msg) in enumerate(messages):
+        bad = None
+        if topic == "/js" and 300 <= k < 310:
+            bad = joint_state(log - MS, [9.0, 1.0], ("c", "b"))
+        elif topic == "/js" and 320 <= k < 324:
+            bad = joint_state(log - MS, [9.0, np.nan, 0.0])
+        elif topic == "/cube" and 400 <= k < 420:
+            bad = pose(log - 5 * MS, float("nan"))
+        elif topic == "/js" and 430 <= k < 434:
+            bad = b"\x00\x01\x00\x00\x01"
+        if bad is not None:
+            counts[topic] = counts.get(topic, 0) + 1
+        out.append((topic, kind, log, msg if bad is None else bad))
+    return out, counts
+
+
+def test_bad_messages_are_counted_located_and_do_not_end_the_replay(tmp_path, policy_file, robot):
+    messages, counts = broken(recorded(6.0))
+    write(tmp_path / "bag", messages)
+    bag = Bag(tmp_path / "bag")
+    rec = read_recording(bag, OnnxPolicy(policy_file).spec, robot)
+    assert {t: s.bad for t, s in rec.streams.items()} == counts
+    text = str(rec.problems)
+    assert "joint state lacks a" in text
+    assert "not finite" in text
+    assert len(rec.times) > 20
+    assert np.isfinite(rec.measured).all()
+
+
+def test_stamps_that_go_back_and_jumps_begin_new_segments(tmp_path, policy_file, robot):
+    one = recorded(3.0)
+    again = [(t, k, log + 4_000_000_000, m) for t, k, log, m in recorded(3.0)]
+    write(tmp_path / "bag", one + again)
+    rec = recording(tmp_path / "bag", policy_file, robot)
+    assert rec.segment.max() == 1
+    assert "stamp goes back" in str(rec.problems)
+    for part in (0, 1):
+        assert np.isfinite(rec.truth[rec.segment == part][1:-3]).all()
+
+
+def test_missing_topics_and_wrong_types_are_named(tmp_path, policy_file, robot):
+    write(tmp_path / "bag", [m for m in recorded(1.0) if m[0] != "/cube"])
+    with pytest.raises(InputError, match="no topic /cube.*It has: /command"):
+        recording(tmp_path / "bag", policy_file, robot)
+    renamed = replay.mapped(robot, ("cube=/command",))
+    with pytest.raises(InputError, match="/command is a trajectory_msgs"):
+        read_recording(Bag(tmp_path / "bag"), OnnxPolicy(policy_file).spec, renamed, "state")
+    with pytest.raises(InputError, match="unknown topic name 'cubes'.*did you mean 'cube'"):
+        replay.mapped(robot, ("cubes=/x",))
+    with pytest.raises(InputError, match="wants NAME=/TOPIC"):
+        replay.mapped(robot, ("cube",))
+
+
+def run(tmp_path, policy_file, **changes):
+    values = {
+        "bag": tmp_path / "bag",
+        "policy": policy_file,
+        "out": tmp_path / "out",
+        "robot": str(policy_file.parent / "robot.yaml"),
+    }
+    return replay.main(replay.Config(**(values | changes)))
+
+
+def test_the_whole_report(tmp_path, policy_file):
+    write(tmp_path / "bag", recorded(8.0))
+    (tmp_path / "gates.yaml").write_text(
+        yaml.safe_dump(
+            {"mae": {"max": 0.001}, "wiring_errors": {"max": 0}, "joints.a.rmse": {"max": 9}}
+        )
+    )
+    result = run(
+        tmp_path, policy_file, compare=policy_file, samples=3, gates=tmp_path / "gates.yaml"
+    )
+    assert not result["passed"]
+    assert {n: g["passed"] for n, g in result["gates"].items()} == {
+        "mae": False,
+        "wiring_errors": True,
+        "joints.a.rmse": True,
+    }
+    assert result["compare"]["paired"]["difference"] == 0  # the same policy on the same seeds
+    assert result["compare"]["best_of_n"] == result["best_of_n"]
+    assert result["best_of_n"]["best_mae"] <= result["best_of_n"]["mean_mae"]
+    assert result["mae"] == pytest.approx(result["mae_hold"], abs=1e-6)  # the policy holds
+    assert not result["beats_baselines"]
+    assert "NOT better" in replay.text(result)
+    out = tmp_path / "out"
+    assert json.loads((out / "replay.json").read_text())["schema_version"] == replay.SCHEMA_VERSION
+    page = (out / "report.html").read_text()
+    assert "NOT better" in page
+    assert "http://" not in page.partition("<body>")[2].replace("http://www.w3.org", "")
+    rows = (out / "steps.csv").read_text().splitlines()
+    assert len(rows) == 1 + result["chunks"] * 6
+    assert rows[0].endswith("policy/a,policy/b,truth/a,truth/b")
+    assert (out / "replay.png").stat().st_size > 10_000
+    bag = Bag(out / "chunks")
+    planned = [bag.deserialize(m) for m in bag.messages(["/replay/planned_chunk"])]
+    assert len(planned) == result["chunks"]
+    assert planned[3].joint_names == ["a", "b"]
+    assert len(planned[3].points) == 6
+    # mean error, recomputed from the table
+    values = np.array([[float(v) if v else np.nan for v in row.split(",")[5:]] for row in rows[1:]])
+    error = np.abs(values[:, 1:3] - values[:, 3:5])[values[:, 0] == 1]
+    assert np.nanmean(error) == pytest.approx(result["mae"], abs=1e-5)
+
+
+def test_wiring_finds_degrees_and_rates(tmp_path, policy_file):
+    messages = [
+        (t, k, log, joint_state(log - MS, np.array(m.position) * 57.3) if t == "/js" else m)
+        for t, k, log, m in recorded(4.0, rate=0.08)
+    ]
+    write(tmp_path / "bag", messages)
+    result = run(tmp_path, policy_file, ground_truth="state")
+    details = {c["name"]: (c["level"], c["detail"]) for c in result["wiring"]}
+    assert details["units"][0] == "error"
+    assert "degrees" in details["units"][1]
+    assert details["rate of /js"][0] == "warning"  # 12.5 Hz for a policy of 20 Hz
+
+
+def test_gates_refuse_what_they_do_not_know(tmp_path):
+    for text, says in {
+        "mae: 3": "must be a mapping",
+        "- mae": "must map names",
+        "mae: {above: 3}": "unknown key",
+        "mae: {max: x}": "must be a number",
+        "{": "not YAML",
+    }.items():
+        (tmp_path / "g.yaml").write_text(text)
+        with pytest.raises(InputError, match=says):
+            gates.load(tmp_path / "g.yaml")
+    with pytest.raises(InputError, match="did you mean 'mae'"):
+        gates.judge({"mae": 1.0}, {"mea": {"max": 1}})
+    assert not gates.judge({"mae": None}, {"mae": {"max": 1}})["mae"]["passed"]
+
+
+# --- numbers against closed forms ---
+
+
+def test_baselines_seams_and_errors():
+    truth = np.arange(4.0)[None, :, None] + 1  # (1, 4, 1): 1 2 3 4
+    hold, copied = metrics.baselines(np.array([[0.0]]), np.array([[1.0]]), truth)
+    assert np.abs(hold).mean() == 2.5
+    assert np.abs(copied).mean() == 1.5
+    _, unknown = metrics.baselines(np.array([[0.0]]), np.array([[np.nan]]), truth)
+    assert np.array_equal(unknown, hold)
+    chunks = np.array([[[0.0], [1.0], [2.0]], [[2.5], [3.5], [4.5]]])
+    jumps = metrics.seams(chunks, np.array([0.0, 0.2]), np.zeros(2, int), 2, 0.1)
+    assert jumps["position_max"] == pytest.approx(0.5)  # 2.5 instead of 2.0
+    assert jumps["velocity_max"] == pytest.approx(5.0)  # 15 instead of 10 per second
+    assert metrics.seams(chunks, np.array([0.0, 0.2]), np.arange(2), 2, 0.1)["position_max"] is None
+
+
+def test_smoothness_of_a_known_motion():
+    dt, t = 0.01, np.arange(0, 2 * np.pi, 0.01)
+    result = metrics.smoothness([np.sin(t)[:, None]], dt)
+    for order in ("velocity", "acceleration", "jerk"):
+        assert result[f"{order}_peak"] == pytest.approx(1.0, abs=0.01)
+        assert result[f"{order}_rms"] == pytest.approx(np.sqrt(0.5), abs=0.01)
+    assert result["path_length"] == pytest.approx(4.0, abs=0.01)
+    jerk = t**3 * (10 - 15 * t / 3 + 6 * t**2 / 9)
+    rng = np.random.default_rng(0)
+    smooth = metrics.spectral_arc_length(jerk[:300, None], dt)
+    rough = metrics.spectral_arc_length(jerk[:300, None] + rng.normal(0, 0.3, (300, 1)), dt)
+    assert rough < smooth < 0
+    assert metrics.spectral_arc_length(np.zeros((50, 2)), dt) is None
+
+
+def test_gripper_timing():
+    t = np.arange(100)
+    truth = np.where((t >= 30) & (t < 70), 0.04, 0.0)
+    late = np.where((t >= 33) & (t < 75), 0.04, 0.0)
+    result = metrics.gripper_agreement(late, truth, 0.0, 0.04, dt=0.1)
+    assert result["timing_s"] == pytest.approx(0.4)
+    assert result["accuracy"] == pytest.approx(0.92)
+    assert (result["switches"], result["missed_switches"]) == (2, 0)
+    never = metrics.gripper_agreement(np.zeros(100), truth, 0.0, 0.04, 0.1)
+    assert (never["missed_switches"], never["timing_s"]) == (2, None)
+
+
+def test_violations_and_comparison():
+    limits = {
+        "position": np.array([[-1.0, 1.0]]),
+        "velocity": np.array([1.0]),
+        "acceleration": np.array([100.0]),
+    }
+    chunks = np.array([[[0.05], [0.1], [0.3], [1.2]]])
+    share = metrics.violations(chunks, np.array([[0.0]]), limits, 0.1)
+    assert share == {"position": 0.25, "velocity": 0.5, "acceleration": 0.0}
+    one = np.array([1.0, 2.0, 3.0, np.nan])
+    result = metrics.compare(one, one - 0.5)
+    assert result["difference"] == -0.5
+    assert result["ci95"] == [-0.5, -0.5]
+    assert result["inferences"] == 3
+
+
+@given(st.lists(st.floats(1e-5, 100), min_size=5, max_size=300))
+@settings(max_examples=30, deadline=None)
+def test_streamed_percentiles_are_within_a_bin(values):
+    durations = Durations()
+    for v in values:
+        durations.add(v)
+    assert durations.max == max(values)
+    for share in (0.5, 0.95):
+        exact = np.sort(values)[max(0, int(np.ceil(share * len(values))) - 1)]
+        assert durations.percentile(share) == pytest.approx(exact, rel=0.06)
+
+
+def test_sampled_truth_and_pending_agree_with_interpolation():
+    rng = np.random.default_rng(1)
+    times = np.cumsum(rng.uniform(0.005, 0.02, 300))
+    values = rng.normal(size=(300, 2))
+    truth, found = SampledTruth(0.5), {}
+    pending = Pending(lambda row, step, v: found.__setitem__((row, step), v))
+    due = {}
+    for i, (t, v) in enumerate(zip(times, values, strict=True)):
+        truth.push(t, v)
+        pending.resolve(t, truth.at)
+        if i % 40 == 5:
+            due[i] = t + np.arange(1, 60) * 0.01
+            pending.add(i, due[i])
+    for (row, step), v in found.items():
+        exact = [np.interp(due[row][step], times, values[:, j]) for j in range(2)]
+        assert np.allclose(v, exact)
+    assert len(found) > 300
+    assert truth.at(times[-1] + 1) is None
