@@ -4,13 +4,16 @@ Exit codes: 0 ok; 1 a gate failed or the work came to no good end; 2 wrong input
 """
 
 import dataclasses
+import difflib
 import importlib
+import inspect
 import json
 import os
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
-from flow_policy_rl import __version__
+from flow_policy_rl import __version__, config_file, plugins
 from flow_policy_rl.errors import InputError, RunFailed, unknown_name
 
 
@@ -44,8 +47,11 @@ COMMANDS = {
     "demo": Command(
         "demo", "Config", "main", "the whole product, from demonstrations to a ROS 2 arm"
     ),
+    "completion": Command("completion", "Config", "main", "completion script for a shell"),
 }
 
+
+COMMON_FLAGS = "Every command also takes --config FILE (flags as YAML or JSON) and --dump-config (print them and stop)."
 
 # flow-policy bench NAME: each a module of flow_policy_rl.bench with Config, main and text
 BENCHES: dict[str, str] = {}
@@ -88,8 +94,6 @@ def is_input_error(error: ValueError) -> bool:
 
 def run(name: str, arguments: list[str]) -> int:
     """Parse the flags of one command and run it."""
-    import tyro
-
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
     command = COMMANDS[name]
@@ -104,21 +108,47 @@ def run(name: str, arguments: list[str]) -> int:
         name = f"bench {bench}"
         command = Command(f"bench.{bench}", "Config", "main", BENCHES[bench])
     module = importlib.import_module(f"flow_policy_rl.{command.module}")
+    file, dump, arguments = config_file.split(arguments)
     if name == "train":
-        config = parse_train(module, arguments)
+        module, config = parse_train(module, arguments, file)
     else:
-        config = tyro.cli(
-            getattr(module, command.config), args=arguments, prog=f"flow-policy {name}"
-        )
+        config = parse(getattr(module, command.config), arguments, f"flow-policy {name}", file)
+    if dump:
+        print(config_file.dump(config), end="")
+        return 0
     result = getattr(module, command.main)(config)
     if result is not None:
-        print(json.dumps(result) if config.json else module.text(result))
+        show = json.dumps if config.json else getattr(module, "text", json.dumps)
+        print(show(result))
         return 0 if result.get("passed", result.get("ok", True)) else 1
     return 0
 
 
-def parse_train(module, arguments: list[str]):
-    """`ALGO --task T` decide the preset; every other flag overrides one of its values."""
+def parse(config_type: type, flags: list[str], prog: str, file: Path | None, **options):
+    """Flags, after those of a config file, as a config.
+
+    Raises:
+        InputError: a flag that does not exist.
+    """
+    import tyro
+
+    valid = set(config_file.flag_names(config_type))
+    for flag in flags:
+        name = flag.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in valid | {"--help"}:
+            near = difflib.get_close_matches(name, valid, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise InputError(f"unknown flag '{name}'{hint}; all of them: {prog} --help")
+    if file is not None:
+        flags = config_file.load(file, config_type) + flags
+    about = inspect.getdoc(config_type).partition("Attributes:")[0].strip()
+    return tyro.cli(
+        config_type, args=flags, prog=prog, description=f"{about}\n\n{COMMON_FLAGS}", **options
+    )
+
+
+def parse_train(module, arguments: list[str], file: Path | None):
+    """`ALGO --task T` decide the preset; every other flag overrides one of its values. Returns module and config."""
     import tyro
 
     @dataclasses.dataclass(frozen=True)
@@ -126,25 +156,25 @@ def parse_train(module, arguments: list[str]):
         task: str = "lift"
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        names = ", ".join(module.ALGORITHMS)
+        names = ", ".join([*module.ALGORITHMS, *plugins.names("algorithms")])
         print(
             f"usage: flow-policy train ALGO --task T [flags]\n\nALGO: {names}\n\n"
             "Each has its own flags: flow-policy train ALGO --help"
         )
         raise SystemExit(0 if arguments else 2)
     algorithm, *flags = arguments
-    if algorithm not in module.ALGORITHMS:
-        raise unknown_name("algorithm", algorithm, module.ALGORITHMS)
+    config_type = plugins.find("algorithms", algorithm, module.ALGORITHMS)
+    prog = f"flow-policy train {algorithm}"
+    if algorithm not in module.ALGORITHMS:  # a module of another package
+        return config_type, parse(config_type.Config, flags, prog, file)
+    from_file = config_file.load(file, config_type) if file else []
     given, _ = tyro.cli(
-        Task, args=[f for f in flags if f not in ("-h", "--help")], return_unknown_args=True
+        Task,
+        args=[f for f in from_file + flags if f not in ("-h", "--help")],
+        return_unknown_args=True,
     )
-    config = module.ALGORITHMS[algorithm]
-    return tyro.cli(
-        config,
-        args=flags,
-        default=module.default_config(algorithm, given.task),
-        prog=f"flow-policy train {algorithm}",
-    )
+    default = module.default_config(algorithm, given.task)
+    return module, parse(config_type, flags, prog, file, default=default)
 
 
 def overview() -> str:
@@ -154,6 +184,7 @@ def overview() -> str:
         "flow-policy: RL fine-tuning of flow-matching robot policies, MuJoCo to one ONNX file to ROS 2\n\n"
         f"usage: flow-policy COMMAND [flags]\n\n{rows}\n\n"
         "Each command: --help for its flags and an example, --json for one JSON object on standard output.\n"
+        f"{COMMON_FLAGS}\n"
         "Exit codes: 0 ok, 1 a gate failed, 2 wrong input."
     )
 

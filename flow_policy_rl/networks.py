@@ -106,6 +106,9 @@ def fit(image: Tensor, resolution: tuple[int, int]) -> Tensor:
     )
 
 
+ENCODERS = {"keypoints": ImageEncoder}
+
+
 class ObservationNormalizer(nn.Module):
     """Puts the fields of an observation side by side, each number to zero mean and unit spread."""
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flow_policy_rl import flow
-from flow_policy_rl.networks import ImageEncoder, ObservationNormalizer, VelocityField
+from flow_policy_rl import flow, plugins
+from flow_policy_rl.networks import ENCODERS, ObservationNormalizer, VelocityField
 from flow_policy_rl.spec import PolicySpec
 
 # Field name -> (B, size) raw SI units, or (B, height, width, 3) uint8. What goes with an observation travels in it:
@@ -23,11 +23,13 @@ class NetworkConfig:
     Attributes:
         width: hidden units per layer.
         depth: hidden layers.
+        encoder: what images go through: `keypoints`, or an encoder of another package.
         score_drift: the policy has a learned score drift (ScoRe-Flow), which is then part of sampling and export.
     """
 
     width: int = 256
     depth: int = 3
+    encoder: str = "keypoints"
     score_drift: bool = False
 
 
@@ -64,9 +66,9 @@ class FlowPolicy(nn.Module):
         self.normalizer = ObservationNormalizer(
             {f.name: f.size for f in spec.observations if f.kind != "image"}
         )
-        self.encoders = nn.ModuleDict(
-            {f.name: ImageEncoder(f.resolution) for f in spec.observations if f.kind == "image"}
-        )
+        images = [f for f in spec.observations if f.kind == "image"]
+        encoder = plugins.find("encoders", network.encoder, ENCODERS) if images else None
+        self.encoders = nn.ModuleDict({f.name: encoder(f.resolution) for f in images})
         self.velocity_field = VelocityField(
             self.num_features, spec.action_horizon, spec.num_joints, network.width, network.depth
         )

@@ -137,12 +137,16 @@ def downward(yaw: float) -> mink.SO3:
     return mink.SO3.from_z_radians(yaw) @ mink.SO3.from_x_radians(np.pi)
 
 
-def make_expert(task, state: np.ndarray, rng: np.random.Generator) -> Expert:
-    """The expert of a task for an episode that starts in `state` (state_size,).
+def make_expert(task, state: np.ndarray, rng: np.random.Generator):
+    """The expert of a task for an episode that starts in `state` (state_size,): something with `act(state)`.
+
+    A task whose arm the hands above do not know brings one of its own, `task.expert(state, rng)`.
 
     Raises:
         SimulationError: the task has no scripted expert.
     """
+    if hasattr(task, "expert"):
+        return task.expert(state, rng)
     if not hasattr(task, "demonstrate"):
         raise SimulationError(f"task '{task.name}' has no scripted expert")
     return Expert(task, state, rng)

@@ -140,6 +140,10 @@ BAD = {
         "cannot be read",
     ),
     "bag": (["replay", "--bag", "{tmp}/none", "--policy", "{chain}/policy.onnx"], "does not exist"),
+    "flag": (["eval", "--polcy", "x"], "did you mean '--policy'"),
+    "nested flag": (["train", "bc", "--bc.num-step", "3"], "did you mean '--bc.num-steps'"),
+    "config file": (["eval", "--config"], "--config needs a file"),
+    "no config file": (["eval", "--config", "{tmp}/none.yaml"], "config file"),
     "run folder": (["report", "--run-dir", "{tmp}"], "has no metrics.csv"),
     "resume": (["demo", "--resume", "--run-dir", "{tmp}/none"], "nothing to resume"),
     "strange run folder": (["demo", "--run-dir", "{chain}"], "not a run folder"),
@@ -158,6 +162,90 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(chain, tmp_path, capsys, ca
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert out == ""
+
+
+def test_a_run_is_repeated_from_its_config_file(chain, tmp_path, capsys):
+    """config.json of a run folder is a config file; flags that are typed win."""
+    again = tmp_path / "again"
+    code, _, err = run(
+        capsys, "train", "bc", "--config", chain / "bc/config.json", "--run-dir", again
+    )
+    assert (code, err.startswith("error")) == (0, False)
+    old, new = (json.loads((d / "config.json").read_text()) for d in (chain / "bc", again))
+    assert new == old | {"run_dir": str(again), "json": new["json"]}
+    from flow_policy_rl import checkpoint
+
+    a, b = (checkpoint.load(d / "policy.safetensors").state_dict() for d in (chain / "bc", again))
+    assert all(a[k].equal(b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train score_flow --task lift --ppo.num-envs 7 --score-flow.sigma-max 0.5 --checkpoint a.safetensors",
+        "train bc --task reach --demos a.hdf5 --bc.num-steps 3",
+        "eval --policy a.onnx --noise random",
+        "list robots",
+        "inspect a.onnx --json",
+        "deploy --policy a.onnx --armed",
+    ],
+)
+def test_dumped_settings_load_to_the_same_settings(line, tmp_path, capsys):
+    code, dumped, _ = run(capsys, *line.split(), "--dump-config")
+    assert code == 0
+    (tmp_path / "c.yaml").write_text(dumped)
+    words = line.split()
+    command = words[:2] if words[0] == "train" else words[:1]
+    code, again, _ = run(capsys, *command, f"--config={tmp_path}/c.yaml", "--dump-config")
+    assert (code, again) == (0, dumped)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("bc: {num_stpes: 3}", "bc: 'num_stpes' (did you mean 'num_steps'?)"),
+        ("sed: 3", "did you mean 'seed'"),
+        ("bc: 3", "bc: must be a mapping, not int"),
+        ("[1, 2]", "must be a mapping, not list"),
+        ("{a", "is not YAML"),
+        ("!!python/object/apply:os.system ['touch hacked']", "is not YAML"),
+    ],
+)
+def test_a_wrong_config_file_is_one_clear_line(text, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(text)
+    code, out, err = run(capsys, "train", "bc", "--config", "c.yaml")
+    assert (code, out) == (2, "")
+    assert "c.yaml" in err
+    assert says in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script(shell, capsys):
+    code, script, _ = run(capsys, "completion", shell)
+    assert code == 0
+    assert "score_flow" in script
+    assert "held-out" in script
+
+
+def test_bash_completes_commands_algorithms_flags_and_choices(tmp_path, capsys):
+    _, script, _ = run(capsys, "completion", "bash")
+    (tmp_path / "script").write_text(script)
+    ask = """
+    source ./script; f=$(complete -p flow-policy | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+    t() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); $f; echo "${COMPREPLY[@]}"; }
+    t flow-policy ev; t flow-policy train ""; t flow-policy train bc --bc.n; t flow-policy eval --noise ""
+    """
+    done = subprocess.run(
+        ["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first, algorithms, flags, choices = done.stdout.splitlines()
+    assert first == "eval"
+    assert {"bc", "score_flow"} <= set(algorithms.split())
+    assert flags == "--bc.num-steps"
+    assert choices == "zero random"
 
 
 def test_a_wrong_flag_is_refused_by_name():

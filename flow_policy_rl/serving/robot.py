@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from flow_policy_rl import plugins
 from flow_policy_rl.errors import InputError, unknown_name
 
 
@@ -61,9 +62,14 @@ class Robot:
 
 
 def robot_names() -> list[str]:
-    """Robots that ship with the package."""
-    folder = resources.files("robots")
-    return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
+    """Robots that ship with the package, and those that other packages register."""
+    return sorted({*_shipped(), *plugins.names("robots")})
+
+
+def _shipped() -> dict[str, Path]:
+    """Robot files of ours, by name."""
+    files = Path(str(resources.files("robots"))).glob("*.yaml")
+    return {path.stem: path for path in files}
 
 
 def load_robot(name: str) -> Robot:
@@ -72,15 +78,11 @@ def load_robot(name: str) -> Robot:
     Raises:
         InputError: unknown name, or a file with a wrong or missing key (the message says which).
     """
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise InputError(f"robot file '{name}' does not exist")
-        text = path.read_text()
-    elif name in robot_names():
-        text = (resources.files("robots") / f"{name}.yaml").read_text()
-    else:
-        raise unknown_name("robot", name, robot_names())
+    own = name.endswith((".yaml", ".yml"))
+    path = Path(name if own else plugins.find("robots", name, _shipped()))
+    if not path.is_file():
+        raise InputError(f"robot file '{path}' does not exist")
+    text = path.read_text()
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:

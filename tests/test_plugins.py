@@ -1,0 +1,138 @@
+"""A package of the user's own: the one in examples/, installed elsewhere, adds a task, a robot, an encoder and an
+algorithm."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from toys import ROOT, small_spec
+
+from flow_policy_rl import cli, plugins
+from flow_policy_rl.errors import InputError
+from flow_policy_rl.policy import FlowPolicy, NetworkConfig
+from flow_policy_rl.serving.robot import load_robot
+from flow_policy_rl.spec import ObservationField
+from sim.errors import SimulationError
+from sim.tasks import make_task
+
+SOURCE = ROOT / "examples" / "my_arm"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The example, installed by pip without network into a folder of its own."""
+    folder = tmp_path_factory.mktemp("example")
+    shutil.copytree(SOURCE, folder / "source")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "--target", folder / "site", folder / "source"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "site"
+
+
+@pytest.fixture
+def example(installed, monkeypatch):
+    """The installed example on the path."""
+    monkeypatch.syspath_prepend(installed)
+    return installed
+
+
+def run(capsys, line: str) -> dict:
+    code = cli.main(line.split())
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_the_template_is_short():
+    lines = [
+        line
+        for path in SOURCE.rglob("*")
+        if path.suffix in (".py", ".toml", ".yaml", ".xml") and "build" not in path.parts
+        for line in path.read_text().splitlines()
+        if line.strip()
+    ]
+    assert len(lines) < 100
+
+
+def test_what_a_package_registers_is_listed(example, capsys):
+    names = run(capsys, "list --json")
+    assert "point" in names["tasks"]
+    assert "planar" in names["robots"]
+    assert "thumbnail" in names["encoders"]
+    assert "bc_shortest" in names["algorithms"]
+
+
+def test_without_the_package_its_names_are_unknown():
+    with pytest.raises(SimulationError, match="unknown task 'point'"):
+        make_task("point")
+    with pytest.raises(InputError, match="unknown robot 'planar'"):
+        load_robot("planar")
+    with pytest.raises(InputError, match="unknown encoder 'thumbnail'"):
+        plugins.find("encoders", "thumbnail", {})
+
+
+def test_own_task_robot_and_algorithm_from_demonstrations_to_onnx(example, tmp_path, capsys):
+    demos, folder = tmp_path / "demos.hdf5", tmp_path / "run"
+    collected = run(capsys, f"collect --task point --episodes 24 --out {demos} --json")
+    assert collected["attempts"] < 2 * 24
+    run(
+        capsys,
+        f"train bc_shortest --task point --demos {demos} --run-dir {folder} --keep 0.75 --bc.num-steps 100 "
+        "--bc.batch-size 128 --network.width 64 --json",
+    )
+    policy = folder / "policy.safetensors"
+    result = run(capsys, f"eval --policy {policy} --episodes 20 --json")
+    assert result["success_rate"] > 0.2
+    exported = run(capsys, f"export --checkpoint {policy} --out {tmp_path}/policy.onnx --json")
+    assert exported["passed"]
+    robot = load_robot("planar")
+    assert robot.limit_array(("shoulder", "elbow"), "velocity").tolist() == [2.0, 2.0]
+
+
+def test_own_encoder_is_part_of_policy_and_checkpoint(example, tmp_path):
+    from flow_policy_rl import checkpoint
+
+    image = ObservationField("image", "image", (), "", source="front", resolution=(16, 24))
+    spec = small_spec(observations=(image,))
+    policy = FlowPolicy(spec, NetworkConfig(width=16, depth=2, encoder="thumbnail"))
+    assert policy.num_features == 64
+    checkpoint.save(tmp_path / "p.safetensors", policy)
+    loaded = checkpoint.load(tmp_path / "p.safetensors")
+    obs = {"image": torch.randint(0, 255, (2, 16, 24, 3), dtype=torch.uint8)}
+    noise = torch.randn(2, *policy.chunk_shape)
+    assert loaded.sample(obs, noise).equal(policy.eval().sample(obs, noise))
+
+
+def test_a_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch, capsys):
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    kinds = ("tasks", "robots", "algorithms", "encoders")
+    (info / "entry_points.txt").write_text(
+        "".join(f"[flow_policy_rl.{kind}]\nbad = broken:thing\n" for kind in kinds)
+    )
+    (tmp_path / "broken.py").write_text("import no_such_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    says = r"'bad' of package 'broken' \(broken:thing\) cannot be imported: ModuleNotFoundError: No module named"
+    with pytest.raises(SimulationError, match=says):
+        make_task("bad")
+    with pytest.raises(InputError, match=says):
+        load_robot("bad")
+    with pytest.raises(InputError, match=says):
+        plugins.find("encoders", "bad", {})
+    assert cli.main(["train", "bad"]) == 2
+    assert "no_such_module" in capsys.readouterr().err
+    assert "bad" in run(capsys, "list tasks --json")["tasks"]  # names need no import
+
+
+def test_two_packages_with_one_name_are_both_named(example, installed, tmp_path, monkeypatch):
+    info = tmp_path / "other_arm-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-arm\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[flow_policy_rl.robots]\nplanar = my_arm:ROBOT\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="registered by my-arm and other-arm"):
+        load_robot("planar")
