@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from flow_policy_rl import __version__, config_file, plugins
 from flow_policy_rl.errors import InputError, RunFailed, unknown_name
@@ -148,12 +148,13 @@ def parse(config_type: type, flags: list[str], prog: str, file: Path | None, **o
 
 
 def parse_train(module, arguments: list[str], file: Path | None):
-    """`ALGO --task T` decide the preset; every other flag overrides one of its values. Returns module and config."""
+    """`ALGO --task T --preset P` decide the settings; other flags override them. Returns module and config."""
     import tyro
 
     @dataclasses.dataclass(frozen=True)
-    class Task:
+    class Given:
         task: str = "lift"
+        preset: Literal["clean", "paper"] = "clean"
 
     if not arguments or arguments[0] in ("-h", "--help"):
         names = ", ".join([*module.ALGORITHMS, *plugins.names("algorithms")])
@@ -169,11 +170,11 @@ def parse_train(module, arguments: list[str], file: Path | None):
         return config_type, parse(config_type.Config, flags, prog, file)
     from_file = config_file.load(file, config_type) if file else []
     given, _ = tyro.cli(
-        Task,
+        Given,
         args=[f for f in from_file + flags if f not in ("-h", "--help")],
         return_unknown_args=True,
     )
-    default = module.default_config(algorithm, given.task)
+    default = module.default_config(algorithm, given.task, given.preset)
     return module, parse(config_type, flags, prog, file, default=default)
 
 

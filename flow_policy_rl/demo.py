@@ -66,7 +66,9 @@ class Config:
         json: print one JSON object.
     """
 
-    algorithm: Literal["score_flow"] = "score_flow"
+    algorithm: Literal["score_flow", "reinflow", "fpo", "fpo_plus_plus", "gaussian_ppo"] = (
+        "score_flow"
+    )
     task: str = "lift"
     cameras: bool = False
     run_dir: Path = Path("runs/demo")
@@ -86,7 +88,6 @@ class Demo:
         self.dir = config.run_dir
         self.results: dict[str, dict] = {}
         self.seconds: dict[str, float] = {}
-        ppo, kernel = presets.score_flow(config.task)
         self.collect_config = collect.Config(
             config.task,
             self.dir / "demos.hdf5",
@@ -100,13 +101,11 @@ class Demo:
             seed=config.seed,
             bc=presets.demo_bc(config.task, config.cameras),
         )
-        self.rl_config = train.TrainScoreFlow(
-            task=config.task,
+        self.rl_config = dataclasses.replace(
+            train.default_config(config.algorithm, config.task),
             checkpoint=self.bc_config.run_dir / train.POLICY_FILE,
             run_dir=self.dir / "finetuned",
             seed=config.seed,
-            ppo=ppo,
-            score_flow=kernel,
         )
         self.export_config = export.ExportConfig(
             self.rl_config.run_dir / train.POLICY_FILE, self.dir / "policy.onnx"
@@ -294,7 +293,11 @@ class Demo:
         return [
             line("collect", self.collect_config, collect.Config(self.config.task, Path())),
             line("train bc", base, train.default_config("bc", self.config.task)),
-            line("train score_flow", tuned, train.default_config("score_flow", self.config.task)),
+            line(
+                f"train {tuned.algorithm}",
+                tuned,
+                train.default_config(tuned.algorithm, self.config.task),
+            ),
             f"flow-policy eval --policy {tuned.checkpoint} {plain_eval}",
             f"flow-policy eval --policy {self.export_config.checkpoint} {plain_eval}",
             line("export", self.export_config, export.ExportConfig(Path(), Path())),

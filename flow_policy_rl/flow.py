@@ -41,13 +41,16 @@ def score(x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     return (t * velocity - x) / (1 - t)
 
 
-def score_drift(x: Tensor, velocity: Tensor, t: Tensor, gain: Tensor) -> Tensor:
-    """v + alpha * score with alpha = (1 - t) * gain, in the form without a singularity: (1 + g t) v - g x.
+def score_drift(
+    x: Tensor, velocity: Tensor, t: Tensor, gain: Tensor, score_velocity: Tensor | None = None
+) -> Tensor:
+    """v + alpha * score with alpha = (1 - t) * gain, in the form without a singularity: v + g (t v_score - x).
 
     ScoRe-Flow (arXiv 2604.10962) masks its drift coefficient with (1 - t); the mask cancels the score's 1 / (1 - t).
+    The score belongs to the density that `score_velocity` carries, or else `velocity` itself.
     """
     t = t.unsqueeze(-1)
-    return (1 + gain * t) * velocity - gain * x
+    return velocity + gain * (t * (velocity if score_velocity is None else score_velocity) - x)
 
 
 def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -143,3 +143,9 @@ class ValueFunction(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(..., O) -> (...)."""
         return self.net(features).squeeze(-1)
+
+
+def bounded_std(z: Tensor, minimum: float, maximum: float | Tensor) -> Tensor:
+    """A standard deviation between two bounds, squashed in log space; z = 0 gives their geometric mean."""
+    low, high = math.log(minimum), torch.as_tensor(maximum).log()
+    return torch.exp(low + (high - low) * (torch.tanh(z) + 1) / 2)

@@ -1,5 +1,6 @@
 """`FlowPolicy`: raw SI observations in, a chunk of joint targets in SI units out. Normalisation is part of it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,13 +25,15 @@ class NetworkConfig:
         width: hidden units per layer.
         depth: hidden layers.
         encoder: what images go through: `keypoints`, or an encoder of another package.
-        score_drift: the policy has a learned score drift (ScoRe-Flow), which is then part of sampling and export.
+        score_drift: the policy has a score drift (ScoRe-Flow), which is then part of sampling and export.
+        base_score: the drift follows the score of a frozen base policy, whose field is then part of it too.
     """
 
     width: int = 256
     depth: int = 3
     encoder: str = "keypoints"
     score_drift: bool = False
+    base_score: bool = False
 
 
 class DriftGain(nn.Module):
@@ -47,6 +50,13 @@ class DriftGain(nn.Module):
         )
         nn.init.zeros_(self.net[-1].weight)
         nn.init.constant_(self.net[-1].bias, initial_bias)
+
+    @torch.no_grad()
+    def hold(self, gain: float) -> None:
+        """Make it a constant that is not trained."""
+        self.net[-1].weight.zero_()
+        self.net[-1].bias.fill_(math.log(math.expm1(gain)))
+        self.requires_grad_(False)
 
     def forward(self, t: Tensor) -> Tensor:
         return nn.functional.softplus(self.net(t.unsqueeze(-1)))
@@ -69,9 +79,15 @@ class FlowPolicy(nn.Module):
         images = [f for f in spec.observations if f.kind == "image"]
         encoder = plugins.find("encoders", network.encoder, ENCODERS) if images else None
         self.encoders = nn.ModuleDict({f.name: encoder(f.resolution) for f in images})
-        self.velocity_field = VelocityField(
-            self.num_features, spec.action_horizon, spec.num_joints, network.width, network.depth
+        size = (
+            self.num_features,
+            spec.action_horizon,
+            spec.num_joints,
+            network.width,
+            network.depth,
         )
+        self.velocity_field = VelocityField(*size)
+        self.base_field = VelocityField(*size).requires_grad_(False) if network.base_score else None
         self.drift_gain = DriftGain() if network.score_drift else None
         for name, value in {"action_low": spec.action_low, "action_high": spec.action_high}.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
@@ -112,15 +128,30 @@ class FlowPolicy(nn.Module):
         return torch.cat([*parts, *(e(obs[name]) for name, e in self.encoders.items())], dim=-1)
 
     def embed(self, obs: Obs) -> Tensor:
-        """What the flow needs to know of an observation, computed once per chunk, (B, width)."""
-        return self.velocity_field.from_obs(self.features(obs))
+        """What the flow needs to know of an observation, computed once per chunk, (B, width or twice that)."""
+        return self.context(self.features(obs))
+
+    def context(self, features: Tensor) -> Tensor:
+        """The same from the features (B, F)."""
+        context = self.velocity_field.from_obs(features)
+        if self.base_field is None:
+            return context
+        return torch.cat([context, self.base_field.from_obs(features)], dim=-1)
+
+    def velocities(self, x: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H, A) each: of the velocity field, and of the field whose score the drift follows."""
+        if self.base_field is None:
+            velocity = self.velocity_field(x, t, context)
+            return velocity, velocity
+        own, base = context.chunk(2, dim=-1)
+        return self.velocity_field(x, t, own), self.base_field(x, t, base)
 
     def velocity(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """(B, H, A): the velocity field, with the score drift where the policy was trained with one."""
-        velocity = self.velocity_field(x, t, context)
+        velocity, score_velocity = self.velocities(x, t, context)
         if self.drift_gain is None:
             return velocity
-        return flow.score_drift(x, velocity, t, self.drift_gain(t))
+        return flow.score_drift(x, velocity, t, self.drift_gain(t), score_velocity)
 
     def sample(
         self,
@@ -134,23 +165,36 @@ class FlowPolicy(nn.Module):
         With `prefix` and `inference_delay` in the observation the first `inference_delay` actions are those of the
         prefix, bit for bit, and the rest continues them.
         """
-        context = self.embed(obs)
         known, prefix = self.known_actions(obs)
+        x = self.carry(noise, self.embed(obs), known, prefix, num_flow_steps, integrator)
+        chunk = self.denormalize_action(x)
+        return chunk if known is None else torch.where(known.unsqueeze(-1), prefix, chunk)
 
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            if known is None:
-                return self.velocity(x, t, context)
-            x = torch.where(known.unsqueeze(-1), self.normalize_action(prefix), x)
-            return self.velocity(x, torch.where(known, 1.0, t), context)
-
-        x = flow.integrate(
-            velocity,
+    def carry(
+        self,
+        noise: Tensor,
+        context: Tensor,
+        known: Tensor | None = None,
+        prefix: Tensor | None = None,
+        num_flow_steps: int | None = None,
+        integrator: str | None = None,
+    ) -> Tensor:
+        """Noise to a normalised chunk, (B, H, A), along the velocity; `known` and `prefix` from `known_actions`."""
+        return flow.integrate(
+            lambda x, t: self.velocity(*self.hold(x, t, known, prefix), context),
             noise,
             num_flow_steps or self.spec.num_flow_steps,
             integrator or self.spec.integrator,
         )
-        chunk = self.denormalize_action(x)
-        return chunk if known is None else torch.where(known.unsqueeze(-1), prefix, chunk)
+
+    def hold(
+        self, x: Tensor, t: Tensor, known: Tensor | None, prefix: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, H, A) with the known actions in place, and t (B, H) with theirs at 1."""
+        if known is None:
+            return x, t
+        x = torch.where(known.unsqueeze(-1), self.normalize_action(prefix), x)
+        return x, torch.where(known, 1.0, t)
 
     def known_actions(self, obs: Obs) -> tuple[Tensor | None, Tensor | None]:
         """Which actions of the chunk are given, (B, H) bool, and their values, (B, H, A) physical; or neither.

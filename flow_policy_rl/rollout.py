@@ -23,6 +23,7 @@ class Rollout:
         reward: sum over the executed steps, discounted inside the chunk.
         discount: gamma to the number of executed steps.
         terminated, truncated: how the episode ended within the chunk, if it did.
+        executed: (T, N, H), the actions of the chunk that ran.
         num_env_steps: valid control steps in all.
         episodes, successes: that ended in this rollout.
         episode_return: undiscounted sum of rewards, mean over the ended episodes (nan if none).
@@ -35,6 +36,7 @@ class Rollout:
     discount: Tensor
     terminated: Tensor
     truncated: Tensor
+    executed: Tensor
     num_env_steps: int
     episodes: int
     successes: int
@@ -53,6 +55,13 @@ def chunk_return(step: ChunkStep, gamma: float) -> tuple[np.ndarray, np.ndarray]
     """Reward (N,) discounted inside the chunk, and the discount (N,) across it."""
     powers = gamma ** np.arange(step.reward.shape[1])
     return step.reward @ powers, gamma ** step.valid.sum(axis=1)
+
+
+def executed_actions(step: ChunkStep, action_horizon: int) -> Tensor:
+    """Which actions of a chunk ran before its episode ended, (N, H) bool; those beyond the executed horizon did not."""
+    executed = torch.zeros(len(step.valid), action_horizon, dtype=torch.bool)
+    executed[:, : step.valid.shape[1]] = torch.as_tensor(step.valid)
+    return executed
 
 
 class Collector:
@@ -108,6 +117,7 @@ class Collector:
                     "discount": torch.as_tensor(discount, dtype=torch.float32),
                     "terminated": torch.as_tensor(step.terminated),
                     "truncated": torch.as_tensor(step.truncated),
+                    "executed": executed_actions(step, action_chunk.shape[1]),
                 }
             )
             self._return += step.reward.sum(axis=1)
@@ -164,3 +174,8 @@ def stack(rows: list[dict]) -> dict:
 def flatten(tensors: TensorDict) -> TensorDict:
     """(T, N, ...) -> (T * N, ...) for each."""
     return {name: values.flatten(0, 1) for name, values in tensors.items()}
+
+
+def select(tensors: TensorDict, rows: Tensor) -> TensorDict:
+    """Some rows of each."""
+    return {name: values[rows] for name, values in tensors.items()}

@@ -15,6 +15,8 @@ import torch
 from flow_policy_rl import checkpoint, presets, provenance
 from flow_policy_rl.algorithms import bc as imitation
 from flow_policy_rl.algorithms.bc import BCConfig
+from flow_policy_rl.algorithms.fpo import FPO, FPOConfig
+from flow_policy_rl.algorithms.gaussian import Gaussian, GaussianConfig
 from flow_policy_rl.algorithms.ppo import PPO, PPOConfig
 from flow_policy_rl.algorithms.score_flow import ScoreFlow, ScoreFlowConfig
 from flow_policy_rl.data import demonstrations
@@ -23,12 +25,33 @@ from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.evaluate import check_fits, evaluate, task_of, torch_policy
 from flow_policy_rl.logger import RunLogger
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
+from flow_policy_rl.presets import Preset
 from flow_policy_rl.progress import Progress
-from flow_policy_rl.spec import PolicySpec
+from flow_policy_rl.spec import ObservationField, PolicySpec
+from sim.tasks import make_task
 from sim.vec_env import VecEnv
 
 POLICY_FILE = "policy.safetensors"
 EVAL_SEED = 50_000  # first seed of the episodes that watch training; reported results use others
+
+
+@dataclass(frozen=True)
+class ScratchConfig:
+    """A policy without pre-training.
+
+    Attributes:
+        action_horizon: H, actions per chunk.
+        execute_horizon: actions executed before the next chunk.
+        num_flow_steps: K, integration steps.
+        prefix_horizon: P, most actions of a previous chunk that the policy learns to continue.
+        network: size of the velocity field.
+    """
+
+    action_horizon: int = 4
+    execute_horizon: int = 4
+    num_flow_steps: int = 4
+    prefix_horizon: int = 0
+    network: NetworkConfig = field(default_factory=NetworkConfig)
 
 
 @dataclass(frozen=True)
@@ -66,51 +89,104 @@ class TrainBC:
 
 
 @dataclass(frozen=True)
-class TrainScoreFlow:
-    """ScoRe-Flow: PPO on the flow's chain of transitions, with a score drift.
-
-    Example: flow-policy train score_flow --task lift --checkpoint runs/bc/policy.safetensors --run-dir runs/rl
+class TrainOnPolicy:
+    """What every on-policy algorithm takes.
 
     Attributes:
         task: name of the task.
-        checkpoint: pre-trained policy to start from.
+        checkpoint: pre-trained policy to start from (default: none, from scratch).
         run_dir: folder to write.
+        algorithm: name of the algorithm, as in the run folder and the policy's spec.
+        preset: `clean` (ours) or `paper` (published settings): the defaults of all that follows.
         seed: of environments, exploration and batches.
-        eval_every: iterations between evaluations on the mean flow (0: never).
+        eval_every: iterations between evaluations at zero noise (0: never).
         eval_episodes: episodes of each.
         ppo: the on-policy loop.
-        score_flow: the transition kernel.
+        scratch: the policy, where there is no checkpoint.
         json: print one JSON object.
     """
 
     task: str
-    checkpoint: Path
-    run_dir: Path = Path("runs/score_flow")
+    checkpoint: Path | None = None
+    run_dir: Path = Path("runs/rl")
+    algorithm: str = ""
+    preset: Preset = "clean"
     seed: int = 0
     eval_every: int = 5
     eval_episodes: int = 100
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    score_flow: ScoreFlowConfig = field(default_factory=ScoreFlowConfig)
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)
     json: bool = False
 
 
-def default_config(algorithm: str, task: str):
+@dataclass(frozen=True)
+class TrainScoreFlow(TrainOnPolicy):
+    """ScoRe-Flow, and ReinFlow as its case without drift: PPO on the flow's chain of transitions.
+
+    Example: flow-policy train score_flow --task lift --checkpoint runs/bc/policy.safetensors --run-dir runs/rl
+
+    Attributes:
+        score_flow: the transition kernel.
+    """
+
+    score_flow: ScoreFlowConfig = field(default_factory=ScoreFlowConfig)
+
+
+@dataclass(frozen=True)
+class TrainFPO(TrainOnPolicy):
+    """FPO and FPO++: PPO with a ratio from flow-matching losses.
+
+    Example: flow-policy train fpo_plus_plus --task lift --checkpoint runs/bc/policy.safetensors --run-dir runs/rl
+
+    Attributes:
+        fpo: the ratio.
+    """
+
+    fpo: FPOConfig = field(default_factory=FPOConfig)
+
+
+@dataclass(frozen=True)
+class TrainGaussian(TrainOnPolicy):
+    """Gaussian PPO, the control: the same loop and network, with Gaussian noise on the zero-noise chunk.
+
+    Example: flow-policy train gaussian_ppo --task lift --checkpoint runs/bc/policy.safetensors --run-dir runs/rl
+
+    Attributes:
+        gaussian: its standard deviation.
+    """
+
+    gaussian: GaussianConfig = field(default_factory=GaussianConfig)
+
+
+ALGORITHMS = {
+    "bc": TrainBC,
+    "fpo": TrainFPO,
+    "fpo_plus_plus": TrainFPO,
+    "score_flow": TrainScoreFlow,
+    "reinflow": TrainScoreFlow,
+    "gaussian_ppo": TrainGaussian,
+}
+
+
+def default_config(algorithm: str, task: str, preset: Preset = "clean"):
     """The preset of a task, as a config whose paths are still to be given."""
+    settings = presets.PRESETS[algorithm](task, preset)
     if algorithm == "bc":
-        return TrainBC(task=task, demos=Path("demos.hdf5"), bc=presets.bc(task))
-    ppo, kernel = presets.score_flow(task)
-    return TrainScoreFlow(
-        task=task, checkpoint=Path("policy.safetensors"), ppo=ppo, score_flow=kernel
+        return TrainBC(task=task, demos=Path("demos.hdf5"), bc=settings)
+    return ALGORITHMS[algorithm](
+        task=task,
+        run_dir=Path("runs") / algorithm,
+        algorithm=algorithm,
+        preset=preset,
+        **settings,
     )
 
 
-ALGORITHMS = {"bc": TrainBC, "score_flow": TrainScoreFlow}
-
-
-def main(config: TrainBC | TrainScoreFlow) -> dict:
+def main(config: TrainBC | TrainOnPolicy) -> dict:
     """Train, and write the run folder."""
     begin_run(config)
-    return train_bc(config) if isinstance(config, TrainBC) else train_score_flow(config)
+    run = train_bc if isinstance(config, TrainBC) else train_on_policy
+    return run(config)
 
 
 def begin_run(config) -> None:
@@ -130,19 +206,7 @@ def train_bc(config: TrainBC) -> dict:
     check_demos(demos, task, config)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    spec = PolicySpec(
-        task=task.name,
-        robot=task.robot,
-        joint_names=demos.layout.joint_names,
-        action_low=tuple(task.world.target_low.tolist()),
-        action_high=tuple(task.world.target_high.tolist()),
-        action_kind=task.world.interface,
-        observations=demos.layout.observations,
-        control_dt=demos.layout.control_dt,
-        action_horizon=config.action_horizon,
-        execute_horizon=config.execute_horizon,
-        num_flow_steps=config.num_flow_steps,
-        prefix_horizon=config.prefix_horizon,
+    spec = policy_spec(task, demos.layout.observations, config).replace(
         algorithm="bc",
         provenance={
             "demos": {
@@ -169,6 +233,24 @@ def train_bc(config: TrainBC) -> dict:
     logger.close()
     checkpoint.save(config.run_dir / POLICY_FILE, policy)
     return {"checkpoint": str(config.run_dir / POLICY_FILE), "seconds": time.monotonic() - start}
+
+
+def policy_spec(task, observations: tuple[ObservationField, ...], horizons) -> PolicySpec:
+    """What a new policy for a task sees and commands; action_horizon, execute_horizon, num_flow_steps of `horizons`."""
+    return PolicySpec(
+        task=task.name,
+        robot=task.robot,
+        joint_names=task.world.joint_names,
+        action_kind=task.world.interface,
+        action_low=tuple(task.world.target_low.tolist()),
+        action_high=tuple(task.world.target_high.tolist()),
+        observations=observations,
+        control_dt=task.control_dt,
+        action_horizon=horizons.action_horizon,
+        execute_horizon=horizons.execute_horizon,
+        num_flow_steps=horizons.num_flow_steps,
+        prefix_horizon=horizons.prefix_horizon,
+    )
 
 
 def check_demos(demos: Demonstrations, task, config: TrainBC) -> None:
@@ -206,24 +288,41 @@ def with_statistics(spec: PolicySpec, policy: FlowPolicy) -> PolicySpec:
     return spec.replace(observations=tuple(fields))
 
 
-def train_score_flow(config: TrainScoreFlow) -> dict:
-    """RL fine-tuning."""
-    base = checkpoint.load(config.checkpoint)
-    task = task_of(base.spec, config.task)
-    check_fits(base.spec, task, str(config.checkpoint))
+def build_estimator(config: TrainOnPolicy, base: FlowPolicy) -> torch.nn.Module:
+    """The ratio estimator of an algorithm, around the policy that it trains (`.policy`)."""
+    if isinstance(config, TrainScoreFlow):
+        return ScoreFlow(ScoreFlow.prepare(base, config.score_flow), config.score_flow)
+    if isinstance(config, TrainFPO):
+        return FPO(base, config.fpo)
+    return Gaussian(base, config.gaussian)
+
+
+def starting_point(config: TrainOnPolicy):
+    """The task, and the checkpoint or a fresh policy for it."""
+    if config.checkpoint is not None:
+        policy = checkpoint.load(config.checkpoint)
+        task = task_of(policy.spec, config.task)
+        check_fits(policy.spec, task, str(config.checkpoint))
+        return task, policy
+    task = make_task(config.task)
+    fields = tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields)
+    return task, FlowPolicy(policy_spec(task, fields, config.scratch), config.scratch.network)
+
+
+def train_on_policy(config: TrainOnPolicy) -> dict:
+    """RL, from a checkpoint or from scratch."""
+    task, base = starting_point(config)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    policy = FlowPolicy(
-        base.spec.replace(algorithm="score_flow"),
-        dataclasses.replace(base.network, score_drift=config.score_flow.drift == "learned"),
-    )
-    policy.load_state_dict(base.state_dict(), strict=False)
+    estimator = build_estimator(config, base)
+    policy = estimator.policy
+    policy.spec = policy.spec.replace(algorithm=config.algorithm)
     env = VecEnv(task, config.ppo.num_envs, seed=config.seed)
     watch = VecEnv(task, config.eval_episodes) if config.eval_every else None
-    learner = PPO(policy, ScoreFlow(policy, config.score_flow), env, config.ppo, generator)
+    learner = PPO(policy, estimator, env, config.ppo, generator)
     logger = RunLogger(config.run_dir)
     env_steps, start = 0, time.monotonic()
-    with Progress("train score_flow", config.ppo.num_iterations, "it") as progress:
+    with Progress(f"train {config.algorithm}", config.ppo.num_iterations, "it") as progress:
         for iteration in range(1, config.ppo.num_iterations + 1):
             metrics = learner.iterate()
             require_finite(metrics, iteration, optional=("rollout/return",))
@@ -242,15 +341,11 @@ def train_score_flow(config: TrainScoreFlow) -> dict:
             progress.update(1, f"success {metrics['rollout/success_rate']:.0%} while exploring")
     env.close()
     logger.close()
+    training = {"env_steps": env_steps, "environment": provenance.environment()}
+    if config.checkpoint is not None:
+        training["base_checkpoint_sha256"] = provenance.file_hash(config.checkpoint)
     policy.spec = policy.spec.replace(
-        provenance={
-            **base.spec.provenance,
-            "fine_tuning": {
-                "env_steps": env_steps,
-                "base_checkpoint_sha256": provenance.file_hash(config.checkpoint),
-                "environment": provenance.environment(),
-            },
-        }
+        provenance={**policy.spec.provenance, "fine_tuning": training}
     )
     checkpoint.save(config.run_dir / POLICY_FILE, policy)
     return {
