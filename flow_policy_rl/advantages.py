@@ -1,4 +1,4 @@
-"""Generalised advantage estimation over chunks (Schulman et al., arXiv 1506.02438)."""
+"""Value targets over chunks: generalised advantages (Schulman et al., arXiv 1506.02438) and TD(lambda) returns."""
 
 import torch
 from torch import Tensor
@@ -36,3 +36,27 @@ def generalized_advantages(
         following = delta[step] + carry[step] * following
         advantage[step] = following
     return advantage, advantage + value
+
+
+def lambda_returns(
+    reward: Tensor,
+    next_value: Tensor,
+    discount: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    td_lambda: float,
+) -> Tensor:
+    """TD(lambda) targets (T, N) of T chunk steps, for critics of the action, where no V of the observation is at hand.
+
+        G_t = r_t + discount_t * [ (1 - lambda) V_{t+1} + lambda G_{t+1} ]
+
+    A termination is worth nothing beyond. A truncation and the last step are worth V_{t+1} alone.
+    Arguments as in `generalized_advantages`.
+    """
+    targets = torch.empty_like(reward)
+    following = next_value[-1]
+    for step in reversed(range(len(reward))):
+        mixed = torch.lerp(next_value[step], following, td_lambda)
+        beyond = torch.where(truncated[step], next_value[step], mixed) * (~terminated[step])
+        following = targets[step] = reward[step] + discount[step] * beyond
+    return targets

@@ -35,6 +35,11 @@ def velocity_target(x_0: Tensor, x_1: Tensor) -> Tensor:
     return x_1 - x_0
 
 
+def landing_point(x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
+    """Where a straight line from x_t would end: x_t + (1 - t) v, which is E[x_1 | x_t] for the marginal velocity."""
+    return x + (1 - t.unsqueeze(-1)) * velocity
+
+
 def score(x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     """Gradient of log p_t at x, from the marginal velocity: (t v - x) / (1 - t), for t < 1."""
     t = t.unsqueeze(-1)
@@ -73,6 +78,14 @@ def integrate(
     for t_k in time_grid(num_flow_steps).tolist():
         x = step(velocity, x, t_k, dt)
     return x
+
+
+def euler_chain(velocity: VelocityFn, noise: Tensor, num_flow_steps: int) -> Tensor:
+    """Every state of the Euler integration, (K + 1, B, H, A): the noise first, what `integrate` returns last."""
+    chain = [noise]
+    for t_k in time_grid(num_flow_steps).tolist():
+        chain.append(_euler(velocity, chain[-1], t_k, 1.0 / num_flow_steps))
+    return torch.stack(chain)
 
 
 def _at(x: Tensor, t: float) -> Tensor:

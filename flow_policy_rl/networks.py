@@ -149,3 +149,54 @@ def bounded_std(z: Tensor, minimum: float, maximum: float | Tensor) -> Tensor:
     """A standard deviation between two bounds, squashed in log space; z = 0 gives their geometric mean."""
     low, high = math.log(minimum), torch.as_tensor(maximum).log()
     return torch.exp(low + (high - low) * (torch.tanh(z) + 1) / 2)
+
+
+class CriticEnsemble(nn.Module):
+    """Q_e(features, action) of E members at once: every layer is one batched matrix product.
+
+    The first layer is a sum of two linear maps, so that the part of the features is computed once for
+    many actions. Each hidden layer may be layer-normalised.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        action_dim: int,
+        num_critics: int,
+        width: int,
+        depth: int,
+        layer_norm: bool = False,
+        init_std: float | None = None,
+    ):
+        super().__init__()
+        self.num_critics, self.layer_norm = num_critics, layer_norm
+        fan_in = feature_dim + action_dim
+        self.from_features = self._weights(feature_dim, width, fan_in, init_std)
+        self.from_action = self._weights(action_dim, width, fan_in, init_std)
+        self.hidden = nn.ParameterList(
+            self._weights(width, width, width, init_std) for _ in range(depth - 1)
+        )
+        self.biases = nn.ParameterList(torch.zeros(num_critics, 1, width) for _ in range(depth))
+        self.head = self._weights(width, 1, width, init_std)
+        self.head_bias = nn.Parameter(torch.zeros(num_critics, 1, 1))
+
+    def _weights(self, inputs: int, outputs: int, fan_in: int, std: float | None) -> nn.Parameter:
+        """(E, inputs, outputs), normal with the given spread, else 1 / sqrt(fan_in)."""
+        scale = fan_in**-0.5 if std is None else std
+        return nn.Parameter(scale * torch.randn(self.num_critics, inputs, outputs))
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Features (B, F), or (E, B, F) where members see different ones -> (E, B, width)."""
+        return torch.matmul(features, self.from_features) + self.biases[0]
+
+    def forward(self, context: Tensor, action: Tensor) -> Tensor:
+        """Context (E, B, width) from `embed`, action (B, D) or (E, B, D) -> Q (E, B)."""
+        h = self._activate(context + torch.matmul(action, self.from_action))
+        for weight, bias in zip(self.hidden, list(self.biases)[1:], strict=True):
+            h = self._activate(torch.baddbmm(bias, h, weight))
+        return torch.baddbmm(self.head_bias, h, self.head).squeeze(-1)
+
+    def _activate(self, h: Tensor) -> Tensor:
+        if self.layer_norm:
+            h = nn.functional.layer_norm(h, h.shape[-1:])
+        return nn.functional.silu(h)

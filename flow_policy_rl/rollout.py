@@ -22,6 +22,7 @@ class Rollout:
         trace: what the algorithm wants to remember of its sampling.
         reward: sum over the executed steps, discounted inside the chunk.
         discount: gamma to the number of executed steps.
+        return_before, return_after: undiscounted sum of the episode's rewards before and after the chunk.
         terminated, truncated: how the episode ended within the chunk, if it did.
         executed: (T, N, H), the actions of the chunk that ran.
         num_env_steps: valid control steps in all.
@@ -34,6 +35,8 @@ class Rollout:
     trace: TensorDict
     reward: Tensor
     discount: Tensor
+    return_before: Tensor
+    return_after: Tensor
     terminated: Tensor
     truncated: Tensor
     executed: Tensor
@@ -108,6 +111,8 @@ class Collector:
             step = self.env.step(action_chunk[:, : self.execute_horizon].numpy())
             reward, discount = chunk_return(step, self.gamma)
             final_obs = self._encode(to_tensors(step.final_obs))
+            return_before = self._return.copy()
+            self._return += step.reward.sum(axis=1)
             rows.append(
                 {
                     "obs": self._obs,
@@ -115,12 +120,13 @@ class Collector:
                     "trace": trace,
                     "reward": torch.as_tensor(reward, dtype=torch.float32),
                     "discount": torch.as_tensor(discount, dtype=torch.float32),
+                    "return_before": torch.as_tensor(return_before, dtype=torch.float32),
+                    "return_after": torch.as_tensor(self._return, dtype=torch.float32).clone(),
                     "terminated": torch.as_tensor(step.terminated),
                     "truncated": torch.as_tensor(step.truncated),
                     "executed": executed_actions(step, action_chunk.shape[1]),
                 }
             )
-            self._return += step.reward.sum(axis=1)
             returns.extend(self._return[step.ended])
             self._return[step.ended] = 0.0
             counts += [step.valid.sum(), step.ended.sum(), step.success.sum()]

@@ -1,0 +1,638 @@
+"""RLDT, density transport (arXiv 2606.08602): particles of the flow move along Stein's field of a learned critic.
+
+    a†    = x_t + (1 - t) v(x_t, t)                            landing point of a state of the Euler chain
+    phi_i = 1/P sum_j [ k_ij g_j + T k_ij (x_i - a_j) / h_i ]  field at the landing points x_i, from the P final
+            k_ij = exp(-|x_i - a_j|^2 / (2 h_i)),              actions a_j of the same observation, with
+            h_i  = median_j |x_i - a_j|^2 / (2 ln(P + 1))      g_j = grad_a Q(s, a_j)
+    loss  = - <v, phi> w  +  l1 |a† - a|^2 w^2  +  l2 |v(x') - v_ref(x')|^2,     w = 1 / (K (1 - t))
+
+Gradient flows through two calls of the network per particle, v at (x_t, t) and at (x', t') on a fresh straight line
+to the final action, never through the chain. Norms are sums over the chunk. The critic is an ensemble on
+(observation, executed chunk), fitted by TD(lambda) along replayed segments.
+
+Deviations from the paper and the released code; the `paper_*` presets undo those that are settings:
+- Time limits bootstrap from the final observation (`time_limit_is_terminal` for the released rule). Rewards are discounted
+  inside a chunk, and by gamma ** (executed steps) across it.
+- The critic sees the executed action, held to the joint limits; the part of its gradient that pushes beyond them is zero.
+- Steps of the chain and t' are stratified over the particles of a state: the same expectation, less variance.
+- v_ref is the policy of the previous iteration, as in the code; the paper's words suggest the base policy: `reference`.
+- The landing point is that of the differentiated call: no second call, the same number.
+- Actions of a chunk that are not executed get no field (the released code pads the wrong axis; it never showed).
+- Exploration noise is scaled per element, not by the norm of the whole chunk, unless `explore_by_norm`.
+- Not built: x-prediction, the `hybrid` field, Langevin and resampling exploration (off in every published config).
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flow_policy_rl import flow
+from flow_policy_rl.advantages import lambda_returns
+from flow_policy_rl.algorithms.ppo import step
+from flow_policy_rl.buffers import ChunkReplay, rollout_segments
+from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.networks import CriticEnsemble
+from flow_policy_rl.policy import FlowPolicy, Obs
+from flow_policy_rl.rollout import Collector
+from sim.vec_env import VecEnv
+
+EXPLODED = 1e6  # a loss beyond this ends the run
+SPREAD_STATES = 128  # on which the variety of the policy is compared with that of the base policy
+
+
+@dataclass(frozen=True)
+class TransportConfig:
+    """Stein's transport field.
+
+    Attributes:
+        kernel: `rbf` over the executed chunk; `per_action`, one per control step of it (block-diagonal), for long chunks;
+            `delta`, no kernel: the critic's gradient at the landing point.
+        centers: the `final` actions, or the `landing` points themselves.
+        temperature: T, weight of the repulsion between particles.
+        temperature_mode: `relative` to the mean norm of the gradients; `unit_gradient`: they are divided by it;
+            `absolute`.
+        row_normalized: divide by the sum of a particle's kernel weights instead of P: the step then does not depend on P.
+        bandwidth: h; by default the median rule.
+        median_of_others: the median leaves out the particle's own final action.
+        q_gradient: which of the ensemble's values is climbed: `mean`, `min`, or `pessimistic` (mean - pessimism * spread).
+    """
+
+    kernel: Literal["rbf", "per_action", "delta"] = "rbf"
+    centers: Literal["final", "landing"] = "final"
+    temperature: float = 1e-3
+    temperature_mode: Literal["relative", "unit_gradient", "absolute"] = "relative"
+    row_normalized: bool = False
+    bandwidth: float | None = None
+    median_of_others: bool = False
+    q_gradient: Literal["mean", "min", "pessimistic"] = "mean"
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The critic ensemble.
+
+    Attributes:
+        num_critics, width, depth, layer_norm: size.
+        init_std: spread of the initial weights; by default 1 / sqrt(inputs).
+        learning_rate: of AdamW.
+        target_decay: of the target network, per gradient step.
+        split_data: each member is fitted to its own share of the segments.
+        target: how the members' values become one target.
+        pessimism: weight of the members' spread in `pessimistic`.
+        value_low, value_high: range that returns can have, where it is known; targets are held to it.
+        num_target_actions: policy samples per next state.
+        td_lambda: per chunk.
+        normalize_reward: divide by a running mean of |chunk reward|.
+        stage_input: the critic also sees the reward that the episode has collected so far.
+        time_limit_is_terminal: the released rule; biased.
+    """
+
+    num_critics: int = 2
+    width: int = 256
+    depth: int = 3
+    layer_norm: bool = False
+    init_std: float | None = None
+    learning_rate: float = 1e-3
+    target_decay: float = 0.995
+    split_data: bool = True
+    target: Literal["min", "mean", "pessimistic"] = "min"
+    pessimism: float = 0.5
+    value_low: float | None = None
+    value_high: float | None = None
+    num_target_actions: int = 2
+    td_lambda: float = 0.5
+    normalize_reward: bool = False
+    stage_input: bool = False
+    time_limit_is_terminal: bool = False
+
+
+@dataclass(frozen=True)
+class RLDTConfig:
+    """Density transport.
+
+    Attributes:
+        num_iterations: rollouts and updates.
+        num_envs, num_steps: environments, and chunks of each per iteration (a segment of the replay).
+        num_blocks: draws from the replay per iteration.
+        segments_per_block: of each draw (default: num_envs).
+        critic_steps, actor_steps: gradient steps per block.
+        actor_share: share of a block's segments whose states an actor step sees.
+        critic_warmup: first iterations, in which only the critic learns.
+        replay_iterations: how many rollouts the replay holds.
+        fresh_share: at least this share of a draw is from the latest rollout.
+        balanced_replay: draw older segments equally often by their reward (sparse tasks).
+        gamma: discount per control step.
+        num_particles: P, actions per state.
+        consistency_coef, constraint_coef: l1 and l2.
+        reference: v_ref is the policy of the previous iteration, its moving average, or the base policy.
+        reference_decay: of `average`, per iteration.
+        actor_learning_rate, actor_warmup_steps: of Adam, with a linear warm-up.
+        max_grad_norm: of the actor; none by default.
+        exploration: noise on the executed chunk: by the `landing_gap` of a late step, `gaussian`, or `none`.
+        exploration_scale: factor on the gap, or the standard deviation.
+        explore_last_steps: the gap is measured at a random one of these last steps; at the last it is zero.
+        explore_by_norm: the gap is the norm over the chunk (released code) instead of the mean square per element.
+        start_noise: spread of x_0 in rollouts and particles.
+    """
+
+    num_iterations: int = 40
+    num_envs: int = 128
+    num_steps: int = 15
+    num_blocks: int = 16
+    segments_per_block: int | None = None
+    critic_steps: int = 32
+    actor_steps: int = 2
+    actor_share: float = 0.125
+    critic_warmup: int = 2
+    replay_iterations: int = 20
+    fresh_share: float = 0.33
+    balanced_replay: bool = False
+    gamma: float = 0.995
+    num_particles: int = 8
+    consistency_coef: float = 0.5
+    constraint_coef: float = 0.2
+    reference: Literal["previous", "average", "base"] = "previous"
+    reference_decay: float = 0.9
+    actor_learning_rate: float = 2e-5
+    actor_warmup_steps: int = 32
+    max_grad_norm: float = math.inf
+    exploration: Literal["landing_gap", "gaussian", "none"] = "landing_gap"
+    exploration_scale: float = 1.0
+    explore_last_steps: int = 2
+    explore_by_norm: bool = False
+    start_noise: float = 1.0
+    transport: TransportConfig = field(default_factory=TransportConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+
+    def __post_init__(self):
+        counts = ("num_envs", "num_steps", "num_blocks", "num_particles", "replay_iterations")
+        for name in (*counts, "actor_steps", "critic_steps", "explore_last_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"rldt: {name} must be at least 1, not {getattr(self, name)}")
+        if self.transport.median_of_others and self.num_particles < 2:
+            raise InputError("rldt: median_of_others needs num_particles of at least 2")
+        if self.critic.num_critics < 1 or self.critic.num_target_actions < 1:
+            raise InputError("rldt: num_critics and num_target_actions must be at least 1")
+        if self.critic.split_data and self.num_segments % self.critic.num_critics:
+            raise InputError(
+                f"rldt: {self.num_segments} segments per block do not split into "
+                f"{self.critic.num_critics} equal shares (critic.split_data)"
+            )
+
+    @property
+    def num_segments(self) -> int:
+        """S, segments per block."""
+        return self.segments_per_block or self.num_envs
+
+
+# --- the field ---
+
+
+def transport_field(
+    queries: Tensor, centers: Tensor, gradient: Tensor, config: TransportConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Stein's field at `queries` (B, P, H, A), from `centers` and the critic's gradient there, of the same shape.
+
+    Returns:
+        the field, and the mean norms of its two parts.
+    """
+    if config.kernel == "delta":
+        return gradient, {"attraction": gradient.flatten(2).norm(dim=-1).mean()}
+    batch, particles = queries.shape[:2]
+    if config.kernel == "per_action":
+        split = lambda x: x.transpose(1, 2).flatten(0, 1)  # noqa: E731  (B * H, P, A)
+    else:
+        split = lambda x: x.flatten(2)  # noqa: E731  (B, P, H * A)
+    x, a, g = split(queries), split(centers), split(gradient)
+    origin = a.mean(1, keepdim=True)  # the field does not depend on it; float32 does
+    x, a = x - origin, a - origin
+    scale = g.norm(dim=-1).mean(1)[:, None, None]
+    temperature = config.temperature * (scale if config.temperature_mode == "relative" else 1.0)
+    if config.temperature_mode == "unit_gradient":
+        g = g / scale.clamp_min(1e-12)
+
+    square = (  # (B, P, P), all pairs by one batched product
+        x.square().sum(-1, keepdim=True) + a.square().sum(-1)[:, None] - 2 * x @ a.transpose(1, 2)
+    ).clamp_min(0.0)
+    h = (
+        median_bandwidth(square, config.median_of_others)
+        if config.bandwidth is None
+        else (torch.full_like(square[..., :1], config.bandwidth))
+    )
+    k = torch.exp(-square / (2 * h))
+    total = k.sum(-1, keepdim=True)
+    pulled, crowd = (k @ torch.cat([g, a], -1)).chunk(2, dim=-1)
+    divisor = total if config.row_normalized else particles
+    attraction = pulled / divisor
+    repulsion = temperature * (x * total - crowd) / h / divisor
+    phi = attraction + repulsion
+    if config.kernel == "per_action":
+        phi = phi.unflatten(0, (batch, -1)).transpose(1, 2)
+    norms = {"attraction": attraction, "repulsion": repulsion}
+    return phi.reshape(queries.shape), {n: v.norm(dim=-1).mean() for n, v in norms.items()}
+
+
+def median_bandwidth(square: Tensor, of_others: bool = False) -> Tensor:
+    """h_i (B, P, 1) of squared distances (B, P, P): a centre at the (lower) median distance weighs 1 / (P + 1)."""
+    particles = square.shape[-1]
+    rank = (particles - 1) // 2
+    if of_others:
+        square = square + torch.diag(square.new_full((particles,), math.inf))
+        rank = (particles - 2) // 2
+    median = square.sort(dim=-1).values[..., rank : rank + 1]  # sorting is deterministic everywhere
+    return (median / (2 * math.log(particles + 1))).clamp_min(1e-8)
+
+
+# --- the actor's loss ---
+
+TransportFn = Callable[
+    [Tensor, Tensor], Tensor
+]  # landing points, final actions -> field, (B, P, H, A)
+
+
+def actor_loss(
+    policy: FlowPolicy,
+    reference: FlowPolicy,
+    obs: Obs,
+    transport: TransportFn,
+    config: RLDTConfig,
+    generator: torch.Generator,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Transport, consistency and constraint of P particles per observation (B, ...)."""
+    steps, particles = policy.spec.num_flow_steps, config.num_particles
+    context = policy.embed(obs).repeat_interleave(particles, 0)  # encoded once per state
+    count, horizon = len(context), policy.chunk_shape[0]
+    with torch.no_grad():
+        noise = config.start_noise * torch.randn(count, *policy.chunk_shape, generator=generator)
+        fixed = context.detach()
+        chain = flow.euler_chain(lambda x, t: policy.velocity(x, t, fixed), noise, steps)
+        final = chain[-1]  # (B * P, H, A)
+        index = stratified_steps(count, particles, steps, generator)
+        t = (index / steps)[:, None].expand(-1, horizon)
+        x = chain[index, torch.arange(count)]
+        t_line = stratified_steps(count, particles, steps, generator) / steps
+        t_line = t_line[:, None].expand(-1, horizon)
+        fresh = torch.randn(final.shape, generator=generator)
+        x_line = flow.interpolate(fresh, final, t_line)
+        v_reference = reference.velocity(
+            x_line, t_line, reference.embed(obs).repeat_interleave(particles, 0)
+        )
+    # One call for both places at which the velocity is differentiated.
+    v, v_line = policy.velocity(
+        torch.cat([x, x_line]), torch.cat([t, t_line]), torch.cat([context, context])
+    ).chunk(2)
+    landing = flow.landing_point(x, v, t)
+    grouped = (-1, particles)
+    phi = transport(landing.detach().unflatten(0, grouped), final.unflatten(0, grouped))
+    weight = 1.0 / (steps - index)  # 1 / (K (1 - t))
+    square = lambda x: x.square().sum((1, 2))  # noqa: E731
+    terms = {
+        "transport_loss": -((v * phi.flatten(0, 1)).sum((1, 2)) * weight).mean(),
+        "consistency_loss": config.consistency_coef
+        * (square(landing - final) * weight.square()).mean(),
+        "constraint_loss": config.constraint_coef * square(v_line - v_reference).mean(),
+    }
+    with torch.no_grad():
+        health = {
+            "landing_error": (landing - final).square().mean().sqrt(),
+            "reference_distance": (v_line - v_reference).square().mean().sqrt(),
+            "sample_spread": sample_spread(final.unflatten(0, grouped)),
+        }
+    return sum(terms.values()), terms | health
+
+
+def stratified_steps(
+    count: int, particles: int, num_flow_steps: int, generator: torch.Generator
+) -> Tensor:
+    """A step of the chain for each of `count` particles, spread evenly over the P particles of a state."""
+    offset = torch.arange(count) % particles + torch.rand(count, generator=generator)
+    return (offset * num_flow_steps / particles).long().clamp_max(num_flow_steps - 1)
+
+
+def sample_spread(actions: Tensor) -> Tensor:
+    """Root mean square distance per element of the particles (B, P, H, A) of a state from their mean."""
+    return (actions - actions.mean(1, keepdim=True)).square().mean().sqrt()
+
+
+# --- the learner ---
+
+
+class RLDT:
+    """Policy, reference, critics, replay and optimisers; `iterate` is one rollout and one update."""
+
+    def __init__(
+        self, policy: FlowPolicy, env: VecEnv, config: RLDTConfig, generator: torch.Generator
+    ):
+        self.policy, self.config, self.generator = policy, config, generator
+        self.execute_horizon = policy.spec.execute_horizon
+        self.base = copy.deepcopy(policy).requires_grad_(False)
+        self.reference = copy.deepcopy(self.base)
+        critic = config.critic
+        self.critic = CriticEnsemble(
+            len(policy.normalizer.mean) + critic.stage_input,
+            self.execute_horizon * policy.chunk_shape[1],
+            critic.num_critics,
+            critic.width,
+            critic.depth,
+            critic.layer_norm,
+            critic.init_std,
+        )
+        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.replay = ChunkReplay(config.replay_iterations * config.num_envs)
+        self.collector = Collector(env, self.execute_horizon, config.gamma)
+        self.actor_optimizer = torch.optim.Adam(
+            [p for p in policy.parameters() if p.requires_grad], lr=config.actor_learning_rate
+        )
+        self.critic_optimizer = torch.optim.AdamW(
+            self.critic.parameters(), lr=critic.learning_rate, weight_decay=0.0
+        )
+        self.iteration = 0
+        self.actor_updates = 0
+        self.reward_scale = 0.0
+
+    def iterate(self) -> dict[str, float]:
+        """One rollout and one update. Returns metrics."""
+        start = time.perf_counter()
+        rollout = self.collector.collect(self.explore, self.config.num_steps)
+        middle = time.perf_counter()
+        segments = rollout_segments(rollout)
+        self.replay.add(segments)
+        self._observe_rewards(rollout.reward)
+        metrics = self.health(segments) | self.update()
+        self.iteration += 1
+        return {
+            "rollout/success_rate": rollout.successes / max(rollout.episodes, 1),
+            "rollout/return": rollout.episode_return,
+            "rollout/episodes": float(rollout.episodes),
+            "rollout/env_steps": float(rollout.num_env_steps),
+            "rollout/exploration_std": rollout.trace["exploration_std"].mean().item(),
+            **metrics,
+            "time/rollout_s": middle - start,
+            "time/update_s": time.perf_counter() - middle,
+        }
+
+    @torch.no_grad()
+    def explore(self, obs: Obs) -> tuple[Tensor, dict[str, Tensor]]:
+        """The policy's chunk with noise; the trace keeps what is executed of it, in normalised units."""
+        config, policy, steps = self.config, self.policy, self.policy.spec.num_flow_steps
+        chain = self._chain(policy, policy.embed(obs))
+        final = chain[-1]
+        count = len(final)
+        std = torch.full((count,), config.exploration_scale)
+        if config.exploration == "none":
+            std = torch.zeros(count)
+        elif config.exploration == "landing_gap":
+            last = min(config.explore_last_steps, steps)
+            index = steps - 1 - torch.randint(last, (count,), generator=self.generator)
+            rows = torch.arange(count)
+            velocity = steps * (chain[index + 1, rows] - chain[index, rows])
+            t = (index / steps)[:, None].expand(-1, final.shape[1])
+            gap = (flow.landing_point(chain[index, rows], velocity, t) - final).flatten(1)
+            size = gap.norm(dim=1) if config.explore_by_norm else gap.square().mean(1).sqrt()
+            std = config.exploration_scale * size
+        noise = torch.randn(final.shape, generator=self.generator)
+        chunk = policy.denormalize_action(final + std[:, None, None] * noise)
+        executed = policy.normalize_action(chunk)[:, : self.execute_horizon]
+        return chunk, {"action": executed, "exploration_std": std}
+
+    def update(self) -> dict[str, float]:
+        """Blocks of critic and actor steps on the replay, then a new reference."""
+        config = self.config
+        train_actor = self.iteration >= config.critic_warmup
+        seen: dict[str, list[Tensor]] = {}
+        for _ in range(config.num_blocks):
+            block = self.replay.sample(
+                config.num_segments, self.generator, config.fresh_share, config.balanced_replay
+            )
+            batch = self.critic_batch(block)
+            for _ in range(config.critic_steps):
+                self._record(seen, self.critic_step(batch))
+            for _ in range(config.actor_steps if train_actor else 0):
+                self._record(seen, self.actor_step(block))
+        if train_actor:
+            self.update_reference()
+        return {f"train/{name}": torch.stack(v).mean().item() for name, v in seen.items()}
+
+    def _record(self, seen: dict[str, list[Tensor]], metrics: dict[str, Tensor]) -> None:
+        for name, value in metrics.items():
+            if not value.abs() < EXPLODED:
+                raise RunFailed(
+                    f"rldt diverged in iteration {self.iteration + 1}: {name} is {value.item():g}; "
+                    "lower the learning rate or bound the critic (critic.value_low, value_high)"
+                )
+            seen.setdefault(name, []).append(value)
+
+    # --- the critic ---
+
+    def features(self, obs: Obs, stage: Tensor) -> Tensor:
+        """What the critic sees of an observation, (..., F): the policy's normalised one, and the episode's reward so far."""
+        features = self.policy.normalizer(obs)
+        if not self.config.critic.stage_input:
+            return features
+        return torch.cat([features, stage.unsqueeze(-1)], dim=-1)
+
+    @torch.no_grad()
+    def critic_batch(self, block: dict) -> dict[str, Tensor]:
+        """What is the same in every gradient step on a block: features, scaled rewards, actions at the next states."""
+        config = self.config.critic
+        next_obs = {name: value.flatten(0, 1) for name, value in block["final_obs"].items()}
+        context = self.policy.embed(next_obs).repeat(config.num_target_actions, 1)
+        terminated, truncated = block["terminated"], block["truncated"]
+        if config.time_limit_is_terminal:
+            terminated = terminated | truncated
+        return {
+            "features": self.features(block["obs"], block["return_before"]),
+            "action": block["action"].flatten(2),
+            "reward": block["reward"] / (self.reward_scale or 1.0),
+            "discount": block["discount"],
+            "terminated": terminated,
+            "truncated": truncated,
+            "next_features": self.features(block["final_obs"], block["return_after"]),
+            "next_action": self._executed(self._chain(self.policy, context)[-1]).flatten(1),
+        }
+
+    @torch.no_grad()
+    def critic_targets(self, batch: dict[str, Tensor]) -> Tensor:
+        """TD(lambda) targets (T, S)."""
+        config = self.config.critic
+        shape = batch["reward"].shape
+        context = self.target.embed(batch["next_features"].flatten(0, 1))
+        q = self.target(context.repeat(1, config.num_target_actions, 1), batch["next_action"])
+        value = aggregate(q, config.target, config.pessimism)
+        value = value.unflatten(0, (config.num_target_actions, *shape)).mean(0)
+        if config.value_low is not None or config.value_high is not None:
+            value = value.clamp(config.value_low, config.value_high)
+        ends = batch["terminated"], batch["truncated"]
+        return lambda_returns(batch["reward"], value, batch["discount"], *ends, config.td_lambda)
+
+    def critic_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One gradient step of every member, and of the target network."""
+        config = self.config.critic
+        targets = self.critic_targets(batch)
+        if config.split_data:
+            share = lambda x: x.unflatten(1, (config.num_critics, -1)).transpose(0, 1).flatten(1, 2)  # noqa: E731
+        else:
+            share = lambda x: x.flatten(0, 1)[None]  # noqa: E731
+        context = self.critic.embed(share(batch["features"]))
+        q = self.critic(context, share(batch["action"]))
+        loss = (q - share(targets)).square().mean(1).sum()
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.critic_optimizer.step()
+        torch._foreach_lerp_(
+            list(self.target.parameters()), list(self.critic.parameters()), 1 - config.target_decay
+        )
+        return {"critic_loss": loss.detach(), "q_mean": q.detach().mean()}
+
+    @torch.no_grad()
+    def health(self, segments: dict) -> dict[str, float]:
+        """How the critic judges the latest rollout before it learns from it, and how much of its variety is left."""
+        batch = self.critic_batch(segments)
+        shape, actions = batch["reward"].shape, self.config.critic.num_target_actions
+
+        def mean_q(features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+            q = self.critic(self.critic.embed(features.flatten(0, 1)), action)
+            return q.mean(0).view(shape), (q - q.mean(0)).square().mean().sqrt()
+
+        q, disagreement = mean_q(batch["features"], batch["action"].flatten(0, 1))
+        beyond, _ = mean_q(
+            batch["next_features"], batch["next_action"].unflatten(0, (actions, -1))[0]
+        )
+        ends = batch["terminated"], batch["truncated"]
+        achieved = lambda_returns(batch["reward"], beyond, batch["discount"], *ends, 1.0)
+        explained = 1 - (achieved - q).var() / achieved.var().clamp_min(1e-8)
+
+        obs = {name: v.flatten(0, 1)[:SPREAD_STATES] for name, v in segments["obs"].items()}
+        spread = {}
+        for policy in (self.policy, self.base):
+            context = policy.embed(obs).repeat_interleave(self.config.num_particles, 0)
+            final = self._chain(policy, context)[-1]
+            spread[policy] = sample_spread(final.unflatten(0, (-1, self.config.num_particles)))
+        return {
+            "train/q_bias": (q - achieved).mean().item(),
+            "train/q_explained_variance": explained.item(),
+            "train/q_disagreement": disagreement.item(),
+            "train/spread_ratio": (spread[self.policy] / spread[self.base]).item(),
+        }
+
+    def _observe_rewards(self, reward: Tensor, rate: float = 0.01) -> None:
+        if not self.config.critic.normalize_reward:
+            return
+        for row in reward.abs().mean(1).tolist():
+            if row > 0:
+                self.reward_scale = (
+                    (1 - rate) * self.reward_scale + rate * row if self.reward_scale else row
+                )
+
+    # --- the actor ---
+
+    def actor_step(self, block: dict) -> dict[str, Tensor]:
+        """One gradient step on all states of a share of a block's segments."""
+        config, field_metrics = self.config, {}
+        rows = torch.randperm(config.num_segments, generator=self.generator)
+        rows = rows[: max(1, round(config.actor_share * config.num_segments))]
+        obs = {name: value[:, rows].flatten(0, 1) for name, value in block["obs"].items()}
+        with torch.no_grad():
+            features = self.features(obs, block["return_before"][:, rows].flatten())
+            context = self.critic.embed(features).repeat_interleave(config.num_particles, 1)
+
+        def transport(landing: Tensor, final: Tensor) -> Tensor:
+            own = config.transport.centers == "landing" or config.transport.kernel == "delta"
+            centers = self._executed(landing if own else final)
+            gradient, agreement = self.q_gradient(context, centers)
+            phi, norms = transport_field(
+                self._executed(landing), centers, gradient, config.transport
+            )
+            field_metrics.update(norms, gradient_agreement=agreement)
+            idle = final.shape[2] - self.execute_horizon
+            return torch.nn.functional.pad(phi, (0, 0, 0, idle))
+
+        loss, metrics = actor_loss(
+            self.policy, self.reference, obs, transport, config, self.generator
+        )
+        self.actor_updates += 1
+        ready = min(1.0, self.actor_updates / max(1, config.actor_warmup_steps))
+        self.actor_optimizer.param_groups[0]["lr"] = ready * config.actor_learning_rate
+        metrics = {n: v.detach() for n, v in (metrics | field_metrics).items()}
+        norm = step(self.actor_optimizer, loss, config.max_grad_norm)
+        return metrics | {"actor_grad_norm": torch.tensor(norm)}
+
+    def q_gradient(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of the critics' joint value at actions (B, P, h, A), and the mean cosine between members.
+
+        The critic is asked at the action that would be executed; where that is the joint limit, no push beyond it.
+        """
+        config = self.config
+        low = self.policy.normalize_action(self.policy.action_low)
+        high = self.policy.normalize_action(self.policy.action_high)
+        held = actions.clamp(low, high)
+        members = held.flatten(0, 1).flatten(1).expand(len(context), -1, -1).clone()
+        q = self.critic(context, members.requires_grad_())
+        value = aggregate(q, config.transport.q_gradient, config.critic.pessimism).sum()
+        (parts,) = torch.autograd.grad(value, members)  # (E, B * P, D)
+        gradient = parts.sum(0).view_as(actions)
+        outward = ((held >= high) & (gradient > 0)) | ((held <= low) & (gradient < 0))
+        unit = torch.nn.functional.normalize(parts, dim=-1)
+        pairs = max(1, len(parts) * (len(parts) - 1))
+        agreement = (unit.sum(0).square().sum(-1).mean() - len(parts)) / pairs
+        return gradient.masked_fill(outward, 0.0), agreement
+
+    @torch.no_grad()
+    def update_reference(self) -> None:
+        """v_ref after an iteration."""
+        kept = {"previous": 0.0, "average": self.config.reference_decay, "base": 1.0}
+        torch._foreach_lerp_(
+            list(self.reference.parameters()),
+            list(self.policy.parameters()),
+            1 - kept[self.config.reference],
+        )
+
+    def _executed(self, chunk: Tensor) -> Tensor:
+        return chunk[..., : self.execute_horizon, :]
+
+    def _chain(self, policy: FlowPolicy, context: Tensor) -> Tensor:
+        """Euler chain (K + 1, B, H, A) from fresh noise."""
+        noise = torch.randn(len(context), *policy.chunk_shape, generator=self.generator)
+        return flow.euler_chain(
+            lambda x, t: policy.velocity(x, t, context),
+            self.config.start_noise * noise,
+            policy.spec.num_flow_steps,
+        )
+
+    # --- resume ---
+
+    def state_dict(self) -> dict:
+        """Everything that the next iteration depends on, but the environments."""
+        modules = ("policy", "reference", "base", "critic", "target")
+        stateful = (*modules, "actor_optimizer", "critic_optimizer", "replay")
+        return {name: getattr(self, name).state_dict() for name in stateful} | {
+            "generator": self.generator.get_state(),
+            "iteration": self.iteration,
+            "actor_updates": self.actor_updates,
+            "reward_scale": self.reward_scale,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Undo `state_dict`."""
+        for name, value in state.items():
+            if name == "generator":
+                self.generator.set_state(value)
+            elif isinstance(value, dict):
+                getattr(self, name).load_state_dict(value)
+            else:
+                setattr(self, name, value)
+
+
+def aggregate(q: Tensor, how: str, pessimism: float) -> Tensor:
+    """One value of an ensemble's, (E, ...) -> (...)."""
+    if how == "min":
+        return q.amin(0)
+    if how == "mean" or len(q) == 1:
+        return q.mean(0)
+    return q.mean(0) - pessimism * q.std(0)
