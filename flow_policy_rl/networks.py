@@ -190,8 +190,12 @@ class CriticEnsemble(nn.Module):
         return torch.matmul(features, self.from_features) + self.biases[0]
 
     def forward(self, context: Tensor, action: Tensor) -> Tensor:
-        """Context (E, B, width) from `embed`, action (B, D) or (E, B, D) -> Q (E, B)."""
-        h = self._activate(context + torch.matmul(action, self.from_action))
+        """Context (E, B, width) from `embed`, action (B * R, D) or (E, B * R, D) -> Q (E, B * R).
+
+        R actions per observation, one after the other.
+        """
+        h = torch.matmul(action, self.from_action).unflatten(1, (context.shape[1], -1))
+        h = self._activate((h + context.unsqueeze(2)).flatten(1, 2))
         for weight, bias in zip(self.hidden, list(self.biases)[1:], strict=True):
             h = self._activate(torch.baddbmm(bias, h, weight))
         return torch.baddbmm(self.head_bias, h, self.head).squeeze(-1)

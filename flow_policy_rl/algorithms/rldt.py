@@ -60,7 +60,7 @@ class TransportConfig:
         row_normalized: divide by the sum of a particle's kernel weights instead of P: the step then does not depend on P.
         bandwidth: h; by default the median rule.
         median_of_others: the median leaves out the particle's own final action.
-        q_gradient: which of the ensemble's values is climbed: `mean`, `min`, or `pessimistic` (mean - pessimism * spread).
+        q_gradient: which of the ensemble's values is climbed; `pessimistic` is mean - pessimism * spread.
     """
 
     kernel: Literal["rbf", "per_action", "delta"] = "rbf"
@@ -139,6 +139,8 @@ class RLDTConfig:
         explore_last_steps: the gap is measured at a random one of these last steps; at the last it is zero.
         explore_by_norm: the gap is the norm over the chunk (released code) instead of the mean square per element.
         start_noise: spread of x_0 in rollouts and particles.
+        prefix_coef: weight of the prefix loss, for a policy that continues given actions (`spec.prefix_horizon`).
+        train_encoder: image encoders learn as well, and the replay keeps images; else it keeps their features.
     """
 
     num_iterations: int = 40
@@ -167,6 +169,8 @@ class RLDTConfig:
     explore_last_steps: int = 2
     explore_by_norm: bool = False
     start_noise: float = 1.0
+    prefix_coef: float = 0.2
+    train_encoder: bool = False
     transport: TransportConfig = field(default_factory=TransportConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
 
@@ -205,11 +209,13 @@ def transport_field(
     if config.kernel == "delta":
         return gradient, {"attraction": gradient.flatten(2).norm(dim=-1).mean()}
     batch, particles = queries.shape[:2]
-    if config.kernel == "per_action":
-        split = lambda x: x.transpose(1, 2).flatten(0, 1)  # noqa: E731  (B * H, P, A)
-    else:
-        split = lambda x: x.flatten(2)  # noqa: E731  (B, P, H * A)
-    x, a, g = split(queries), split(centers), split(gradient)
+    per_action = config.kernel == "per_action"
+    x, a, g = (
+        v.transpose(1, 2).flatten(0, 1)
+        if per_action
+        else v.flatten(2)  # (B * H, P, A), (B, P, H * A)
+        for v in (queries, centers, gradient)
+    )
     origin = a.mean(1, keepdim=True)  # the field does not depend on it; float32 does
     x, a = x - origin, a - origin
     scale = g.norm(dim=-1).mean(1)[:, None, None]
@@ -223,7 +229,7 @@ def transport_field(
     h = (
         median_bandwidth(square, config.median_of_others)
         if config.bandwidth is None
-        else (torch.full_like(square[..., :1], config.bandwidth))
+        else torch.full_like(square[..., :1], config.bandwidth)
     )
     k = torch.exp(-square / (2 * h))
     total = k.sum(-1, keepdim=True)
@@ -232,7 +238,7 @@ def transport_field(
     attraction = pulled / divisor
     repulsion = temperature * (x * total - crowd) / h / divisor
     phi = attraction + repulsion
-    if config.kernel == "per_action":
+    if per_action:
         phi = phi.unflatten(0, (batch, -1)).transpose(1, 2)
     norms = {"attraction": attraction, "repulsion": repulsion}
     return phi.reshape(queries.shape), {n: v.norm(dim=-1).mean() for n, v in norms.items()}
@@ -251,9 +257,8 @@ def median_bandwidth(square: Tensor, of_others: bool = False) -> Tensor:
 
 # --- the actor's loss ---
 
-TransportFn = Callable[
-    [Tensor, Tensor], Tensor
-]  # landing points, final actions -> field, (B, P, H, A)
+# (landing points, final actions) -> field, (B, P, H, A) each
+TransportFn = Callable[[Tensor, Tensor], Tensor]
 
 
 def actor_loss(
@@ -280,24 +285,34 @@ def actor_loss(
         t_line = t_line[:, None].expand(-1, horizon)
         fresh = torch.randn(final.shape, generator=generator)
         x_line = flow.interpolate(fresh, final, t_line)
+        longest = policy.spec.prefix_horizon if config.prefix_coef else 0
+        delay = torch.randint(longest + 1, (count, 1), generator=generator)
+        known = torch.arange(horizon) < delay  # (B * P, H): given in advance, clean, at t = 1
         v_reference = reference.velocity(
             x_line, t_line, reference.embed(obs).repeat_interleave(particles, 0)
         )
-    # One call for both places at which the velocity is differentiated.
-    v, v_line = policy.velocity(
-        torch.cat([x, x_line]), torch.cat([t, t_line]), torch.cat([context, context])
-    ).chunk(2)
+    # One call for every place at which the velocity is differentiated.
+    places = [(x, t), (x_line, t_line)]
+    if longest:
+        t_known = torch.where(known, 1.0, t_line)
+        places.append((flow.interpolate(fresh, final, t_known), t_known))
+    at, when = (torch.cat(parts) for parts in zip(*places, strict=True))
+    v, v_line, *v_known = policy.velocity(at, when, context.repeat(len(places), 1)).chunk(
+        len(places)
+    )
     landing = flow.landing_point(x, v, t)
     grouped = (-1, particles)
     phi = transport(landing.detach().unflatten(0, grouped), final.unflatten(0, grouped))
     weight = 1.0 / (steps - index)  # 1 / (K (1 - t))
-    square = lambda x: x.square().sum((1, 2))  # noqa: E731
+    curved = square_norm(landing - final) * weight.square()
     terms = {
         "transport_loss": -((v * phi.flatten(0, 1)).sum((1, 2)) * weight).mean(),
-        "consistency_loss": config.consistency_coef
-        * (square(landing - final) * weight.square()).mean(),
-        "constraint_loss": config.constraint_coef * square(v_line - v_reference).mean(),
+        "consistency_loss": config.consistency_coef * curved.mean(),
+        "constraint_loss": config.constraint_coef * square_norm(v_line - v_reference).mean(),
     }
+    if longest:
+        error = (v_known[0] - flow.velocity_target(fresh, final)) * ~known.unsqueeze(-1)
+        terms["prefix_loss"] = config.prefix_coef * square_norm(error).mean()
     with torch.no_grad():
         health = {
             "landing_error": (landing - final).square().mean().sqrt(),
@@ -305,6 +320,11 @@ def actor_loss(
             "sample_spread": sample_spread(final.unflatten(0, grouped)),
         }
     return sum(terms.values()), terms | health
+
+
+def square_norm(x: Tensor) -> Tensor:
+    """Sum of squares over a chunk, (B, H, A) -> (B,)."""
+    return x.square().sum((1, 2))
 
 
 def stratified_steps(
@@ -335,7 +355,7 @@ class RLDT:
         self.reference = copy.deepcopy(self.base)
         critic = config.critic
         self.critic = CriticEnsemble(
-            len(policy.normalizer.mean) + critic.stage_input,
+            policy.num_features + critic.stage_input,
             self.execute_horizon * policy.chunk_shape[1],
             critic.num_critics,
             critic.width,
@@ -345,16 +365,22 @@ class RLDT:
         )
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.replay = ChunkReplay(config.replay_iterations * config.num_envs)
-        self.collector = Collector(env, self.execute_horizon, config.gamma)
+        encode = {} if config.train_encoder else {"encode": self._encode}
+        self.collector = Collector(env, self.execute_horizon, config.gamma, **encode)
         self.actor_optimizer = torch.optim.Adam(
-            [p for p in policy.parameters() if p.requires_grad], lr=config.actor_learning_rate
+            [p for p in policy.parameters() if p.requires_grad],
+            lr=config.actor_learning_rate,
+            fused=True,
         )
         self.critic_optimizer = torch.optim.AdamW(
-            self.critic.parameters(), lr=critic.learning_rate, weight_decay=0.0
+            self.critic.parameters(), lr=critic.learning_rate, weight_decay=0.0, fused=True
         )
         self.iteration = 0
         self.actor_updates = 0
         self.reward_scale = 0.0
+
+    def _encode(self, obs: Obs) -> dict[str, Tensor]:
+        return {"features": self.policy.features(obs)}
 
     def iterate(self) -> dict[str, float]:
         """One rollout and one update. Returns metrics."""
@@ -379,7 +405,7 @@ class RLDT:
 
     @torch.no_grad()
     def explore(self, obs: Obs) -> tuple[Tensor, dict[str, Tensor]]:
-        """The policy's chunk with noise; the trace keeps what is executed of it, in normalised units."""
+        """The policy's chunk with noise; the trace keeps the executed part, normalised."""
         config, policy, steps = self.config, self.policy, self.policy.spec.num_flow_steps
         chain = self._chain(policy, policy.embed(obs))
         final = chain[-1]
@@ -430,9 +456,11 @@ class RLDT:
 
     # --- the critic ---
 
+    @torch.no_grad()
     def features(self, obs: Obs, stage: Tensor) -> Tensor:
-        """What the critic sees of an observation, (..., F): the policy's normalised one, and the episode's reward so far."""
-        features = self.policy.normalizer(obs)
+        """What the critic sees of observations (T, S, ...), (T, S, F): the policy's features, the stage if asked."""
+        features = self.policy.features({name: v.flatten(0, 1) for name, v in obs.items()})
+        features = features.unflatten(0, stage.shape)
         if not self.config.critic.stage_input:
             return features
         return torch.cat([features, stage.unsqueeze(-1)], dim=-1)
@@ -442,7 +470,7 @@ class RLDT:
         """What is the same in every gradient step on a block: features, scaled rewards, actions at the next states."""
         config = self.config.critic
         next_obs = {name: value.flatten(0, 1) for name, value in block["final_obs"].items()}
-        context = self.policy.embed(next_obs).repeat(config.num_target_actions, 1)
+        context = self.policy.embed(next_obs).repeat_interleave(config.num_target_actions, 0)
         terminated, truncated = block["terminated"], block["truncated"]
         if config.time_limit_is_terminal:
             terminated = terminated | truncated
@@ -463,9 +491,8 @@ class RLDT:
         config = self.config.critic
         shape = batch["reward"].shape
         context = self.target.embed(batch["next_features"].flatten(0, 1))
-        q = self.target(context.repeat(1, config.num_target_actions, 1), batch["next_action"])
-        value = aggregate(q, config.target, config.pessimism)
-        value = value.unflatten(0, (config.num_target_actions, *shape)).mean(0)
+        q = self.target(context, batch["next_action"])
+        value = aggregate(q, config.target, config.pessimism).unflatten(0, (*shape, -1)).mean(-1)
         if config.value_low is not None or config.value_high is not None:
             value = value.clamp(config.value_low, config.value_high)
         ends = batch["terminated"], batch["truncated"]
@@ -475,10 +502,13 @@ class RLDT:
         """One gradient step of every member, and of the target network."""
         config = self.config.critic
         targets = self.critic_targets(batch)
-        if config.split_data:
-            share = lambda x: x.unflatten(1, (config.num_critics, -1)).transpose(0, 1).flatten(1, 2)  # noqa: E731
-        else:
-            share = lambda x: x.flatten(0, 1)[None]  # noqa: E731
+        shares = config.num_critics if config.split_data else 1
+
+        def share(
+            x: Tensor,
+        ) -> Tensor:  # (T, S, ...) -> (E, T * S / E, ...), or (1, T * S, ...) for all
+            return x.unflatten(1, (shares, -1)).transpose(0, 1).flatten(1, 2)
+
         context = self.critic.embed(share(batch["features"]))
         q = self.critic(context, share(batch["action"]))
         loss = (q - share(targets)).square().mean(1).sum()
@@ -502,7 +532,7 @@ class RLDT:
 
         q, disagreement = mean_q(batch["features"], batch["action"].flatten(0, 1))
         beyond, _ = mean_q(
-            batch["next_features"], batch["next_action"].unflatten(0, (actions, -1))[0]
+            batch["next_features"], batch["next_action"].unflatten(0, (-1, actions))[:, 0]
         )
         ends = batch["terminated"], batch["truncated"]
         achieved = lambda_returns(batch["reward"], beyond, batch["discount"], *ends, 1.0)
@@ -539,8 +569,11 @@ class RLDT:
         rows = rows[: max(1, round(config.actor_share * config.num_segments))]
         obs = {name: value[:, rows].flatten(0, 1) for name, value in block["obs"].items()}
         with torch.no_grad():
-            features = self.features(obs, block["return_before"][:, rows].flatten())
-            context = self.critic.embed(features).repeat_interleave(config.num_particles, 1)
+            features = self.features(
+                {name: value[:, rows] for name, value in block["obs"].items()},
+                block["return_before"][:, rows],
+            )
+            context = self.critic.embed(features.flatten(0, 1))
 
         def transport(landing: Tensor, final: Tensor) -> Tensor:
             own = config.transport.centers == "landing" or config.transport.kernel == "delta"

@@ -1,0 +1,314 @@
+"""Replay of chunk transitions: order, balance, ages; and what a chunk is worth, from environment to target."""
+
+import numpy as np
+import pytest
+import torch
+from point_world import PointEnv, point_policy
+
+from flow_policy_rl.advantages import lambda_returns
+from flow_policy_rl.algorithms.rldt import RLDT, CriticConfig, RLDTConfig
+from flow_policy_rl.buffers import ChunkReplay, flat, nested
+from flow_policy_rl.errors import RunFailed
+from flow_policy_rl.rollout import Collector
+
+
+def segments(values: list[float], steps: int = 3) -> dict:
+    """One segment per value: its reward comes in the last chunk, its number is written everywhere."""
+    number = torch.tensor(values).expand(steps, -1).clone()
+    after = torch.zeros_like(number)
+    after[-1] = number[-1]
+    return {
+        "obs": {"a": number[..., None].clone()},
+        "number": number,
+        "return_before": torch.zeros_like(number),
+        "return_after": after,
+    }
+
+
+def test_ring_keeps_the_newest_and_knows_their_age(generator):
+    replay = ChunkReplay(5)
+    for start in (0, 2, 4, 6):
+        replay.add(segments([start + 0.0, start + 1.0]))
+    assert replay.size == 5
+    fresh, old = replay.ages()
+    assert sorted(replay.get(fresh)["number"][0].tolist()) == [6, 7]
+    assert sorted(replay.get(old)["number"][0].tolist()) == [3, 4, 5]
+    with pytest.raises(ValueError, match="do not fit"):
+        replay.add(segments([0.0] * 6))
+
+
+def test_what_goes_in_comes_out_and_is_not_shared(generator):
+    replay, data = ChunkReplay(4), segments([1.0, 2.0])
+    replay.add(data)
+    data["obs"]["a"].fill_(-1)
+    out = replay.get(torch.tensor([1, 0]))
+    assert out["obs"]["a"].shape == (3, 2, 1)
+    assert out["number"].tolist() == [[2.0, 1.0]] * 3
+    assert torch.equal(out["obs"]["a"][..., 0], out["number"])
+    tree = {"a": {"b": torch.ones(1), "c": {"d": torch.zeros(1)}}, "e": torch.ones(2)}
+    assert nested(flat(tree)) == tree
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0.1), (0.33, 0.33), (1.0, 1.0)])
+def test_a_draw_holds_its_share_of_the_latest_rollout(share, expected, generator):
+    replay = ChunkReplay(100)
+    for start in range(10):
+        replay.add(segments([float(start)] * 10))
+    numbers = replay.sample(100, generator, fresh_share=share)["number"][0]
+    assert (numbers == 9).float().mean() == pytest.approx(expected, abs=0.01)
+
+
+def test_first_draw_is_all_fresh_and_repeats_only_when_it_must(generator):
+    replay = ChunkReplay(100)
+    replay.add(segments([float(i) for i in range(10)]))
+    assert sorted(replay.sample(10, generator)["number"][0].tolist()) == list(range(10))
+    assert len(replay.sample(25, generator)["number"][0]) == 25
+
+
+def test_balanced_draws_show_each_level_of_reward_equally_often(generator):
+    replay = ChunkReplay(1000)
+    replay.add(segments([0.0] * 90 + [1.0] * 8 + [2.0] * 2))
+    replay.add(segments([5.0] * 10))
+    drawn = [replay.sample(40, generator, 0.25, balanced=True) for _ in range(200)]
+    numbers = torch.cat([d["number"][0] for d in drawn])
+    assert (numbers == 5).float().mean() == pytest.approx(0.25)
+    for level in (0, 1, 2):
+        assert (numbers == level).float().mean() == pytest.approx(0.25, abs=0.01)
+
+
+def test_state_of_a_replay_survives(generator):
+    replay = ChunkReplay(5)
+    for start in (0, 2, 4):
+        replay.add(segments([start + 0.0, start + 1.0]))
+    other = ChunkReplay(5)
+    other.load_state_dict(replay.state_dict())
+    for one in (replay, other):
+        one.add(segments([9.0]))
+    state = generator.get_state()
+    first = replay.sample(7, generator, 0.3, balanced=True)
+    generator.set_state(state)
+    second = other.sample(7, generator, 0.3, balanced=True)
+    assert all(torch.equal(v, flat(second)[k]) for k, v in flat(first).items())
+
+
+# --- what a chunk is worth ---
+
+
+def test_lambda_returns_by_hand_and_at_both_ends_of_lambda():
+    reward = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
+    value = torch.tensor([[1.0, 7.0], [2.0, 4.0], [0.0, 3.0]])
+    discount = torch.full((3, 2), 0.5)
+    terminated = torch.tensor([[False, True], [False, False], [False, False]])
+    truncated = torch.tensor([[False, False], [True, False], [False, False]])
+    args = (reward, value, discount, terminated, truncated)
+    # Environment 0: 3 + .5*0 = 3; truncated: 0 + .5*2 = 1; 1 + .5*(.5*1 + .5*1) = 1.5.
+    # Environment 1: 1 + .5*3 = 2.5; 2 + .5*(.5*4 + .5*2.5) = 3.625; terminated: 0.
+    expected = torch.tensor([[1.5, 0.0], [1.0, 3.625], [3.0, 2.5]])
+    assert torch.allclose(lambda_returns(*args, 0.5), expected)
+    one_step = reward + discount * value * ~terminated
+    assert torch.allclose(lambda_returns(*args, 0.0), one_step)
+    # lambda = 1: discounted rewards up to the end of the episode or of the data, and the value there.
+    assert torch.allclose(
+        lambda_returns(*args, 1.0), torch.tensor([[1.5, 0.0], [1.0, 2 + 0.5 * 2.5], [3.0, 2.5]])
+    )
+
+
+def constant_value_learner(value: float, generator, **critic) -> RLDT:
+    """A learner whose critics say `value` everywhere."""
+    config = RLDTConfig(
+        num_envs=16, num_steps=6, gamma=0.9, critic=CriticConfig(width=8, td_lambda=0.0, **critic)
+    )
+    torch.manual_seed(0)
+    learner = RLDT(point_policy(width=16, depth=2), PointEnv(16), config, generator)
+    for critic_net in (learner.critic, learner.target):
+        with torch.no_grad():
+            critic_net.head.zero_()
+            critic_net.head_bias.fill_(value)
+    return learner
+
+
+class ThreeSteps(PointEnv):
+    """Episodes that end by time in the middle of a chunk."""
+
+    episode_steps = 3
+
+
+def targets_of(learner: RLDT, env: PointEnv, generator):
+    collector = Collector(env, 2, 0.9)
+    rollout = collector.collect(lambda obs: learner.explore(obs), 6)
+    from flow_policy_rl.buffers import rollout_segments
+
+    return rollout, learner.critic_targets(learner.critic_batch(rollout_segments(rollout)))
+
+
+def test_a_truncated_chunk_is_worth_the_steps_it_ran_and_what_lies_beyond(generator):
+    """With a value of 10 everywhere: 0.9^2 * 10 after two steps, 0.9 * 10 after the one that a time limit left."""
+    learner = constant_value_learner(10.0, generator)
+    env = ThreeSteps(16, episode_steps=3)
+    rollout, targets = targets_of(learner, env, generator)
+    quiet = (rollout.reward == 0) & ~rollout.terminated
+    assert torch.allclose(targets[quiet & ~rollout.truncated], torch.tensor(8.1))
+    assert torch.allclose(targets[quiet & rollout.truncated], torch.tensor(9.0))
+    assert (quiet & rollout.truncated).any()
+    terminal = constant_value_learner(10.0, generator, time_limit_is_terminal=True)
+    rollout, targets = targets_of(terminal, ThreeSteps(16, episode_steps=3), generator)
+    assert (targets[rollout.truncated & (rollout.reward == 0)] == 0).all()
+
+
+class Winning(PointEnv):
+    """Every second control step reaches a goal: episodes end by success within and at the end of chunks."""
+
+    def step(self, action_chunk):
+        self.position[:] = [0.6, 0.0]
+        return super().step(np.tile([0.25, 0.0], (self.num_envs, action_chunk.shape[1], 1)))
+
+
+def test_a_terminated_chunk_is_worth_its_discounted_reward_alone(generator):
+    learner = constant_value_learner(10.0, generator)
+    rollout, targets = targets_of(learner, Winning(16), generator)
+    assert rollout.terminated.all()
+    assert torch.allclose(targets, rollout.reward)
+    assert set(rollout.reward.unique().tolist()) <= {1.0, float(np.float32(0.9))}
+    assert torch.equal(rollout.return_before, torch.zeros(6, 16))
+    assert torch.equal(rollout.return_after, torch.ones(6, 16))
+
+
+def test_targets_are_held_to_the_known_range(generator):
+    learner = constant_value_learner(10.0, generator, value_low=0.0, value_high=1.0)
+    rollout, targets = targets_of(learner, PointEnv(16), generator)
+    running = ~(rollout.terminated | rollout.truncated) & (rollout.reward == 0)
+    assert torch.allclose(targets[running], torch.tensor(0.81))
+
+
+def test_the_critic_takes_the_least_of_its_members(generator):
+    learner = constant_value_learner(1.0, generator)
+    with torch.no_grad():
+        learner.target.head_bias[1].fill_(3.0)
+    rollout, targets = targets_of(learner, PointEnv(16), generator)
+    running = ~(rollout.terminated | rollout.truncated) & (rollout.reward == 0)
+    assert torch.allclose(targets[running], torch.tensor(0.81))
+
+
+# --- the learner ---
+
+
+TINY = RLDTConfig(
+    num_envs=8,
+    num_steps=4,
+    num_blocks=2,
+    critic_steps=2,
+    actor_steps=2,
+    actor_share=0.5,
+    critic_warmup=1,
+    replay_iterations=3,
+    balanced_replay=True,
+    critic=CriticConfig(width=16, stage_input=True, normalize_reward=True),
+)
+
+
+def tiny(config: RLDTConfig = TINY) -> RLDT:
+    torch.manual_seed(0)
+    policy = point_policy(width=16, depth=2)
+    return RLDT(policy, PointEnv(8), config, torch.Generator().manual_seed(0))
+
+
+def test_two_and_two_iterations_are_four_bit_for_bit():
+    whole = tiny()
+    for _ in range(4):
+        whole.iterate()
+    first = tiny()
+    for _ in range(2):
+        first.iterate()
+    second = tiny()
+    second.load_state_dict(first.state_dict())
+    second.collector = first.collector  # the environments go on by themselves
+    for _ in range(2):
+        second.iterate()
+    for name in ("policy", "reference", "base", "critic", "target"):
+        a, b = (getattr(x, name).state_dict() for x in (whole, second))
+        assert all(torch.equal(a[k], b[k]) for k in a), name
+    assert not torch.equal(
+        whole.policy.velocity_field.head.bias, whole.base.velocity_field.head.bias
+    )
+
+
+@pytest.mark.parametrize("reference", ["previous", "average", "base"])
+def test_reference_is_what_it_is_called(reference):
+    import dataclasses
+
+    learner = tiny(dataclasses.replace(TINY, reference=reference, reference_decay=0.5))
+    learner.iterate()
+    learner.iterate()
+    policy, base, ref = (
+        p.velocity_field.head.bias for p in (learner.policy, learner.base, learner.reference)
+    )
+    expected = {"previous": policy, "average": (policy + base) / 2, "base": base}
+    assert torch.allclose(ref, expected[reference])
+
+
+def test_warm_up_leaves_the_policy_alone():
+    learner = tiny()
+    metrics = learner.iterate()
+    assert torch.equal(
+        learner.policy.velocity_field.head.bias, learner.base.velocity_field.head.bias
+    )
+    assert "train/transport_loss" not in metrics
+    metrics = learner.iterate()
+    for name in [
+        "transport_loss",
+        "consistency_loss",
+        "constraint_loss",
+        "critic_loss",
+        "q_mean",
+        "q_bias",
+        "spread_ratio",
+        "landing_error",
+        "attraction",
+        "repulsion",
+        "gradient_agreement",
+        "reference_distance",
+        "actor_grad_norm",
+        "q_explained_variance",
+    ]:
+        assert np.isfinite(metrics[f"train/{name}"]), name
+
+
+def test_the_field_does_not_push_past_the_joint_limits():
+    learner = tiny()
+    learner.iterate()
+    context = learner.critic.embed(torch.zeros(1, learner.policy.num_features + 1))
+    at_limit = torch.tensor([1.5, -1.5]).expand(1, 8, 2, 2).clone()
+    gradient, _ = learner.q_gradient(context, at_limit)
+    assert (gradient[..., 0] <= 0).all()
+    assert (gradient[..., 1] >= 0).all()
+    inside, agreement = learner.q_gradient(context, 0.1 * at_limit)
+    action = (0.1 * at_limit).requires_grad_()
+    q = learner.critic(context, action.flatten(0, 1).flatten(1)).mean(0).sum()
+    assert torch.allclose(inside, torch.autograd.grad(q, action)[0], atol=1e-7)
+    assert -1 <= agreement <= 1
+
+
+@pytest.mark.parametrize("poison", [float("nan"), 1e12])
+def test_a_loss_that_explodes_stops_the_run_and_is_named(poison):
+    learner = tiny()
+    learner.iterate()
+    with torch.no_grad():
+        learner.critic.head.fill_(poison)
+    with pytest.raises(RunFailed, match=r"iteration 2: critic_loss is"):
+        learner.iterate()
+
+
+def test_exploration_noise_follows_the_curvature_of_the_flow(generator):
+    import dataclasses
+
+    learner = tiny()
+    obs = {"features": torch.zeros(4000, 2)}
+    chunk, trace = learner.explore(obs)
+    quiet = trace["exploration_std"] < 1e-5
+    assert 0.4 < quiet.float().mean() < 0.6  # at the last step the landing point is the action
+    for how, std in (("none", 0.0), ("gaussian", 0.3)):
+        config = dataclasses.replace(TINY, exploration=how, exploration_scale=0.3)
+        learner.config = config
+        assert torch.allclose(learner.explore(obs)[1]["exploration_std"], torch.tensor(std))
+    limit = learner.policy.normalize_action(learner.policy.action_high)
+    assert (trace["action"] <= limit + 1e-6).all()  # what is kept is what is executed
