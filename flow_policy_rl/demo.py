@@ -66,7 +66,7 @@ class Config:
         json: print one JSON object.
     """
 
-    algorithm: Literal["score_flow", "reinflow", "fpo", "fpo_plus_plus", "gaussian_ppo"] = (
+    algorithm: Literal["score_flow", "reinflow", "fpo", "fpo_plus_plus", "rldt", "gaussian_ppo"] = (
         "score_flow"
     )
     task: str = "lift"

@@ -18,6 +18,7 @@ from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.algorithms.fpo import FPO, FPOConfig
 from flow_policy_rl.algorithms.gaussian import Gaussian, GaussianConfig
 from flow_policy_rl.algorithms.ppo import PPO, PPOConfig
+from flow_policy_rl.algorithms.rldt import RLDT, RLDTConfig
 from flow_policy_rl.algorithms.score_flow import ScoreFlow, ScoreFlowConfig
 from flow_policy_rl.data import demonstrations
 from flow_policy_rl.data.demonstrations import ChunkDataset, Demonstrations
@@ -89,8 +90,8 @@ class TrainBC:
 
 
 @dataclass(frozen=True)
-class TrainOnPolicy:
-    """What every on-policy algorithm takes.
+class TrainRL:
+    """What every RL algorithm takes.
 
     Attributes:
         task: name of the task.
@@ -101,7 +102,6 @@ class TrainOnPolicy:
         seed: of environments, exploration and batches.
         eval_every: iterations between evaluations at zero noise (0: never).
         eval_episodes: episodes of each.
-        ppo: the on-policy loop.
         scratch: the policy, where there is no checkpoint.
         json: print one JSON object.
     """
@@ -114,9 +114,24 @@ class TrainOnPolicy:
     seed: int = 0
     eval_every: int = 5
     eval_episodes: int = 100
-    ppo: PPOConfig = field(default_factory=PPOConfig)
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     json: bool = False
+
+
+@dataclass(frozen=True)
+class TrainOnPolicy(TrainRL):
+    """What every on-policy algorithm takes.
+
+    Attributes:
+        ppo: the on-policy loop.
+    """
+
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+
+    @property
+    def loop(self) -> PPOConfig:
+        """num_iterations and num_envs."""
+        return self.ppo
 
 
 @dataclass(frozen=True)
@@ -158,12 +173,31 @@ class TrainGaussian(TrainOnPolicy):
     gaussian: GaussianConfig = field(default_factory=GaussianConfig)
 
 
+@dataclass(frozen=True)
+class TrainRLDT(TrainRL):
+    """RLDT: samples of the flow move along the field of a learned critic, off policy.
+
+    Example: flow-policy train rldt --task lift --checkpoint runs/bc/policy.safetensors --run-dir runs/rl
+
+    Attributes:
+        rldt: density transport, its critic and its field.
+    """
+
+    rldt: RLDTConfig = field(default_factory=RLDTConfig)
+
+    @property
+    def loop(self) -> RLDTConfig:
+        """num_iterations and num_envs."""
+        return self.rldt
+
+
 ALGORITHMS = {
     "bc": TrainBC,
     "fpo": TrainFPO,
     "fpo_plus_plus": TrainFPO,
     "score_flow": TrainScoreFlow,
     "reinflow": TrainScoreFlow,
+    "rldt": TrainRLDT,
     "gaussian_ppo": TrainGaussian,
 }
 
@@ -182,10 +216,10 @@ def default_config(algorithm: str, task: str, preset: Preset = "clean"):
     )
 
 
-def main(config: TrainBC | TrainOnPolicy) -> dict:
+def main(config: TrainBC | TrainRL) -> dict:
     """Train, and write the run folder."""
     begin_run(config)
-    run = train_bc if isinstance(config, TrainBC) else train_on_policy
+    run = train_bc if isinstance(config, TrainBC) else train_rl
     return run(config)
 
 
@@ -297,7 +331,17 @@ def build_estimator(config: TrainOnPolicy, base: FlowPolicy) -> torch.nn.Module:
     return Gaussian(base, config.gaussian)
 
 
-def starting_point(config: TrainOnPolicy):
+def build_learner(
+    config: TrainRL, base: FlowPolicy, env: VecEnv, generator: torch.Generator
+) -> PPO | RLDT:
+    """What iterates: an object with `policy` and `iterate() -> metrics`."""
+    if isinstance(config, TrainRLDT):
+        return RLDT(base, env, config.rldt, generator)
+    estimator = build_estimator(config, base)
+    return PPO(estimator.policy, estimator, env, config.ppo, generator)
+
+
+def starting_point(config: TrainRL):
     """The task, and the checkpoint or a fresh policy for it."""
     if config.checkpoint is not None:
         policy = checkpoint.load(config.checkpoint)
@@ -309,26 +353,25 @@ def starting_point(config: TrainOnPolicy):
     return task, FlowPolicy(policy_spec(task, fields, config.scratch), config.scratch.network)
 
 
-def train_on_policy(config: TrainOnPolicy) -> dict:
+def train_rl(config: TrainRL) -> dict:
     """RL, from a checkpoint or from scratch."""
     task, base = starting_point(config)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    estimator = build_estimator(config, base)
-    policy = estimator.policy
+    env = VecEnv(task, config.loop.num_envs, seed=config.seed)
+    learner = build_learner(config, base, env, generator)
+    policy = learner.policy
     policy.spec = policy.spec.replace(algorithm=config.algorithm)
-    env = VecEnv(task, config.ppo.num_envs, seed=config.seed)
     watch = VecEnv(task, config.eval_episodes) if config.eval_every else None
-    learner = PPO(policy, estimator, env, config.ppo, generator)
     logger = RunLogger(config.run_dir)
     env_steps, start = 0, time.monotonic()
-    with Progress(f"train {config.algorithm}", config.ppo.num_iterations, "it") as progress:
-        for iteration in range(1, config.ppo.num_iterations + 1):
+    with Progress(f"train {config.algorithm}", config.loop.num_iterations, "it") as progress:
+        for iteration in range(1, config.loop.num_iterations + 1):
             metrics = learner.iterate()
             require_finite(metrics, iteration, optional=("rollout/return",))
             env_steps += int(metrics["rollout/env_steps"])
             if watch is not None and (
-                iteration % config.eval_every == 0 or iteration == config.ppo.num_iterations
+                iteration % config.eval_every == 0 or iteration == config.loop.num_iterations
             ):
                 result = evaluate_policy(watch, policy, config.eval_episodes, EVAL_SEED)
                 metrics["eval/return"] = result["return_mean"]

@@ -10,10 +10,10 @@ Gradient flows through two calls of the network per particle, v at (x_t, t) and 
 to the final action, never through the chain. Norms are sums over the chunk. The critic is an ensemble on
 (observation, executed chunk), fitted by TD(lambda) along replayed segments.
 
-Deviations from the paper and the released code; the `paper_*` presets undo those that are settings:
-- Time limits bootstrap from the final observation (`time_limit_is_terminal` for the released rule). Rewards are discounted
-  inside a chunk, and by gamma ** (executed steps) across it.
-- The critic sees the executed action, held to the joint limits; the part of its gradient that pushes beyond them is zero.
+Deviations from the paper and the released code; the `paper` presets undo those that are settings:
+- Time limits bootstrap from the final observation (`time_limit_is_terminal` for the released rule). Rewards are
+  discounted inside a chunk, and by gamma ** (executed steps) across it.
+- The critic sees the executed action, held to the joint limits; its gradient never pushes beyond them.
 - Steps of the chain and t' are stratified over the particles of a state: the same expectation, less variance.
 - v_ref is the policy of the previous iteration, as in the code; the paper's words suggest the base policy: `reference`.
 - The landing point is that of the differentiated call: no second call, the same number.
@@ -51,13 +51,14 @@ class TransportConfig:
     """Stein's transport field.
 
     Attributes:
-        kernel: `rbf` over the executed chunk; `per_action`, one per control step of it (block-diagonal), for long chunks;
-            `delta`, no kernel: the critic's gradient at the landing point.
+        kernel: `rbf` over the executed chunk; `per_action`, one per control step of it (block-diagonal), for long
+            chunks; `delta`, no kernel: the critic's gradient at the landing point.
         centers: the `final` actions, or the `landing` points themselves.
         temperature: T, weight of the repulsion between particles.
         temperature_mode: `relative` to the mean norm of the gradients; `unit_gradient`: they are divided by it;
             `absolute`.
-        row_normalized: divide by the sum of a particle's kernel weights instead of P: the step then does not depend on P.
+        row_normalized: divide by the sum of a particle's kernel weights instead of P, so that the step is as long
+            for any P.
         bandwidth: h; by default the median rule.
         median_of_others: the median leaves out the particle's own final action.
         q_gradient: which of the ensemble's values is climbed; `pessimistic` is mean - pessimism * spread.
