@@ -16,7 +16,7 @@ from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.rollout import to_tensors, under_way
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.spec import PolicySpec
-from sim.tasks import TASKS, make_task
+from sim.tasks import find_task, make_task
 from sim.vec_env import Observation, VecEnv
 
 ChunkFn = Callable[[Observation, np.ndarray], np.ndarray]  # obs, noise (N, H, A) -> chunk (N, H, A)
@@ -214,7 +214,7 @@ def load_policy(path: Path) -> tuple[PolicySpec, ChunkFn]:
 def task_of(made: PolicySpec | DemoLayout, name: str | None = None):
     """The task that a policy or demonstrations were made for, or another one with the same robot and senses."""
     name = name or made.task
-    known_robot = made.robot in getattr(TASKS.get(name), "robots", ())
+    known_robot = made.robot in getattr(find_task(name), "robots", ())
     sees = any(f.kind == "image" for f in made.observations)
     return make_task(name, robot=made.robot if known_robot else None, cameras=sees or None)
 

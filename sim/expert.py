@@ -5,6 +5,7 @@ control step. Inverse kinematics (mink) turns the hands' Cartesian goals into jo
 import mink
 import numpy as np
 
+from sim import poses
 from sim.arm import Arm, robot_model
 from sim.errors import SimulationError
 from sim.script import Script, wait
@@ -21,6 +22,7 @@ class Hand:
     Attributes:
         opened, closed: finger targets, m.
         gripper: finger target now, m.
+        yaw: turn about the vertical it was last sent to, rad.
     """
 
     def __init__(self, arm: Arm, command: np.ndarray, control_dt: float):
@@ -39,6 +41,7 @@ class Hand:
         self._posture.set_target(home)
         self._limits = [mink.ConfigurationLimit(model)]
         self._dt = control_dt / IK_ITERATIONS
+        self.yaw = poses.yaw(arm.base[3:])
         home[self._adr] = command[arm.columns[:-1]]
         self._configuration.update(home)
         self._goal = self._base @ self._configuration.get_transform_frame_to_world(site, "site")
@@ -49,19 +52,19 @@ class Hand:
         return self._goal.translation()
 
     def move(
-        self, position, yaw: float = 0.0, steps: int = 0, speed: float = 1.0, tip: float = 0.0
+        self, position, yaw: float | None = None, steps: int = 0, speed: float = 1.0
     ) -> Script:
-        """In a straight line to `position` (3,), then stay for `steps`.
+        """In a straight line to `position` (3,), hand pointing down, then stay for `steps`.
 
         Args:
-            yaw: turn about the vertical; 0 is the hand of the home pose. The hand points down ...
+            yaw: turn about the vertical; 0 is the home pose of an arm that looks along x. None keeps it.
             speed: share of the greatest.
-            tip: ... unless tipped about its finger axis, rad.
         """
+        yaw = self.yaw if yaw is None else yaw
         goal = mink.SE3.from_rotation_and_translation(
-            downward(yaw) @ mink.SO3.from_y_radians(tip), np.asarray(position, dtype=float)
+            downward(yaw), np.asarray(position, dtype=float)
         )
-        start = self._goal
+        start, self.yaw = self._goal, yaw
         length = np.linalg.norm(goal.translation() - start.translation())
         angle = np.linalg.norm((start.rotation().inverse() @ goal.rotation()).log())
         time = max(length / MAX_LINEAR_STEP, angle / MAX_ANGULAR_STEP) / speed
@@ -121,6 +124,36 @@ class Expert:
     def tool(self, arm: int = 0) -> np.ndarray:
         """Pose (7,) of an arm's tool now."""
         return self._task.tool(self._state, arm)
+
+    def carry(
+        self, body: str, position, yaw: float, arm: int = 0, period: float = 2 * np.pi, **how
+    ) -> Script:
+        """Move a hand so that the upright body in it comes to `position` (3,) and `yaw`.
+
+        The goal of the hand is shifted by what is missing, so that neither a slip in the grasp nor the sag of the
+        arm matters once the arm is at rest.
+
+        Args:
+            period: turn after which the body looks the same; it takes the shorter way.
+            how: `steps` and `speed` of `Hand.move`.
+        """
+        hand, now = self.hands[arm], self.pose(body)
+        turn = float(poses.wrap(yaw - poses.yaw(now[3:]), period))
+        offset = poses.rotate(poses.about_z(turn), hand.position - now[:3])
+        yield from hand.move(np.asarray(position) + offset, hand.yaw + turn, **how)
+
+    def align(self, body: str, position, yaw: float, tolerance: float, **how) -> Script:
+        """Carry a body to a place, wait for the arm to rest, look, and correct until it is there within `tolerance` (m;
+        in rad ten times the number), at most five times."""
+        period = how.get("period", 2 * np.pi)
+        for _ in range(5):
+            yield from self.carry(body, position, yaw, **how)
+            yield from wait(6)
+            now = self.pose(body)
+            miss = np.linalg.norm(now[:3] - position)
+            turn = abs(poses.wrap(yaw - poses.yaw(now[3:]), period))
+            if miss < tolerance and turn < 10 * tolerance:
+                return
 
     def act(self, state: np.ndarray) -> np.ndarray:
         """The joint-position target (A,) for the control step that begins in `state`. Holds when the script is over."""

@@ -11,6 +11,7 @@ from sim.errors import SimulationError
 from sim.expert import make_expert
 from sim.kinematics import SitePose
 from sim.tasks import TASKS, make_task
+from sim.tasks.insert import PEG
 from sim.tasks.pick_place import BIN
 from sim.tasks.tabletop import Tabletop
 from sim.vec_env import VecEnv
@@ -20,7 +21,7 @@ NAMES = sorted(name for name, task in TASKS.items() if issubclass(task, Tabletop
 
 def run_expert(task, seeds) -> np.ndarray:
     """Success per seed, (len(seeds),) bool."""
-    env = VecEnv(task, len(seeds))
+    env = VecEnv(task, len(seeds), num_threads=1)
     env.reset(list(seeds))
     experts = [make_expert(task, s, np.random.default_rng(0)) for s in env.state]
     won, running = np.zeros(len(seeds), bool), np.ones(len(seeds), bool)
@@ -98,9 +99,11 @@ def test_kinematics_of_the_ur5e_is_the_published_one():
         assert np.allclose(poses.rotate(tool[3:], np.array([0, 0, 1.0])), pose[:3, 2], atol=1e-6)
 
 
-@pytest.mark.parametrize("robot", ARMS)
+@pytest.mark.parametrize("robot", [*ARMS, "dual_panda"])
 def test_limits_in_the_mjcf_are_those_of_the_robot_file(robot):
-    world, limits = make_task("reach", robot=robot).world, load_robot(robot)
+    task = make_task("reach", robot=robot) if robot in ARMS else make_task("transport")
+    assert task.robot == robot
+    world, limits = task.world, load_robot(robot)
     position = limits.limit_array(world.joint_names, "position")
     assert np.allclose(position, np.stack([world.target_low, world.target_high], axis=1))
     assert np.allclose(limits.limit_array(world.joint_names, "velocity"), world.velocity_limit)
@@ -187,7 +190,7 @@ def test_starts_fill_their_ranges_and_touch_nothing(name):
 def test_bodies_stay_where_they_start(name):
     """The first half second under a resting arm moves nothing by more than a millimetre."""
     task = make_task(name)
-    env = VecEnv(task, 8)
+    env = VecEnv(task, 8, num_threads=1)
     env.reset(list(range(8)))
     before = env.state.copy()
     after = env.step(np.tile(env.command[:, None], (1, 10, 1))).states[:, -1]
@@ -230,11 +233,39 @@ def test_success_of_pick_place():
     assert not task.is_success(put(task, can=(BIN[0], BIN[1] - 0.11, 0.05)))
 
 
+def test_success_of_insert():
+    task = make_task("insert")
+    x, y, _ = PEG
+    assert task.is_success(put(task, nut=(x + 0.003, y, 0.012)))
+    assert not task.is_success(put(task, nut=(x, y, 0.09)))  # above the peg
+    assert not task.is_success(put(task, nut=(x - 0.1, y, 0.012)))  # beside it
+    tool = task.tool(put(task))[:3]
+    handle = poses.compose(poses.pose(tool), poses.pose([-0.075, 0, 0]))
+    assert not task.is_success(put(task, nut=handle))
+
+
+def test_success_of_transport():
+    task = make_task("transport")
+    goal = (0.9, 0.1, 0.001)
+    assert task.is_success(put(task, goal=goal, bar=(0.93, 0.1, 0.014)))
+    assert not task.is_success(put(task, goal=goal, bar=(0.85, 0.1, 0.014)))
+    assert not task.is_success(put(task, goal=goal, bar=(0.9, 0.1, 0.05)))
+
+
+def test_the_left_arm_of_transport_cannot_reach_the_marks():
+    """Its tool is a hand's length beyond the flange, which is at most 0.855 m from the shoulder (Panda data sheet)."""
+    task = make_task("transport")
+    states = np.stack([task.initial_state(np.random.default_rng(s)) for s in range(100)])
+    marks = task.pose(states, "goal")[:, :3]
+    flange = marks + [0, 0, 0.107 + 0.1034]
+    assert np.linalg.norm(flange - [0, 0, 0.333], axis=1).min() > 0.855
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if "dense" in TASKS[n].rewards])
 def test_dense_costs_shrink_as_a_body_nears_its_goal(name):
     """On the way from start to done (as the expert leaves it) the sum of costs rises to nearly zero."""
     task = make_task(name, reward="dense")
-    env = VecEnv(task, 1)
+    env = VecEnv(task, 1, num_threads=1)
     env.reset([3])
     expert = make_expert(task, env.state[0], np.random.default_rng(0))
     first = sum(task.costs(env.state[0]).values())

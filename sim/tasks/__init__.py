@@ -4,14 +4,18 @@ import inspect
 from importlib import metadata
 
 from sim.errors import SimulationError, unknown_name
+from sim.tasks.insert import Insert
 from sim.tasks.lift import Lift
 from sim.tasks.locomotion import LOCOMOTION
 from sim.tasks.pick_place import PickPlace
 from sim.tasks.push import Push
 from sim.tasks.reach import Reach
 from sim.tasks.stack import Stack
+from sim.tasks.transport import Transport
 
-MANIPULATION = {task.name: task for task in (Reach, Lift, Push, Stack, PickPlace)}
+MANIPULATION = {
+    task.name: task for task in (Reach, Lift, Push, Stack, PickPlace, Insert, Transport)
+}
 TASKS = MANIPULATION | LOCOMOTION
 
 PLUGINS = "flow_policy_rl.tasks"  # entry points of this group are tasks of other packages

@@ -47,12 +47,12 @@ class Stack(Tabletop):
         yield from hand.move(red[:3] + [0, 0, 0.10], yaw, steps=2)
         yield from hand.move(red[:3], yaw, steps=2)
         yield from hand.grip()
-        yield from hand.move(red[:3] + [0, 0, 0.12], yaw)
+        yield from hand.move(red[:3] + [0, 0, 0.12])
         green = expert.pose("green")
         yaw = poses.nearest_yaw(green)
         top = green[:3] + [0, 0, HALF + BASE_HALF + 0.002]
-        yield from hand.move(top + [0, 0, 0.08], yaw, steps=3)
-        slip = expert.pose("red")[:3] - expert.tool()[:3]  # how the cube sits in the hand
-        yield from hand.move(top - slip, yaw, steps=3, speed=0.5)
+        quarter = {"period": np.pi / 2}  # the cubes have four equal sides
+        yield from expert.carry("red", top + [0, 0, 0.06], yaw, steps=5, **quarter)
+        yield from expert.carry("red", top, yaw, steps=3, speed=0.5, **quarter)
         yield from hand.release()
-        yield from hand.move(top + [0, 0, 0.12], yaw, steps=10)
+        yield from hand.move(top + [0, 0, 0.12], steps=10)

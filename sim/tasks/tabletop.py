@@ -34,8 +34,7 @@ SCENE = """
     <light pos="1.2 -0.8 1.8" dir="-0.5 0.4 -1" diffuse="0.7 0.7 0.7" specular="0.1 0.1 0.1" castshadow="false"/>
     <camera name="front" {camera} fovy="45"/>
     <geom name="floor" type="plane" size="30 30 0.1" pos="0 0 -0.4" rgba="0.36 0.4 0.45 1"/>
-    <geom name="table" type="box" size="0.55 0.6 0.02" pos="0.35 0 -0.02" rgba="0.78 0.69 0.56 1"
-          friction="1 0.005 0.0001"/>
+    <geom name="table" type="box" {table} rgba="0.78 0.69 0.56 1" friction="1 0.005 0.0001"/>
     {frames}
     {bodies}
   </worldbody>
@@ -81,7 +80,8 @@ class Tabletop(Task):
         robots: as in `Task`; the first is the default.
         arm_places: prefix of each arm's names -> attributes of its frame.
         rewards: names for the option `reward`.
-        camera, timestep: attributes of the camera `front`; physics step, s.
+        camera, table: attributes of the camera `front` and of the table top.
+        timestep: physics step, s.
 
     Args:
         robot: one of `robots`.
@@ -102,6 +102,7 @@ class Tabletop(Task):
     rewards = ("sparse", "dense")
     cameras = ("front",)
     camera = 'pos="1.3 -0.7 0.75" xyaxes="0.623 0.783 0 -0.334 0.265 0.905"'
+    table = 'size="0.55 0.6 0.02" pos="0.35 0 -0.02"'
     timestep = 0.005  # s
     control_dt = 0.05  # s
     episode_steps = 120
@@ -119,6 +120,7 @@ class Tabletop(Task):
             name=self.name,
             timestep=self.timestep,
             camera=self.camera,
+            table=self.table,
             frames="".join(f'<frame name="{p}robot" {at}/>' for p, at in self.arm_places.items()),
             bodies=self.bodies,
             equalities=self.equalities,

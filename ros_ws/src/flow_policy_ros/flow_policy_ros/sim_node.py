@@ -34,7 +34,7 @@ from flow_policy_ros.process import Stop, run_node
 from sim.errors import SimulationError
 from sim.live import LiveWorld
 from sim.render import Renderer
-from sim.tasks import TASKS, make_task
+from sim.tasks import find_task, make_task
 from sim.tasks.layout import ObsField
 
 REMEMBERED = 512  # states whose publishing time is kept for the latency measurement
@@ -72,8 +72,8 @@ class SimNode(Node):
         )
         self.declare_parameter("image_size", 96, size)
         robot, name = load_robot(self._get("robot")), self._get("task")
-        known = robot.name in getattr(TASKS.get(name), "robots", ())
         try:
+            known = robot.name in getattr(find_task(name), "robots", ())
             self._task = task = make_task(name, robot=robot.name if known else None)
         except SimulationError as error:
             raise InputError(str(error)) from None
