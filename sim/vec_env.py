@@ -8,6 +8,7 @@ import numpy as np
 from sim.backends.rollout import RolloutBackend
 from sim.backends.threads import ThreadsBackend
 from sim.render import Renderer
+from sim.tasks.base import Task
 from sim.world import World
 
 Observation = dict[str, np.ndarray]  # field name -> (N, size), or (N, height, width, 3) uint8
@@ -62,6 +63,8 @@ class VecEnv:
         self.num_envs = num_envs
         self.seed = seed
         self.backend = make_backend(task.world, num_threads)
+        # Physics after a fall need not be computed; a task that cannot fall need not be asked.
+        self._stop = None if type(task).is_failure is Task.is_failure else task.is_failure
         self._episode = np.zeros(num_envs, dtype=int)
         self._steps = np.zeros(num_envs, dtype=int)
         self._held = np.zeros(num_envs, dtype=int)
@@ -163,7 +166,7 @@ class VecEnv:
         self, state: np.ndarray, command: np.ndarray, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         controls, commands = self.world.controls(command, actions)
-        states = self.backend.step(state, controls)
+        states = self.backend.step(state, controls, self._stop)
         # MuJoCo restarts a simulation that broke down from time zero, so its clock tells as well as its numbers.
         due = state[:, :1] + (1 + np.arange(actions.shape[1])) * self.world.control_dt
         diverged = ~np.isfinite(states).all(axis=-1) | ~(np.abs(states[..., 0] - due) < 1e-6)

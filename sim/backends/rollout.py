@@ -1,6 +1,7 @@
 """Physics for all environments at once with `mujoco.rollout`: C++ threads, one call for a whole chunk."""
 
 import os
+from collections.abc import Callable
 
 import mujoco
 import numpy as np
@@ -28,12 +29,18 @@ class RolloutBackend:
         """Whether a world's rows are what `mujoco.rollout` takes and gives."""
         return world.state_spec == int(STATE) and not world.outputs
 
-    def step(self, state: np.ndarray, controls: np.ndarray) -> np.ndarray:
+    def step(
+        self,
+        state: np.ndarray,
+        controls: np.ndarray,
+        stop: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> np.ndarray:
         """Advance by T rows of controls.
 
         Args:
             state: (N, state_size).
             controls: (N, T, A), each row for `world.steps_per_control` physics steps.
+            stop: not used; a rollout runs to its end.
 
         Returns:
             (N, H, state_size): the state at the end of each control step.

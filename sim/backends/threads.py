@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import mujoco
@@ -9,9 +10,9 @@ import numpy as np
 
 from sim.world import WARM_START, World
 
-BLOCKS_PER_THREAD = (
-    8  # so that a thread that is held up by another process does not hold up the rest
-)
+StopFn = Callable[[np.ndarray], np.ndarray]
+
+BLOCKS_PER_THREAD = 8  # a thread held up by another process must not hold up the rest
 
 
 class ThreadsBackend:
@@ -30,48 +31,78 @@ class ThreadsBackend:
         self._idle = [mujoco.MjData(world.model) for _ in range(self.num_threads)]
         self._pool = ThreadPoolExecutor(self.num_threads) if self.num_threads > 1 else None
 
-    def step(self, state: np.ndarray, controls: np.ndarray) -> np.ndarray:
-        """Advance by T rows of controls; arguments and result as in `RolloutBackend.step`."""
+    def step(
+        self, state: np.ndarray, controls: np.ndarray, stop: StopFn | None = None
+    ) -> np.ndarray:
+        """Advance by T rows of controls; arguments and result as in `RolloutBackend.step`.
+
+        Args:
+            stop: says of states (n, state_size) which environments need not go on, (n,) bool. Their rows then repeat
+                the state in which they stopped.
+        """
         num_envs, rows = controls.shape[:2]
-        horizon = rows * self.world.steps_per_control // self.world.decimation
-        states = np.empty((num_envs, horizon, self.world.state_size))
+        per_step = self.world.decimation // self.world.steps_per_control  # rows of a control step
+        controls = controls.reshape(num_envs, rows // per_step, per_step, -1)
+        states = np.empty((num_envs, rows // per_step, self.world.state_size))
         blocks = min(num_envs, self.num_threads * BLOCKS_PER_THREAD)
         bounds = np.linspace(0, num_envs, blocks + 1).astype(int)
         parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
         def run(part: slice) -> None:
             data = self._idle.pop()
-            self._run(data, state[part], controls[part], states[part])
+            self._run(data, state[part], controls[part], states[part], stop)
             self._idle.append(data)
 
         list((self._pool.map if self._pool else map)(run, parts))
         return states
 
     def _run(
-        self, data: mujoco.MjData, state: np.ndarray, controls: np.ndarray, states: np.ndarray
+        self,
+        data: mujoco.MjData,
+        state: np.ndarray,
+        controls: np.ndarray,
+        states: np.ndarray,
+        stop: StopFn | None,
     ) -> None:
-        """A block of environments, one after the other."""
+        """A block of environments: each for the whole chunk, or step by step where some may stop."""
         world, model = self.world, self.world.model
-        physics, spec, held = world.physics_size, world.state_spec, world.steps_per_control
-        rows = world.decimation // held
-        outputs = [(where, getattr(data, name)) for name, (where, _) in world.outputs.items()]
-        ctrl, warm_start = data.ctrl, data.qacc_warmstart
+        size, spec, held = world.physics_size, world.state_spec, world.steps_per_control
         cold = not spec & int(WARM_START)
-        for i in range(len(state)):
-            mujoco.mj_setState(model, data, state[i, :physics], spec)
+        ctrl, warm_start = data.ctrl, data.qacc_warmstart
+        outputs = [
+            (where, getattr(data, name).reshape(-1)) for name, (where, _) in world.outputs.items()
+        ]
+
+        def load(row: np.ndarray) -> None:
+            mujoco.mj_setState(model, data, row[:size], spec)
             if cold:
                 warm_start[:] = 0  # not that of the environment before
-            k = 0
-            for out in states[i]:
-                for _ in range(rows):
-                    ctrl[:] = controls[i, k]
-                    mujoco.mj_step(model, data, held)
-                    k += 1
-                if world.needs_contact_forces:
-                    mujoco.mj_rnePostConstraint(model, data)
-                mujoco.mj_getState(model, data, out[:physics], spec)
-                for where, values in outputs:
-                    out[where] = values.reshape(-1)
+
+        def advance(controls: np.ndarray, row: np.ndarray) -> None:
+            for values in controls:
+                ctrl[:] = values
+                mujoco.mj_step(model, data, held)
+            if world.needs_contact_forces:
+                mujoco.mj_rnePostConstraint(model, data)
+            mujoco.mj_getState(model, data, row[:size], spec)
+            for where, values in outputs:
+                row[where] = values
+
+        horizon = controls.shape[1]
+        if stop is None or cold:
+            for i in range(len(state)):
+                load(state[i])
+                for h in range(horizon):
+                    advance(controls[i, h], states[i, h])
+            return
+        going = np.arange(len(state))
+        for h in range(horizon):
+            for i in going:
+                load(states[i, h - 1] if h else state[i])
+                advance(controls[i, h], states[i, h])
+            stopped = stop(states[going, h])
+            states[going[stopped], h + 1 :] = states[going[stopped], h, None]
+            going = going[~stopped]
 
     def close(self) -> None:
         """End the threads."""
