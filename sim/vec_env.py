@@ -101,8 +101,8 @@ class VecEnv:
         """Execute (N, h, A) actions open loop."""
         task = self.task
         actions = np.asarray(action_chunk, dtype=np.float64)
-        states, commands, diverged_at = self._advance(actions)
-        before = np.concatenate([self.state[:, None], states[:, :-1]], axis=1)
+        trail, commands, diverged_at = self._advance(actions)
+        before, states = trail[:, :-1], trail[:, 1:]
         succeeded = self._succeeded(states, diverged_at)
         failed = task.is_failure(states) & ~diverged_at & ~succeeded
         step_number = self._steps[:, None] + 1 + np.arange(actions.shape[1])
@@ -149,30 +149,36 @@ class VecEnv:
         )
 
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Physics: states (N, h, state_size), commands (N, h, A), and where a simulation broke down (N, h)."""
+        """Physics: states (N, 1 + h, state_size) from now on, commands (N, h, A), where it broke down (N, h)."""
+        horizon = actions.shape[1]
+        trail = np.empty((self.num_envs, 1 + horizon, self.world.state_size))
+        trail[:, 0] = self.state
         if not self.task.feedback:
-            return self._run(self.state, self.command, actions)
-        parts, state, command = [], self.state, self.command
-        for h in range(actions.shape[1]):
-            wanted = self.task.act(state, actions[:, h])
-            states, commands, diverged = self._run(state, command, wanted[:, None])
-            states = self.task.after_step(states)
-            parts.append((states, commands, diverged))
-            state, command = states[:, 0], commands[:, 0]
-        states, commands, diverged = (np.concatenate(p, axis=1) for p in zip(*parts, strict=True))
-        return states, commands, np.logical_or.accumulate(diverged, axis=1)
+            return trail, *self._run(trail, self.command, actions)
+        commands, diverged = np.empty_like(actions), np.zeros(actions.shape[:2], bool)
+        command = self.command
+        for h in range(horizon):
+            wanted = self.task.act(trail[:, h], actions[:, h])[:, None]
+            given, broken = self._run(trail[:, h : h + 2], command, wanted)
+            trail[:, h + 1] = self.task.after_step(trail[:, h + 1])
+            command = commands[:, h] = given[:, 0]
+            diverged[:, h] = broken[:, 0]
+        return trail, commands, np.logical_or.accumulate(diverged, axis=1)
 
     def _run(
-        self, state: np.ndarray, command: np.ndarray, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self, trail: np.ndarray, command: np.ndarray, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Fill `trail` (N, 1 + h, state_size) from its first state on; returns commands and where it broke down."""
+        state, states = trail[:, 0], trail[:, 1:]
         controls, commands = self.world.controls(command, actions)
-        states = self.backend.step(state, controls, self._stop)
+        self.backend.step(state, controls, states, self._stop)
         # MuJoCo restarts a simulation that broke down from time zero, so its clock tells as well as its numbers.
         due = state[:, :1] + (1 + np.arange(actions.shape[1])) * self.world.control_dt
-        diverged = ~np.isfinite(states).all(axis=-1) | ~(np.abs(states[..., 0] - due) < 1e-6)
-        if diverged.any():
-            states = np.where(diverged[..., None], state[:, None], states)
-        return states, commands, diverged
+        finite = np.isfinite(states[..., : self.world.physics_size]).all(axis=-1)
+        diverged = ~finite | ~(np.abs(states[..., 0] - due) < 1e-6)
+        env, step = np.nonzero(diverged)
+        states[env, step] = state[env]
+        return commands, diverged
 
     def _succeeded(self, states: np.ndarray, diverged_at: np.ndarray) -> np.ndarray:
         """(N, h) bool: steps at which the goal has been met for long enough."""

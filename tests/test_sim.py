@@ -36,7 +36,8 @@ def test_a_chunk_is_mj_step_bit_for_bit(task):
     state = np.stack([task.initial_state(rng) for _ in range(3)])
     command = world.qpos(state)[:, world.joint_qpos]
     controls, _ = world.ramp(command, wild_targets(task, (3, 8)))
-    chunk = RolloutBackend(world, 2).step(state, controls)
+    chunk = np.empty((3, 8, world.state_size))
+    RolloutBackend(world, 2).step(state, controls, chunk)
     for env in range(3):
         data = mujoco.MjData(world.model)
         mujoco.mj_setState(world.model, data, state[env], STATE)

@@ -1,13 +1,15 @@
 """Physics for all environments at once with `mujoco.rollout`: C++ threads, one call for a whole chunk."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mujoco
 import numpy as np
 from mujoco import rollout
 
 from sim.world import STATE, World
+
+StopFn = Callable[[np.ndarray], np.ndarray]
 
 
 class RolloutBackend:
@@ -33,21 +35,24 @@ class RolloutBackend:
         self,
         state: np.ndarray,
         controls: np.ndarray,
-        stop: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> np.ndarray:
+        out: np.ndarray,
+        stop: StopFn | None = None,
+        models: Sequence[mujoco.MjModel] | None = None,
+    ) -> None:
         """Advance by T rows of controls.
 
         Args:
             state: (N, state_size).
             controls: (N, T, A), each row for `world.steps_per_control` physics steps.
-            stop: not used; a rollout runs to its end.
-
-        Returns:
-            (N, H, state_size): the state at the end of each control step.
+            out: (N, H, state_size), filled with the state at the end of each control step.
+            stop: says of states (n, state_size) which environments need not go on, (n,) bool; a hint, which a rollout
+                ignores.
+            models: one per environment, of the same layout as the world's; None: the world's for all.
         """
         controls = np.repeat(controls, self.world.steps_per_control, axis=1)
-        states, _ = self._pool.rollout(self.world.model, self._data, state, controls)
-        return states[:, self.world.decimation - 1 :: self.world.decimation]
+        models = self.world.model if models is None else models
+        states, _ = self._pool.rollout(models, self._data, state, controls)
+        out[:] = states[:, self.world.decimation - 1 :: self.world.decimation]
 
     def close(self) -> None:
         """End the threads."""

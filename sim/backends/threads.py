@@ -2,15 +2,14 @@
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import mujoco
 import numpy as np
 
+from sim.backends.rollout import StopFn
 from sim.world import WARM_START, World
-
-StopFn = Callable[[np.ndarray], np.ndarray]
 
 BLOCKS_PER_THREAD = 8  # a thread held up by another process must not hold up the rest
 
@@ -32,32 +31,34 @@ class ThreadsBackend:
         self._pool = ThreadPoolExecutor(self.num_threads) if self.num_threads > 1 else None
 
     def step(
-        self, state: np.ndarray, controls: np.ndarray, stop: StopFn | None = None
-    ) -> np.ndarray:
-        """Advance by T rows of controls; arguments and result as in `RolloutBackend.step`.
+        self,
+        state: np.ndarray,
+        controls: np.ndarray,
+        out: np.ndarray,
+        stop: StopFn | None = None,
+        models: Sequence[mujoco.MjModel] | None = None,
+    ) -> None:
+        """Advance by T rows of controls; arguments as in `RolloutBackend.step`.
 
-        Args:
-            stop: says of states (n, state_size) which environments need not go on, (n,) bool. Their rows then repeat
-                the state in which they stopped.
+        Where `stop` says so, an environment does not go on: its rows repeat the state in which it stopped.
         """
-        num_envs, rows = controls.shape[:2]
-        per_step = self.world.decimation // self.world.steps_per_control  # rows of a control step
-        controls = controls.reshape(num_envs, rows // per_step, per_step, -1)
-        states = np.empty((num_envs, rows // per_step, self.world.state_size))
+        num_envs = len(state)
+        controls = controls.reshape(*out.shape[:2], -1, controls.shape[-1])
+        models = [self.world.model] * num_envs if models is None else models
         blocks = min(num_envs, self.num_threads * BLOCKS_PER_THREAD)
         bounds = np.linspace(0, num_envs, blocks + 1).astype(int)
         parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
         def run(part: slice) -> None:
             data = self._idle.pop()
-            self._run(data, state[part], controls[part], states[part], stop)
+            self._run(models[part], data, state[part], controls[part], out[part], stop)
             self._idle.append(data)
 
         list((self._pool.map if self._pool else map)(run, parts))
-        return states
 
     def _run(
         self,
+        models: Sequence[mujoco.MjModel],
         data: mujoco.MjData,
         state: np.ndarray,
         controls: np.ndarray,
@@ -65,7 +66,7 @@ class ThreadsBackend:
         stop: StopFn | None,
     ) -> None:
         """A block of environments: each for the whole chunk, or step by step where some may stop."""
-        world, model = self.world, self.world.model
+        world = self.world
         size, spec, held = world.physics_size, world.state_spec, world.steps_per_control
         cold = not spec & int(WARM_START)
         ctrl, warm_start = data.ctrl, data.qacc_warmstart
@@ -73,12 +74,12 @@ class ThreadsBackend:
             (where, getattr(data, name).reshape(-1)) for name, (where, _) in world.outputs.items()
         ]
 
-        def load(row: np.ndarray) -> None:
+        def load(model: mujoco.MjModel, row: np.ndarray) -> None:
             mujoco.mj_setState(model, data, row[:size], spec)
             if cold:
                 warm_start[:] = 0  # not that of the environment before
 
-        def advance(controls: np.ndarray, row: np.ndarray) -> None:
+        def advance(model: mujoco.MjModel, controls: np.ndarray, row: np.ndarray) -> None:
             for values in controls:
                 ctrl[:] = values
                 mujoco.mj_step(model, data, held)
@@ -91,15 +92,15 @@ class ThreadsBackend:
         horizon = controls.shape[1]
         if stop is None or cold:
             for i in range(len(state)):
-                load(state[i])
+                load(models[i], state[i])
                 for h in range(horizon):
-                    advance(controls[i, h], states[i, h])
+                    advance(models[i], controls[i, h], states[i, h])
             return
         going = np.arange(len(state))
         for h in range(horizon):
             for i in going:
-                load(states[i, h - 1] if h else state[i])
-                advance(controls[i, h], states[i, h])
+                load(models[i], states[i, h - 1] if h else state[i])
+                advance(models[i], controls[i, h], states[i, h])
             stopped = stop(states[going, h])
             states[going[stopped], h + 1 :] = states[going[stopped], h, None]
             going = going[~stopped]

@@ -33,7 +33,7 @@ SCENE = """
   <worldbody>
     <light pos="1.2 -0.8 1.8" dir="-0.5 0.4 -1" diffuse="0.7 0.7 0.7" specular="0.1 0.1 0.1" castshadow="false"/>
     <camera name="front" {camera} fovy="45"/>
-    <geom name="floor" type="plane" size="30 30 0.1" pos="0 0 -0.4" rgba="0.36 0.4 0.45 1"/>
+    <geom name="floor" type="plane" size="30 30 30" pos="0 0 -0.4" rgba="0.36 0.4 0.45 1"/>
     <geom name="table" type="box" {table} rgba="0.78 0.69 0.56 1" friction="1 0.005 0.0001"/>
     {frames}
     {bodies}

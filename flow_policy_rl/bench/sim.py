@@ -1,0 +1,339 @@
+"""`flow-policy bench sim`: how fast the simulation is, against raw `mujoco.rollout`, Gymnasium and robosuite.
+
+What is counted: valid control steps only (none after an episode's end inside a chunk). All sides get the same model
+and random commands, and one thread per core; ours also computes observations, rewards and resets. Raw rollouts start
+from our states, with our warm starts. All take turns in one process, so that a busy machine slows all of them alike:
+figures are medians, ratios medians of the ratios turn by turn. Where other programs run too, look at the figures per
+CPU-second.
+"""
+
+import importlib.util
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flow_policy_rl import provenance
+from flow_policy_rl.errors import InputError
+from sim.render import Renderer
+from sim.tasks import make_task
+from sim.tasks.layout import IMAGE_RESOLUTION
+from sim.vec_env import VecEnv
+from sim.world import STATE, WARM_START
+
+SETTLE_CHUNKS = 4  # so that environments are spread over their episodes
+GYMNASIUM_SECONDS = 0.5
+SYNC_ENVS, ASYNC_ENVS_PER_CORE = 32, 4
+ROBOSUITE_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Config:
+    """Environment steps per second of one task, and how they compare.
+
+    Example: flow-policy bench sim --task hopper
+
+    Attributes:
+        task: name of the task.
+        num_envs: environments side by side.
+        chunk: control steps per call.
+        num_threads: physics threads (0: one per core).
+        repeats: timed chunks; medians are reported.
+        gymnasium: also run Gymnasium's SyncVectorEnv and AsyncVectorEnv (locomotion tasks).
+        robosuite: also run robosuite's Lift, and both per CPU-second (needs robosuite; task lift).
+        cameras: also render, 96 x 96, from the task's first camera.
+        growth: also measure batches of 1 to 4,096 and threads from 1 to one per core.
+        out: HTML page with the plot of --growth.
+        seed: of states and commands.
+        json: print one JSON object.
+    """
+
+    task: str = "hopper"
+    num_envs: int = 1024
+    chunk: int = 4
+    num_threads: int = 0
+    repeats: int = 9
+    gymnasium: bool = True
+    robosuite: bool = False
+    cameras: bool = False
+    growth: bool = False
+    out: Path = Path("runs/bench_sim.html")
+    seed: int = 0
+    json: bool = False
+
+
+def main(config: Config) -> dict:
+    """Measure."""
+    for name in ("num_envs", "chunk", "repeats"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+    task = make_task(config.task)
+    if config.robosuite:
+        require_robosuite(task)
+    threads = config.num_threads or len(os.sched_getaffinity(0))
+    rivals = []
+    if config.gymnasium and hasattr(task, "gymnasium_id"):
+        rivals = [
+            GymnasiumRate(task.gymnasium_id, "sync", SYNC_ENVS, config.seed),
+            GymnasiumRate(task.gymnasium_id, "async", ASYNC_ENVS_PER_CORE * threads, config.seed),
+        ]
+    result = {
+        "task": task.name,
+        "num_envs": config.num_envs,
+        "num_threads": threads,
+        "chunk": config.chunk,
+        "gymnasium_sync_env_steps_per_s": None,
+        "gymnasium_async_env_steps_per_s": None,
+        "ratio_to_gymnasium": None,
+    } | compare(task, config.num_envs, config.chunk, threads, config.repeats, config.seed, rivals)
+    for rival in rivals:
+        rival.envs.close()
+    if config.cameras:
+        result |= frames(task, config.repeats, config.seed)
+    if config.robosuite:
+        result |= against_robosuite(task, config)
+    if config.growth:
+        result["growth"] = grow(task, config, threads)
+        plot(config.out, task.name, result["growth"])
+        result["plot"] = str(config.out)
+    return result | {"environment": provenance.environment(), "load": os.getloadavg()[0]}
+
+
+def draw_actions(env: VecEnv, chunk: int, rng: np.random.Generator) -> np.ndarray:
+    """Random commands over the whole range, (N, chunk, A)."""
+    world = env.world
+    shape = (env.num_envs, chunk, len(world.joint_names))
+    return rng.uniform(world.target_low, world.target_high, shape)
+
+
+def compare(
+    task,
+    num_envs: int,
+    chunk: int,
+    threads: int,
+    repeats: int,
+    seed: int,
+    rivals: Sequence["GymnasiumRate"] = (),
+) -> dict[str, float]:
+    """Ours, `mujoco.rollout` and rivals in turns: steps per second and per CPU-second of this process."""
+    import mujoco
+    from mujoco import rollout
+
+    env, world = VecEnv(task, num_envs, seed=seed, num_threads=threads), task.world
+    rng = np.random.default_rng(seed)
+    env.reset()
+    for _ in range(SETTLE_CHUNKS):
+        env.step(draw_actions(env, chunk, rng))
+    pool = rollout.Rollout(nthread=threads if threads > 1 else 0)
+    data = [mujoco.MjData(world.model) for _ in range(threads)]
+    plain = mujoco.mj_stateSize(world.model, STATE)
+
+    def chunk_of_ours() -> int:
+        return int(env.step(actions).valid.sum())
+
+    def chunk_of_raw() -> int:
+        pool.rollout(world.model, data, state, controls, initial_warmstart=warm_start)
+        return num_envs * chunk
+
+    rates: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        actions = draw_actions(env, chunk, rng)
+        controls, _ = world.controls(env.command, actions)
+        controls = np.repeat(controls, world.steps_per_control, axis=1)
+        state = np.ascontiguousarray(env.state[:, :plain])
+        warm = world.state_spec & int(WARM_START)
+        warm_start = np.ascontiguousarray(world.part(env.state, WARM_START)) if warm else None
+        for name, work in (
+            ("raw_rollout_", chunk_of_raw),
+            ("", chunk_of_ours),
+            *((f"gymnasium_{rival.kind}_", rival.run) for rival in rivals),
+        ):
+            steps, wall, cpu = timed(work)
+            rates.setdefault(f"{name}env_steps_per_s", []).append(steps / wall)
+            rates.setdefault(f"{name}env_steps_per_cpu_s", []).append(steps / cpu)
+    pool.close()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    env.close()
+
+    def ratio(name: str) -> float:
+        return statistics.median(
+            a / b for a, b in zip(rates["env_steps_per_s"], rates[name], strict=True)
+        )
+
+    result = {name: statistics.median(values) for name, values in rates.items()}
+    # What asynchronous environments burn is burnt in other processes.
+    result.pop("gymnasium_async_env_steps_per_cpu_s", None)
+    result["ratio_to_raw"] = ratio("raw_rollout_env_steps_per_s")
+    if rivals:
+        result["ratio_to_gymnasium"] = min(
+            ratio(f"gymnasium_{rival.kind}_env_steps_per_s") for rival in rivals
+        )
+    return result | {"peak_memory_mb": peak}
+
+
+class GymnasiumRate:
+    """One of Gymnasium's vector environments under random actions, for a moment at a time."""
+
+    def __init__(self, gymnasium_id: str, kind: str, num_envs: int, seed: int):
+        import gymnasium
+
+        vector = {"sync": "SyncVectorEnv", "async": "AsyncVectorEnv"}[kind]
+        makers = [lambda: gymnasium.make(gymnasium_id)] * num_envs
+        self.kind = kind
+        self.envs = getattr(gymnasium.vector, vector)(makers)
+        self.envs.reset(seed=seed)
+        self.envs.action_space.seed(seed)
+
+    def run(self) -> int:
+        """Steps made in `GYMNASIUM_SECONDS`."""
+        steps, start = 0, time.perf_counter()
+        while time.perf_counter() - start < GYMNASIUM_SECONDS:
+            self.envs.step(self.envs.action_space.sample())
+            steps += self.envs.num_envs
+        return steps
+
+
+def timed(work: Callable[[], int]) -> tuple[int, float, float]:
+    """Steps made, seconds by the clock, and of processor time in this process."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    steps = work()
+    return steps, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def frames(task, repeats: int, seed: int) -> dict[str, float]:
+    """Pictures per second and per CPU-second, from different states."""
+    states = [task.initial_state(np.random.default_rng((seed, i))) for i in range(64)]
+    with Renderer(task.world, *IMAGE_RESOLUTION) as renderer:
+
+        def draw() -> int:
+            for state in states:
+                renderer.render(state, task.cameras[0])
+            return len(states)
+
+        draw()
+        counts, wall, cpu = zip(*(timed(draw) for _ in range(repeats)), strict=True)
+    return {
+        "frames_per_s": counts[0] / statistics.median(wall),
+        "frames_per_cpu_s": counts[0] / statistics.median(cpu),
+        "frame_size": list(IMAGE_RESOLUTION),
+    }
+
+
+def require_robosuite(task) -> None:
+    """Fail early.
+
+    Raises:
+        InputError: robosuite is not installed, or the task is another one.
+    """
+    if task.name != "lift":
+        raise InputError(f"--robosuite compares task lift, not '{task.name}'")
+    if importlib.util.find_spec("robosuite") is None:
+        raise InputError(
+            "--robosuite needs robosuite: pip install --no-deps robosuite==1.5.2 (see docs/simulation.md)"
+        )
+
+
+def against_robosuite(task, config: Config) -> dict[str, float]:
+    """Ours and robosuite's Lift, state only at 20 Hz, per CPU-second and in turns."""
+    import robosuite
+
+    env = VecEnv(task, config.num_envs, seed=config.seed, num_threads=config.num_threads or None)
+    stock = robosuite.make(
+        "Lift", robots="Panda", has_renderer=False, has_offscreen_renderer=False,
+        use_camera_obs=False, control_freq=20, ignore_done=True,
+    )  # fmt: skip
+    stock.reset()
+    env.reset()
+    rng = np.random.default_rng(config.seed)
+    low, high = stock.action_spec
+    ours, theirs = [], []
+    for _ in range(config.repeats):
+        actions = draw_actions(env, config.chunk, rng)
+        steps, _, cpu = timed(lambda a=actions: int(env.step(a).valid.sum()))
+        ours.append(steps / cpu)
+        wanted = rng.uniform(low, high, (ROBOSUITE_STEPS, len(low)))
+        _, _, cpu = timed(lambda w=wanted: sum(stock.step(action)[2] for action in w))
+        theirs.append(ROBOSUITE_STEPS / cpu)
+    env.close()
+    return {
+        "env_steps_per_cpu_s": statistics.median(ours),
+        "robosuite_env_steps_per_cpu_s": statistics.median(theirs),
+        "ratio_to_robosuite": statistics.median(o / t for o, t in zip(ours, theirs, strict=True)),
+    }
+
+
+def grow(task, config: Config, threads: int) -> list[dict[str, float]]:
+    """The same with other batches and numbers of threads."""
+    rows = []
+    for count in sorted({1, *range(2, threads, 2), threads}):
+        for num_envs in (1, 4, 16, 64, 256, 1024, 4096):
+            repeats = max(3, min(config.repeats, 4096 // num_envs))
+            rates = compare(task, num_envs, config.chunk, count, repeats, config.seed)
+            rows.append({"num_envs": num_envs, "num_threads": count, **rates})
+    return rows
+
+
+def plot(out: Path, task: str, rows: list[dict[str, float]]) -> None:
+    """A page with one line per number of threads."""
+    import plotly.graph_objects as go
+
+    from flow_policy_rl import report
+
+    figure = go.Figure()
+    for threads in sorted({row["num_threads"] for row in rows}):
+        mine = [row for row in rows if row["num_threads"] == threads]
+        for key, label, dash in (
+            ("env_steps_per_s", "ours", "solid"),
+            ("raw_rollout_env_steps_per_s", "raw mujoco.rollout", "dot"),
+        ):
+            figure.add_scatter(
+                x=[row["num_envs"] for row in mine],
+                y=[row[key] for row in mine],
+                name=f"{label}, {threads} thread{'s' if threads > 1 else ''}",
+                mode="lines+markers",
+                line={"dash": dash},
+            )
+    report.layout(figure, "environments", "control steps per second").update_xaxes(type="log")
+    figure.update_yaxes(rangemode="tozero")
+    report.write(out, f"Simulation of {task}", "", [report.Figure("Growth with the batch", figure)])
+
+
+def text(result: dict) -> str:
+    """For people."""
+    lines = [
+        f"{result['task']}, {result['num_envs']} environments, chunk {result['chunk']}, "
+        f"{result['num_threads']} threads (load {result['load']:.1f})",
+        f"  ours                    {result['env_steps_per_s']:>10,.0f} control steps/s, "
+        f"{result['peak_memory_mb']:.0f} MB",
+        f"  raw mujoco.rollout      {result['raw_rollout_env_steps_per_s']:>10,.0f}   "
+        f"(ours is {result['ratio_to_raw']:.2f} of it)",
+    ]
+    if result["ratio_to_gymnasium"]:
+        lines += [
+            f"  Gymnasium Sync          {result['gymnasium_sync_env_steps_per_s']:>10,.0f}",
+            f"  Gymnasium Async         {result['gymnasium_async_env_steps_per_s']:>10,.0f}   "
+            f"(ours is {result['ratio_to_gymnasium']:.1f} times the better)",
+        ]
+    if "frames_per_s" in result:
+        lines.append(
+            f"  camera 96 x 96          {result['frames_per_s']:>10,.0f} frames/s, "
+            f"{result['frames_per_cpu_s']:,.0f} per CPU-second"
+        )
+    if "ratio_to_robosuite" in result:
+        lines.append(
+            f"  per CPU-second          {result['env_steps_per_cpu_s']:>10,.0f}, robosuite "
+            f"{result['robosuite_env_steps_per_cpu_s']:,.0f} (ours is {result['ratio_to_robosuite']:.1f} times that)"
+        )
+    for row in result.get("growth", []):
+        lines.append(
+            f"  {row['num_envs']:>5} environments, {row['num_threads']} threads "
+            f"{row['env_steps_per_s']:>10,.0f} control steps/s, {row['ratio_to_raw']:.2f} of raw"
+        )
+    if "plot" in result:
+        lines.append(f"plot: {result['plot']}")
+    return "\n".join(lines)
