@@ -43,7 +43,9 @@ COMMANDS = {
     ),
     "bench": Command("bench", "", "main", "measure this machine: flow-policy bench NAME"),
     "replay": Command("replay", "Config", "main", "judge a policy on a recorded rosbag"),
-    "report": Command("report", "Config", "main", "HTML report of a run folder"),
+    "report": Command(
+        "run_report", "Config", "main", "HTML report of a training run, or of several"
+    ),
     "demo": Command(
         "demo", "Config", "main", "the whole product, from demonstrations to a ROS 2 arm"
     ),

@@ -25,6 +25,7 @@ from flow_policy_rl import (
     collect,
     evaluate,
     export,
+    film,
     presets,
     provenance,
     replay,
@@ -43,7 +44,6 @@ from sim.vec_env import VecEnv
 
 EVAL_SEED = 10_000
 FILM_SEEDS = range(EVAL_SEED, EVAL_SEED + 4)
-FILM_SIZE = (240, 320)
 EPISODE_TIMEOUT_S = 60.0
 
 
@@ -207,18 +207,12 @@ class Demo:
 
     def _film(self, task, act, policy, path: Path) -> str:
         """States of a few episodes, for the report to draw."""
-        env = VecEnv(task, len(FILM_SEEDS))
-        states: list[np.ndarray] = []
-        evaluate.evaluate(
-            env,
-            act,
-            FILM_SEEDS,
-            policy.chunk_shape,
-            policy.spec.execute_horizon,
-            on_states=lambda chunk, valid: states.append(np.where(valid[..., None], chunk, np.nan)),
-        )
-        env.close()
-        np.savez_compressed(path, states=np.concatenate(states, axis=1))
+        shape, execute = policy.chunk_shape, policy.spec.execute_horizon
+
+        def play(env, seeds, on_states):
+            evaluate.evaluate(env, act, seeds, shape, execute, on_states=on_states)
+
+        np.savez_compressed(path, states=film.record(task, FILM_SEEDS, play))
         return path.name
 
     def run_deploy(self) -> dict:
@@ -365,7 +359,7 @@ class Demo:
     def _films(self) -> report.Films | None:
         task = self._task()
         try:
-            renderer = Renderer(task.world, *FILM_SIZE)
+            renderer = Renderer(task.world, *film.SIZE)
         except SimulationError as error:
             self._say(f"no film: {error}")
             return None
@@ -375,7 +369,7 @@ class Demo:
                 states = np.load(self.dir / self.results["evaluate"][name]["film"])[
                     "states"
                 ]  # (4, T, state)
-                frames = draw_tiles(renderer, states, task.cameras[0])
+                frames = film.draw(renderer, states, task.cameras[0])
                 rate = round(1 / task.control_dt)
                 films.append(
                     report.Film(report.encode_film(frames, rate), f"{label}, four episodes")
@@ -423,19 +417,6 @@ class Demo:
             "bag": results["deploy"]["bag"],
             "table": self.table(),
         }
-
-
-def draw_tiles(renderer: Renderer, states: np.ndarray, camera: str) -> list[np.ndarray]:
-    """Episodes (4, T, state) as frames of two by two pictures; an episode that is over stays as it ended."""
-    last = [None] * len(states)
-    frames = []
-    for step in range(states.shape[1]):
-        for i, episode in enumerate(states):
-            if np.isfinite(episode[step]).all():
-                last[i] = renderer.render(episode[step], camera)
-        rows = [np.concatenate(last[i : i + 2], axis=1) for i in (0, 2)]
-        frames.append(np.concatenate(rows, axis=0))
-    return frames
 
 
 def flags(config, default) -> str:

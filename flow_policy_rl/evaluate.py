@@ -154,6 +154,7 @@ class Config:
         noise: where the flow starts: zero, or random per episode.
         num_envs: episodes side by side.
         inference_delay: control steps that inference takes.
+        out: folder for a page with films, and a table of all episodes (default: none).
         json: print one JSON object.
     """
 
@@ -164,6 +165,7 @@ class Config:
     noise: Literal["zero", "random"] = "zero"
     num_envs: int = 200
     inference_delay: int = 0
+    out: Path | None = None
     json: bool = False
 
 
@@ -180,26 +182,36 @@ def main(config: Config) -> dict:
             f"--inference-delay {config.inference_delay}: chunks of {spec.action_horizon} actions of which "
             f"{spec.execute_horizon} are executed bridge 0 to {spare} control steps"
         )
+
+    def play(env, seeds, on_states=lambda states, valid: None) -> Evaluation:
+        return evaluate(
+            env,
+            act,
+            seeds,
+            (spec.action_horizon, spec.num_joints),
+            spec.execute_horizon,
+            config.noise,
+            on_states,
+            inference_delay=config.inference_delay,
+            prefix_horizon=spec.prefix_horizon,
+        )
+
     env = VecEnv(task, min(config.num_envs, config.episodes))
-    seeds = range(config.seed, config.seed + config.episodes)
-    shape = (spec.action_horizon, spec.num_joints)
-    result = evaluate(
-        env,
-        act,
-        seeds,
-        shape,
-        spec.execute_horizon,
-        config.noise,
-        inference_delay=config.inference_delay,
-        prefix_horizon=spec.prefix_horizon,
-    )
+    outcome = play(env, range(config.seed, config.seed + config.episodes))
     env.close()
-    return {
-        **result.summary(),
+    result = {
+        **outcome.summary(),
         "seed": config.seed,
+        "noise": config.noise,
+        "inference_delay": config.inference_delay,
         "task": task.name,
         "policy": str(config.policy),
     }
+    if config.out is not None:
+        from flow_policy_rl import evaluation_report
+
+        result |= evaluation_report.write(config.out, task, outcome, result, play)
+    return result
 
 
 def load_policy(path: Path) -> tuple[PolicySpec, ChunkFn]:
@@ -241,6 +253,7 @@ def text(result: dict) -> str:
         parts.insert(
             0, f"success {result['success_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})"
         )
-    return (
+    line = (
         f"{result['policy']} on {result['task']}, {result['episodes']} episodes: {', '.join(parts)}"
     )
+    return line + (f"\nreport: {result['report']}" if "report" in result else "")

@@ -1,12 +1,12 @@
-"""Self-contained HTML reports: one template, interactive plots, films.
+"""Self-contained HTML reports: the parts of a page, one template, interactive plots, films.
 
-Everything is escaped by the template; figures travel as JSON. The page opens from disk and asks the
-network for nothing. `flow-policy report` makes the page of a training run.
+Everything is escaped by the template; figures travel as JSON. The page opens from disk and asks the network for
+nothing, is light or dark as the reader's system is, fits a phone and prints. Every command that reports uses this.
 """
 
 import base64
 import io
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +16,13 @@ import jinja2
 import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
-from plotly.subplots import make_subplots
 
 from flow_policy_rl import __version__
-from flow_policy_rl.errors import InputError
-from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.spec import PolicySpec
 
-COLORS = ("#2563ab", "#d97706", "#2f9e60", "#b8336a", "#6d5bd0", "#0891a5", "#8a6d3b", "#5c6678")
+# Readable on white and on dark paper.
+COLORS = ("#3b82c4", "#e08a1e", "#35a36b", "#cc4a7e", "#8271dd", "#17a2b8", "#a1824a", "#7a869a")
+NUMBER = re.compile(r"[-+±≈<>~]?\d.{0,24}|yes|no|unknown|-|")
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,20 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """Headline numbers, side by side: (value, what it is, small print)."""
+
+    tiles: Sequence[tuple[str, str, str]]
+    kind: str = "tiles"
+
+
+@dataclass(frozen=True)
 class Code:
-    """Preformatted lines."""
+    """Preformatted lines; `folded` ones show when the reader opens them."""
 
     title: str
     text: str
+    folded: bool = False
     kind: str = "code"
 
 
@@ -53,6 +61,15 @@ class Table:
     strong: int = -1
     marks: Sequence[str] = ()
     kind: str = "table"
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns are flush right: all but the first whose cells all begin with a digit."""
+        columns = range(len(self.header))
+        return [
+            i > 0 and all(NUMBER.fullmatch(row[i]) for row in self.rows if i < len(row))
+            for i in columns
+        ]
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,22 @@ class Figure:
     def json(self) -> str:
         """For a script element: nothing in it can close the element."""
         return self.figure.to_json().replace("<", "\\u003c")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Small figures in as many columns as fit; `names` in the order of `COLORS` are a key to all of them."""
+
+    title: str
+    figures: Sequence[Figure]
+    caption: str = ""
+    names: Sequence[str] = ()
+    kind: str = "figures"
+
+    @property
+    def key(self) -> list[tuple[str, str]]:
+        """Colour and name."""
+        return [(COLORS[i % len(COLORS)], name) for i, name in enumerate(self.names)]
 
 
 @dataclass(frozen=True)
@@ -97,11 +130,12 @@ def write(path: Path, title: str, subtitle: str, sections: Sequence) -> None:
         lstrip_blocks=True,
     )
     sections = [s for s in sections if s is not None]
-    plots = any(s.kind == "figure" for s in sections)
+    plots = any(s.kind in ("figure", "figures") for s in sections)
     page = environment.get_template("report.html").render(
         title=title,
         subtitle=subtitle,
         sections=sections,
+        titles=[(i, s.title) for i, s in enumerate(sections, 1) if s.kind not in ("text", "tiles")],
         plots=plots,
         plotly_js=get_plotlyjs() if plots else "",
         version=__version__,
@@ -134,22 +168,19 @@ def layout(figure: go.Figure, x: str, y: str) -> go.Figure:
     figure.update_layout(
         template="none",
         margin={"l": 55, "r": 15, "t": 30, "b": 45},
-        legend={"orientation": "h", "y": 1.12},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         colorway=COLORS,
         hovermode="x unified",
     )
-    figure.update_xaxes(title_text=x)
-    figure.update_yaxes(title_text=y)
+    figure.update_xaxes(title={"text": x, "standoff": 8}, automargin=True)
+    figure.update_yaxes(title={"text": y, "standoff": 8}, automargin=True)
     return figure
 
 
 def learning_figure(rows: Sequence[dict[str, float]], base: float | None = None) -> Figure:
     """Success over environment steps, exploring and on the mean flow, from the base policy's on."""
     figure = go.Figure()
-    names = {
-        "rollout/success_rate": "while exploring",
-        "eval/success_rate": "evaluation (100 episodes)",
-    }
+    names = {"rollout/success_rate": "while exploring", "eval/success_rate": "evaluation"}
     for name, label in names.items():
         points = [(r["time/env_steps"], r[name]) for r in rows if name in r]
         if base is not None and name.startswith("eval/"):
@@ -160,7 +191,7 @@ def learning_figure(rows: Sequence[dict[str, float]], base: float | None = None)
     layout(figure, "control steps in simulation", "success rate").update_yaxes(
         range=[0, 1.02], tickformat=".0%"
     )
-    return Figure("Learning curve", figure, "Sparse reward: one for success, nothing else.")
+    return Figure("Learning curve", figure, "Evaluation is on fixed episodes, without exploration.")
 
 
 def chunk_figure(
@@ -169,7 +200,7 @@ def chunk_figure(
     chunks: np.ndarray,
     reference: np.ndarray,
     segment: np.ndarray,
-) -> Figure | None:
+) -> Figures | None:
     """Planned chunks over the commanded reference, per joint, in a segment of ordinary length."""
     if len(times) == 0:
         return None
@@ -177,30 +208,23 @@ def chunk_figure(
     ordinary = np.argmin(np.abs(sizes - np.median(sizes[sizes > 1]))) if (sizes > 1).any() else 0
     rows = np.flatnonzero(segment == ordinary)[:16]
     due = (np.arange(spec.action_horizon) + 1) * spec.control_dt
-    figure = make_subplots(
-        rows=-(-spec.num_joints // 2), cols=2, subplot_titles=spec.joint_names, shared_xaxes=True
-    )
-    start = times[rows[0]]
-    for joint in range(spec.num_joints):
-        at = {"row": joint // 2 + 1, "col": joint % 2 + 1}
-        done = slice(0, spec.execute_horizon)
+    start, done = times[rows[0]], slice(0, spec.execute_horizon)
+    figures = []
+    for joint, name in enumerate(spec.joint_names):
+        figure = go.Figure()
         x = np.concatenate([times[i] + due[done] - start for i in rows])
         y = np.concatenate([reference[i, done, joint] for i in rows])
-        first = {"showlegend": joint == 0}
-        figure.add_scatter(
-            x=x, y=y, name="commanded", line={"color": COLORS[0], "width": 3}, **first, **at
-        )
+        figure.add_scatter(x=x, y=y, name="commanded", line={"color": COLORS[0], "width": 4})
         gaps_x, gaps_y = [], []
         for i in rows:
             gaps_x += [*(times[i] + due - start), None]
             gaps_y += [*chunks[i, :, joint], None]
         line = {"color": COLORS[1], "width": 1.5}
-        figure.add_scatter(x=gaps_x, y=gaps_y, name="planned chunks", line=line, **first, **at)
-    layout(figure, "", "").update_layout(hovermode="closest", legend={"y": 1.1}, margin={"t": 75})
-    caption = "Targets in rad (gripper in m) over seconds. The next chunk takes over before the end of one."
-    return Figure(
-        "Planned and commanded", figure, caption, height=130 * (-(-spec.num_joints // 2)) + 120
-    )
+        figure.add_scatter(x=gaps_x, y=gaps_y, name="planned", line=line)
+        layout(figure, "s", "").update_layout(hovermode="closest")
+        figures.append(Figure(name, figure, height=220))
+    caption = "Targets in rad (gripper in m). The next chunk takes over before the end of one."
+    return Figures("Planned and commanded", figures, caption)
 
 
 def latency_figure(latencies_ms: np.ndarray) -> Figure | None:
@@ -210,61 +234,11 @@ def latency_figure(latencies_ms: np.ndarray) -> Figure | None:
     figure = go.Figure()
     top = float(np.percentile(latencies_ms, 99.5))
     figure.add_histogram(x=np.minimum(latencies_ms, top), nbinsx=60, name="messages")
-    layout(figure, "ms, from publishing a state to receiving the command it triggered", "messages")
+    layout(figure, "ms", "messages")
     p50, p99 = np.percentile(latencies_ms, [50, 99])
     return Figure(
         "Latency over ROS",
         figure,
+        "From publishing a state to receiving the command that it triggered, in the other process. "
         f"{len(latencies_ms)} commands: p50 {p50:.2f} ms, p99 {p99:.2f} ms.",
     )
-
-
-@dataclass(frozen=True)
-class Config:
-    """HTML report of a training run: learning curve, settings, environment.
-
-    Example: flow-policy report --run-dir runs/rl
-
-    Attributes:
-        run_dir: folder that flow-policy train wrote.
-        json: print one JSON object.
-    """
-
-    run_dir: Path
-    json: bool = False
-
-
-def main(config: Config) -> dict:
-    """Write `report.html` into the run folder."""
-    metrics = config.run_dir / "metrics.csv"
-    if not metrics.is_file():
-        raise InputError(
-            f"run folder '{config.run_dir}' has no metrics.csv: give a folder that flow-policy train wrote"
-        )
-    rows = read_metrics(metrics)
-    settings = json.loads((config.run_dir / "config.json").read_text())
-    environment = json.loads((config.run_dir / "environment.json").read_text())
-    sections = []
-    if any("rollout/success_rate" in row for row in rows):
-        sections.append(learning_figure(rows))
-    names = sorted(
-        {n for row in rows for n in row if n.startswith(("train/", "eval/", "rollout/"))}
-    )
-    for name in names:
-        points = [(r["step"], r[name]) for r in rows if name in r]
-        figure = go.Figure().add_scatter(
-            x=[p[0] for p in points], y=[p[1] for p in points], name=name
-        )
-        sections.append(Figure(name, layout(figure, "step", ""), height=260))
-    sections += [
-        Code("Settings", json.dumps(settings, indent=2)),
-        Code("Environment", json.dumps(environment, indent=2)),
-    ]
-    out = config.run_dir / "report.html"
-    write(out, "Training run", str(config.run_dir), sections)
-    return {"report": str(out), "rows": len(rows)}
-
-
-def text(result: dict) -> str:
-    """For people."""
-    return f"report: {result['report']}"
