@@ -132,9 +132,8 @@ def test_page_of_a_run_and_of_several(browser, tmp_path, capsys):
         "return_std": 0.1,
         "return_mean": 0.9,
     }
-    (tmp_path / "b" / "evaluation.json").write_text(
-        json.dumps(result | {"episodes": 50, "steps_mean": 60.0, "seed": 1})
-    )
+    result |= {"episodes": 50, "steps_mean": 60.0, "seed": 1}
+    (tmp_path / "b" / "evaluation.json").write_text(json.dumps(result))
     folders = [str(tmp_path / name) for name in ("a/s0", "a/s1", "b")]
     assert cli.main(["report", "--run-dir", folders[2], "--json"]) == 0
     page = json.loads(capsys.readouterr().out)["report"]
