@@ -135,7 +135,9 @@ def torch_policy(policy: FlowPolicy) -> ChunkFn:
 
     @torch.no_grad()
     def act(obs: Observation, noise: np.ndarray) -> np.ndarray:
-        return policy.sample(to_tensors(obs), torch.as_tensor(noise)).numpy()
+        device = policy.action_low.device
+        noise = torch.as_tensor(noise, device=device)
+        return policy.sample(to_tensors(obs, device), noise).cpu().numpy()
 
     return act
 

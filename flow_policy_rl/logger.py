@@ -5,13 +5,26 @@ from pathlib import Path
 
 
 class RunLogger:
-    """One row per call. New names become new columns; the file is whole after every call."""
+    """One row per call. New names become new columns; the file is whole after every call.
 
-    def __init__(self, run_dir: Path):
+    Args:
+        resume_from: keep the rows up to this step of a run that goes on; 0 begins a new file.
+    """
+
+    def __init__(self, run_dir: Path, resume_from: int = 0):
         run_dir.mkdir(parents=True, exist_ok=True)
         self._path = run_dir / "metrics.csv"
         self._rows: list[dict[str, float]] = []
         self._columns: list[str] = ["step"]
+        if resume_from and self._path.is_file():
+            rows = read_metrics(self._path)
+            self._rows = [
+                row | {"step": int(row["step"])} for row in rows if row["step"] <= resume_from
+            ]
+            self._columns += [
+                name for name in {k: 0 for row in rows for k in row} if name != "step"
+            ]
+            self._write("w", self._rows)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -25,16 +38,17 @@ class RunLogger:
         new = [name for name in row if name not in self._columns]
         self._columns += new
         self._rows.append(row)
-        with self._path.open("w" if new else "a", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, restval="")
-            if new:
-                writer.writeheader()
-                writer.writerows(self._rows)
-            else:
-                writer.writerow(row)
+        self._write("w" if new else "a", self._rows if new else [row])
         if self._events is not None:
             for name, value in metrics.items():
                 self._events.add_scalar(name, value, step)
+
+    def _write(self, mode: str, rows: list[dict[str, float]]) -> None:
+        with self._path.open(mode, newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            if mode == "w":
+                writer.writeheader()
+            writer.writerows(rows)
 
     def close(self) -> None:
         """Flush the event file."""

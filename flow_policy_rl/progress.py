@@ -12,12 +12,14 @@ LINE_EVERY_S = 10.0
 class Progress:
     """`with Progress("train", total=100, unit="it") as progress: progress.update(1, "success 60 %")`."""
 
-    def __init__(self, label: str, total: int, unit: str = "it"):
+    def __init__(self, label: str, total: int, unit: str = "it", quiet: bool = False):
         self._label, self._total, self._unit = label, total, unit
         self._bar = (
-            tqdm(total=total, desc=label, unit=unit, leave=False) if sys.stderr.isatty() else None
+            tqdm(total=total, desc=label, unit=unit, leave=False)
+            if sys.stderr.isatty() and not quiet
+            else None
         )
-        self._done, self._note = 0, ""
+        self._done, self._note, self._quiet = 0, "", quiet
         self._start = self._last_line = time.monotonic()
 
     def update(self, count: int = 1, note: str = "") -> None:
@@ -27,7 +29,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(self._note, refresh=False)
             self._bar.update(count)
-        elif time.monotonic() - self._last_line >= LINE_EVERY_S:
+        elif not self._quiet and time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._line()
 
     def reach(self, done: int, note: str = "") -> None:

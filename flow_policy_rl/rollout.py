@@ -1,5 +1,6 @@
 """On-policy data: T chunks in N environments. The one place that says what a chunk is worth to a critic."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class Rollout:
         executed: (T, N, H), the actions of the chunk that ran.
         num_env_steps: valid control steps in all.
         episodes, successes: that ended in this rollout.
-        episode_return: undiscounted sum of rewards, mean over the ended episodes (nan if none).
+        return_sum: undiscounted returns of the ended episodes, added up.
     """
 
     obs: TensorDict
@@ -43,13 +44,20 @@ class Rollout:
     num_env_steps: int
     episodes: int
     successes: int
-    episode_return: float
+    return_sum: float
+
+    @property
+    def episode_return(self) -> float:
+        """Mean over the ended episodes, nan if there is none."""
+        return self.return_sum / self.episodes if self.episodes else float("nan")
 
 
-def to_tensors(obs: Observation) -> TensorDict:
+def to_tensors(obs: Observation, device: torch.device | None = None) -> TensorDict:
     """Simulation observation (float64 numpy) to policy input (float32 torch). Images and counts stay integers."""
     return {
-        name: torch.as_tensor(values, dtype=torch.float32 if values.dtype.kind == "f" else None)
+        name: torch.as_tensor(
+            values, dtype=torch.float32 if values.dtype.kind == "f" else None, device=device
+        )
         for name, values in obs.items()
     }
 
@@ -76,6 +84,7 @@ class Collector:
     Args:
         encode: applied once to every observation before it is acted on and kept, e.g. by an encoder that is not
             being trained.
+        device: of everything that a rollout keeps.
     """
 
     def __init__(
@@ -85,20 +94,22 @@ class Collector:
         gamma: float,
         encode: Callable[[TensorDict], TensorDict] = lambda obs: obs,
         prefix_horizon: int = 0,
+        device: torch.device | None = None,
     ):
         self.env = env
+        self._device = device
         self.execute_horizon = execute_horizon
         self.gamma = gamma
         self._encode = encode
         self._prefix_horizon = prefix_horizon
-        self._delays = np.random.default_rng((env.seed, 3))
+        self._delays = np.random.default_rng((env.seed, 3, env.first_env))
         with torch.no_grad():
-            self._obs = encode(to_tensors(env.reset()))
+            self._obs = encode(to_tensors(env.reset(), device))
         if prefix_horizon:
             shape = (env.num_envs, prefix_horizon, len(env.world.joint_names))
             self._obs |= {
-                "prefix": torch.zeros(shape),
-                "inference_delay": torch.zeros(env.num_envs, dtype=torch.int64),
+                "prefix": torch.zeros(shape, device=device),
+                "inference_delay": torch.zeros(env.num_envs, dtype=torch.int64, device=device),
             }
         self._return = np.zeros(env.num_envs)
 
@@ -108,9 +119,9 @@ class Collector:
         rows, returns, counts = [], [], np.zeros(3, dtype=int)
         for _ in range(num_steps):
             action_chunk, trace = act(self._obs)
-            step = self.env.step(action_chunk[:, : self.execute_horizon].numpy())
+            step = self.env.step(action_chunk[:, : self.execute_horizon].cpu().numpy())
             reward, discount = chunk_return(step, self.gamma)
-            final_obs = self._encode(to_tensors(step.final_obs))
+            final_obs = self._encode(to_tensors(step.final_obs, self._device))
             return_before = self._return.copy()
             self._return += step.reward.sum(axis=1)
             rows.append(
@@ -118,13 +129,18 @@ class Collector:
                     "obs": self._obs,
                     "final_obs": final_obs,
                     "trace": trace,
-                    "reward": torch.as_tensor(reward, dtype=torch.float32),
-                    "discount": torch.as_tensor(discount, dtype=torch.float32),
-                    "return_before": torch.as_tensor(return_before, dtype=torch.float32),
-                    "return_after": torch.as_tensor(self._return, dtype=torch.float32).clone(),
-                    "terminated": torch.as_tensor(step.terminated),
-                    "truncated": torch.as_tensor(step.truncated),
-                    "executed": executed_actions(step, action_chunk.shape[1]),
+                    "executed": executed_actions(step, action_chunk.shape[1]).to(self._device),
+                    **to_tensors(
+                        {
+                            "reward": reward,
+                            "discount": discount,
+                            "return_before": return_before,
+                            "return_after": self._return.copy(),
+                            "terminated": step.terminated,
+                            "truncated": step.truncated,
+                        },
+                        self._device,
+                    ),
                 }
             )
             returns.extend(self._return[step.ended])
@@ -138,7 +154,28 @@ class Collector:
             num_env_steps=int(counts[0]),
             episodes=int(counts[1]),
             successes=int(counts[2]),
-            episode_return=float(np.mean(returns)) if returns else float("nan"),
+            return_sum=float(np.sum(returns)),
+        )
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that the next rollout depends on, as arrays; delays are drawn from a generator of its own."""
+        obs = {f"obs.{name}": values.cpu().numpy() for name, values in self._obs.items()}
+        delays = json.dumps(self._delays.bit_generator.state).encode()
+        return obs | {
+            "return": self._return,
+            "delays": np.frombuffer(delays, np.uint8),
+            **{f"env.{name}": values for name, values in self.env.snapshot().items()},
+        }
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from there."""
+        self._obs = {
+            name: torch.as_tensor(state[f"obs.{name}"], device=self._device) for name in self._obs
+        }
+        self._return = state["return"].copy()
+        self._delays.bit_generator.state = json.loads(state["delays"].tobytes())
+        self.env.restore(
+            {name[4:]: values for name, values in state.items() if name.startswith("env.")}
         )
 
     def _next_obs(self, step: ChunkStep, final_obs: TensorDict) -> TensorDict:
@@ -146,7 +183,9 @@ class Collector:
         ended = np.flatnonzero(step.ended)
         if len(ended) == 0:
             return final_obs
-        begun = self._encode(to_tensors({name: v[ended] for name, v in step.obs.items()}))
+        begun = self._encode(
+            to_tensors({name: v[ended] for name, v in step.obs.items()}, self._device)
+        )
         obs = {name: values.clone() for name, values in final_obs.items()}
         for name, values in begun.items():
             obs[name][ended] = values
@@ -157,7 +196,7 @@ class Collector:
         delay = self._delays.integers(self._prefix_horizon + 1, size=self.env.num_envs)
         return {
             "prefix": under_way(action_chunk, self.execute_horizon, self._prefix_horizon),
-            "inference_delay": torch.as_tensor(np.where(step.ended, 0, delay)),
+            "inference_delay": torch.as_tensor(np.where(step.ended, 0, delay), device=self._device),
         }
 
 

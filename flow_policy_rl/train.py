@@ -1,18 +1,21 @@
 """`flow-policy train ALGO`: builds task, policy and algorithm in the open and runs them. No algorithm code here.
 
-A run folder holds `config.json`, `environment.json`, `metrics.csv`, TensorBoard events and `policy.safetensors`.
+A run folder holds `config.json`, `environment.json`, `metrics.csv`, TensorBoard events, `policy.safetensors` and
+`state.safetensors`, from which an RL run goes on exactly (`--resume`). docs/training.md has the line for a cluster.
 """
 
 import dataclasses
 import json
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from flow_policy_rl import checkpoint, presets, provenance
+from flow_policy_rl import checkpoint, distributed, presets, provenance, resume
 from flow_policy_rl.algorithms import bc as imitation
 from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.algorithms.fpo import FPO, FPOConfig
@@ -33,6 +36,7 @@ from sim.tasks import make_task
 from sim.vec_env import VecEnv
 
 POLICY_FILE = "policy.safetensors"
+RAW_POLICY_FILE = "policy_raw.safetensors"  # where POLICY_FILE is a moving average
 EVAL_SEED = 50_000  # first seed of the episodes that watch training; reported results use others
 
 
@@ -102,6 +106,10 @@ class TrainRL:
         seed: of environments, exploration and batches.
         eval_every: iterations between evaluations at zero noise (0: never).
         eval_episodes: episodes of each.
+        save_every: iterations between checkpoints; each overwrites the one before.
+        resume: go on from the last checkpoint of the run folder, exactly.
+        device: where networks and rollouts live; `auto` is CUDA where there is some. Physics stays on the CPU.
+        peer_timeout_s: how long the processes of torchrun wait for one another.
         scratch: the policy, where there is no checkpoint.
         json: print one JSON object.
     """
@@ -114,6 +122,10 @@ class TrainRL:
     seed: int = 0
     eval_every: int = 5
     eval_episodes: int = 100
+    save_every: int = 5
+    resume: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    peer_timeout_s: float = 60.0
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     json: bool = False
 
@@ -218,7 +230,17 @@ def default_config(algorithm: str, task: str, preset: Preset = "clean"):
 
 def main(config: TrainBC | TrainRL) -> dict:
     """Train, and write the run folder."""
-    begin_run(config)
+    distributed.begin(getattr(config, "peer_timeout_s", 60.0))
+    try:
+        return run_training(config)
+    finally:
+        distributed.end()
+
+
+def run_training(config: TrainBC | TrainRL) -> dict:
+    """The same, once all processes have met."""
+    if distributed.rank() == 0:
+        begin_run(config)
     run = train_bc if isinstance(config, TrainBC) else train_rl
     return run(config)
 
@@ -256,7 +278,12 @@ def train_bc(config: TrainBC) -> dict:
     with Progress("train bc", config.bc.num_steps, "step") as progress:
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
-            require_finite(metrics, step)
+            try:
+                require_finite(metrics)
+            except RunFailed as error:
+                raise RunFailed(
+                    f"training stopped at step {step}: {error}; lower the learning rate"
+                ) from None
             logger.log(step, metrics | {"time/wall_s": time.monotonic() - start})
             progress.reach(step, f"held-out loss {metrics.get('eval/cfm_loss', math.nan):.3f}")
 
@@ -337,7 +364,7 @@ def build_learner(
     """What iterates: an object with `policy` and `iterate() -> metrics`."""
     if isinstance(config, TrainRLDT):
         return RLDT(base, env, config.rldt, generator)
-    estimator = build_estimator(config, base)
+    estimator = build_estimator(config, base).to(generator.device)
     return PPO(estimator.policy, estimator, env, config.ppo, generator)
 
 
@@ -354,48 +381,119 @@ def starting_point(config: TrainRL):
 
 
 def train_rl(config: TrainRL) -> dict:
-    """RL, from a checkpoint or from scratch."""
-    task, base = starting_point(config)
+    """RL, from a checkpoint or from scratch, in this process or in all that torchrun started."""
+    device = choose_device(config)
     torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    env = VecEnv(task, config.loop.num_envs, seed=config.seed)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    task, base = starting_point(config)
+    env = own_environments(task, config)
     learner = build_learner(config, base, env, generator)
-    policy = learner.policy
-    policy.spec = policy.spec.replace(algorithm=config.algorithm)
-    watch = VecEnv(task, config.eval_episodes) if config.eval_every else None
-    logger = RunLogger(config.run_dir)
-    env_steps, start = 0, time.monotonic()
-    with Progress(f"train {config.algorithm}", config.loop.num_iterations, "it") as progress:
-        for iteration in range(1, config.loop.num_iterations + 1):
-            metrics = learner.iterate()
-            require_finite(metrics, iteration, optional=("rollout/return",))
+    learner.policy.spec = learner.policy.spec.replace(algorithm=config.algorithm)
+    state, settings = resume.state_file(config.run_dir), dataclasses.asdict(config)
+    env_steps = resume.load(state, learner, settings) if config.resume else 0
+    leads = distributed.rank() == 0
+    watch = VecEnv(task, config.eval_episodes) if config.eval_every and leads else None
+    logger = RunLogger(config.run_dir, learner.iteration) if leads else None
+    start, last = time.monotonic(), config.loop.num_iterations
+    with Progress(f"train {config.algorithm}", last, "it", quiet=not leads) as progress:
+        progress.reach(learner.iteration)
+        while learner.iteration < last:
+            iteration = learner.iteration + 1
+            try:
+                metrics = learner.iterate()
+                require_finite(metrics, optional=("rollout/return",))
+            except RunFailed as error:
+                failed = state.with_stem(f"failed-{distributed.rank()}")
+                resume.save(failed, learner, settings, env_steps)
+                raise RunFailed(
+                    f"training stopped in iteration {iteration}: {error}; state in '{failed}'"
+                    f"{last_good(config)}; lower the learning rates"
+                ) from None
             env_steps += int(metrics["rollout/env_steps"])
-            if watch is not None and (
-                iteration % config.eval_every == 0 or iteration == config.loop.num_iterations
-            ):
+            due = iteration == last or (config.eval_every and iteration % config.eval_every == 0)
+            if watch is not None and due:
+                policy = evaluated_policy(learner)
                 result = evaluate_policy(watch, policy, config.eval_episodes, EVAL_SEED)
                 metrics["eval/return"] = result["return_mean"]
                 if result["success_rate"] is not None:
                     metrics["eval/success_rate"] = result["success_rate"]
-            logger.log(
-                iteration,
-                metrics | {"time/env_steps": env_steps, "time/wall_s": time.monotonic() - start},
-            )
-            progress.update(1, f"success {metrics['rollout/success_rate']:.0%} while exploring")
-    env.close()
-    logger.close()
-    training = {"env_steps": env_steps, "environment": provenance.environment()}
-    if config.checkpoint is not None:
-        training["base_checkpoint_sha256"] = provenance.file_hash(config.checkpoint)
-    policy.spec = policy.spec.replace(
-        provenance={**policy.spec.provenance, "fine_tuning": training}
-    )
-    checkpoint.save(config.run_dir / POLICY_FILE, policy)
+            if logger is not None:
+                wall = {"time/env_steps": env_steps, "time/wall_s": time.monotonic() - start}
+                logger.log(iteration, metrics | wall)
+            if iteration == last or iteration % config.save_every == 0:
+                resume.save(state, learner, settings, env_steps)
+                if leads:
+                    save_policy(config, learner, env_steps)
+            note = f"return {metrics['rollout/return']:.3g} while exploring"
+            if task.success_hold_steps is not None:
+                note = f"success {metrics['rollout/success_rate']:.0%} while exploring"
+            progress.update(1, note)
+    for simulation in (env, watch):
+        if simulation is not None:
+            simulation.close()
+    if logger is not None:
+        logger.close()
     return {
         "checkpoint": str(config.run_dir / POLICY_FILE),
         "env_steps": env_steps,
         "seconds": time.monotonic() - start,
     }
+
+
+def choose_device(config: TrainRL) -> torch.device:
+    """`auto` is CUDA where there is some.
+
+    Raises:
+        InputError: CUDA is asked for and not there, or the algorithm has one process and the CPU only.
+    """
+    available = torch.cuda.is_available()
+    if isinstance(config, TrainRLDT):
+        if config.device == "cuda" or distributed.world_size() > 1:
+            raise InputError("rldt runs in one process, with --device cpu")
+        return torch.device("cpu")
+    if config.device == "cuda" and not available:
+        raise InputError("--device cuda: torch finds no CUDA device here; use auto or cpu")
+    if config.device == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def own_environments(task, config: TrainRL) -> VecEnv:
+    """The environments of this process: an equal share of all, with their numbers."""
+    everyone, processes = config.loop.num_envs, distributed.world_size()
+    if everyone % processes:
+        raise InputError(f"{everyone} environments do not divide by {processes} processes")
+    share = everyone // processes
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = max(1, len(os.sched_getaffinity(0)) // here)
+    first = distributed.rank() * share
+    return VecEnv(task, share, seed=config.seed, num_threads=threads, first_env=first)
+
+
+def evaluated_policy(learner: PPO | RLDT) -> FlowPolicy:
+    """What is evaluated and saved: the moving average, where one is kept."""
+    return learner.average if isinstance(learner, PPO) else learner.policy
+
+
+def save_policy(config: TrainRL, learner: PPO | RLDT, env_steps: int) -> None:
+    """`policy.safetensors`, and beside it the raw weights where that one is their moving average."""
+    training = {"env_steps": env_steps, "environment": provenance.environment()}
+    if config.checkpoint is not None:
+        training["base_checkpoint_sha256"] = provenance.file_hash(config.checkpoint)
+    spec = learner.policy.spec
+    spec = spec.replace(provenance={**spec.provenance, "fine_tuning": training})
+    policies = {RAW_POLICY_FILE: learner.policy, POLICY_FILE: evaluated_policy(learner)}
+    if policies[POLICY_FILE] is learner.policy:
+        del policies[RAW_POLICY_FILE]
+    for name, policy in policies.items():
+        policy.spec = with_statistics(spec, policy)
+        checkpoint.save(config.run_dir / name, policy)
+
+
+def last_good(config: TrainRL) -> str:
+    """Where the last good checkpoint is, if there is one."""
+    path = config.run_dir / POLICY_FILE
+    return f", last good checkpoint in '{path}'" if path.is_file() else ""
 
 
 def evaluate_policy(
@@ -408,17 +506,15 @@ def evaluate_policy(
     ).summary()
 
 
-def require_finite(metrics: dict[str, float], step: int, optional: tuple[str, ...] = ()) -> None:
+def require_finite(metrics: dict[str, float], optional: tuple[str, ...] = ()) -> None:
     """Stop at the first number that is not finite.
 
     Raises:
-        RunFailed: names the step and the term.
+        RunFailed: names the term.
     """
     for name, value in metrics.items():
         if not math.isfinite(value) and name not in optional:
-            raise RunFailed(
-                f"training diverged at step {step}: {name} is {value}; lower the learning rate"
-            )
+            raise RunFailed(f"{name} is {value}")
 
 
 def text(result: dict) -> str:

@@ -50,14 +50,27 @@ class ChunkStep:
         return self.terminated | self.truncated
 
 
+SNAPSHOT = ("state", "command", "_episode", "_steps", "_held")
+
+
 class VecEnv:
     """Batched environment with automatic reset at chunk ends.
 
-    Episode k of environment i starts from a state that depends on (seed, i, k) alone; `reset(seeds)` starts given
+    Episode k of environment i starts from a state that depends on (seed, i, k) alone (counted from `first_env`, so that
+    several processes can share one numbering); `reset(seeds)` starts given
     episodes instead, each a function of its seed alone, so the same seed gives the same episode in any batch.
     """
 
-    def __init__(self, task, num_envs: int, *, seed: int = 0, num_threads: int | None = None):
+    def __init__(
+        self,
+        task,
+        num_envs: int,
+        *,
+        seed: int = 0,
+        num_threads: int | None = None,
+        first_env: int = 0,
+    ):
+        self.first_env = first_env
         self.task = task
         self.world = task.world
         self.num_envs = num_envs
@@ -90,7 +103,7 @@ class VecEnv:
         return {f.name: obs[f.name] for f in self.task.obs_fields}
 
     def _start(self, i: int, rng: np.random.Generator | None = None) -> None:
-        rng = rng or np.random.default_rng((self.seed, i, self._episode[i]))
+        rng = rng or np.random.default_rng((self.seed, self.first_env + i, self._episode[i]))
         self._episode[i] += 1
         self._steps[i] = 0
         self._held[i] = 0
@@ -190,6 +203,15 @@ class VecEnv:
             self._held = np.where(holds[:, h], self._held + 1, 0)
             succeeded[:, h] = self._held >= self.task.success_hold_steps
         return succeeded
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Copies of everything that the next step depends on."""
+        return {name.strip("_"): getattr(self, name).copy() for name in SNAPSHOT}
+
+    def restore(self, snapshot: dict[str, np.ndarray]) -> None:
+        """Go on from a snapshot of as many environments of the same task."""
+        for name in SNAPSHOT:
+            getattr(self, name)[:] = snapshot[name.strip("_")]
 
     def close(self) -> None:
         """End the physics threads, free the GL context."""

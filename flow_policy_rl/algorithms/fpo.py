@@ -32,7 +32,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flow_policy_rl import flow
+from flow_policy_rl import distributed, flow
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import FlowPolicy, Obs
 
@@ -103,9 +103,9 @@ class FPO(nn.Module):
         context = policy.embed(obs)
         known, prefix = policy.known_actions(obs)
         shape = (len(context), *policy.chunk_shape)
-        x_0 = config.start_noise * torch.randn(shape, generator=generator)
+        x_0 = config.start_noise * distributed.randn(shape, generator)
         x_1 = policy.carry(x_0, context, known, prefix)
-        x_1 = x_1 + config.action_noise * torch.randn(shape, generator=generator)
+        x_1 = x_1 + config.action_noise * distributed.randn(shape, generator)
         x_1, _ = policy.hold(x_1, x_1[..., 0], known, prefix)
         x_0, t = self.draw(len(context), generator)
         loss = self.losses(context, x_1, x_0, t, known)
@@ -115,10 +115,10 @@ class FPO(nn.Module):
         """Noise x_0 (B, S, H, A) and flow times t (B, S) at which losses are compared."""
         config = self.config
         count = config.num_mc_samples // (2 if config.antithetic else 1)
-        x_0 = torch.randn(batch, count, *self.policy.chunk_shape, generator=generator)
-        t = torch.rand(batch, count, generator=generator)
+        x_0 = distributed.randn((batch, count, *self.policy.chunk_shape), generator)
+        t = distributed.rand((batch, count), generator)
         if config.times == "stratified":
-            t = (torch.arange(count) + t) / config.num_mc_samples
+            t = (torch.arange(count, device=t.device) + t) / config.num_mc_samples
         if config.antithetic:
             x_0 = torch.cat([x_0, -x_0], dim=1)
             t = torch.cat([t, 1 - t], dim=1)

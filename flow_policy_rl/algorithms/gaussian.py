@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flow_policy_rl import flow
+from flow_policy_rl import distributed, flow
 from flow_policy_rl.networks import bounded_std
 from flow_policy_rl.policy import FlowPolicy, Obs
 
@@ -62,7 +62,7 @@ class Gaussian(nn.Module):
     def sample(self, obs: Obs, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """A chunk; the trace is it in normalised units and its log-probability per action (B, H)."""
         mean, std = self.mean_std(obs)
-        x = mean + std * torch.randn(mean.shape, generator=generator)
+        x = mean + std * distributed.randn(mean.shape, generator)
         known, prefix = self.policy.known_actions(obs)
         x, _ = self.policy.hold(x, x[..., 0], known, prefix)
         log_prob = flow.gaussian_log_prob(x, mean, std).sum(-1)

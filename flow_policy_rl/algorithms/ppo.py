@@ -15,6 +15,7 @@ An algorithm brings a ratio estimator, an `nn.Module` with these verbs:
 This file does the rest: rollout, advantages, epochs, surrogate, value loss.
 """
 
+import copy
 import math
 import time
 from dataclasses import dataclass
@@ -23,15 +24,26 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from flow_policy_rl import distributed
 from flow_policy_rl.advantages import generalized_advantages
-from flow_policy_rl.errors import RunFailed
+from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.networks import ValueFunction
 from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.rollout import Collector, Rollout, TensorDict, flatten, select
+from flow_policy_rl.statistics import RunningStatistics
 from sim.vec_env import VecEnv
 
 TrustRegion = Literal["ppo", "spo", "aspo"]
 LOSS_LIMIT = 1e8  # a loss beyond this has exploded
+STATEFUL = (
+    "estimator",
+    "critic",
+    "average",
+    "actor_optimizer",
+    "critic_optimizer",
+    "obs_statistics",
+    "return_statistics",
+)
 SPREAD_OBS, SPREAD_SAMPLES = 32, 16  # what the mode-collapse alarm looks at
 
 
@@ -41,10 +53,11 @@ class PPOConfig:
 
     Attributes:
         num_iterations: rollouts and updates.
-        num_envs: N, environments side by side.
+        num_envs: N, environments side by side, over all processes.
         num_steps: T, chunks per environment and iteration.
         num_epochs: passes over a rollout.
         num_minibatches: gradient steps per pass.
+        micro_batch: chunks whose gradients are computed at once and added up; no effect but on speed and memory.
         gamma: discount per control step.
         gae_lambda: of advantage estimation, per chunk.
         clip_range: of the ratio.
@@ -58,6 +71,11 @@ class PPOConfig:
         learning_rate_cycle, learning_rate_warmup: see there; iterations of linear growth at the start of each cycle.
         critic_warmup: first iterations, in which only the critic learns.
         value_width, value_depth: size of the critic.
+        update_normalizer: the observation normaliser follows the rollouts, between update and next rollout. For
+            policies without demonstrations to take it from.
+        scale_rewards: divide rewards by the running spread of the discounted return.
+        ema_decay: moving average of the weights over iterations, which is what is evaluated and saved (0: the weights
+            themselves); rollouts use the raw ones.
         train_encoder: also train what turns images into features. Otherwise each observation is encoded once, when it
             is seen, and the features are all that a rollout keeps.
     """
@@ -67,6 +85,7 @@ class PPOConfig:
     num_steps: int = 15
     num_epochs: int = 5
     num_minibatches: int = 4
+    micro_batch: int = 512
     gamma: float = 0.995
     gae_lambda: float = 0.95
     clip_range: float = 0.2
@@ -82,7 +101,27 @@ class PPOConfig:
     critic_warmup: int = 1
     value_width: int = 256
     value_depth: int = 3
+    update_normalizer: bool = False
+    scale_rewards: bool = False
+    ema_decay: float = 0.0
     train_encoder: bool = False
+
+    def __post_init__(self):
+        for name in (
+            "num_iterations",
+            "num_envs",
+            "num_steps",
+            "num_epochs",
+            "num_minibatches",
+            "micro_batch",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.num_minibatches > self.num_envs * self.num_steps:
+            raise InputError(
+                f"num_minibatches {self.num_minibatches} is more than the "
+                f"{self.num_envs * self.num_steps} chunks of a rollout (num_envs x num_steps)"
+            )
 
 
 class PPO:
@@ -103,13 +142,17 @@ class PPO:
             generator,
         )
         policy.encoders.requires_grad_(config.train_encoder)
+        device = policy.action_low.device
         self.critic = ValueFunction(policy.num_features, config.value_width, config.value_depth)
+        self.critic.to(device)
+        keeps_raw = config.train_encoder or config.update_normalizer
         self.collector = Collector(
             env,
             policy.spec.execute_horizon,
             config.gamma,
-            self._raw if config.train_encoder else self._features,
+            self._raw if keeps_raw else self._features,
             policy.spec.prefix_horizon,
+            device,
         )
         self.actor_optimizer = torch.optim.AdamW(
             estimator.parameter_groups(config.actor_learning_rate), weight_decay=0.0
@@ -117,6 +160,10 @@ class PPO:
         self.critic_optimizer = torch.optim.AdamW(
             self.critic.parameters(), lr=config.critic_learning_rate, weight_decay=1e-5
         )
+        self.average = copy.deepcopy(policy) if config.ema_decay else policy
+        self.obs_statistics = RunningStatistics(len(policy.normalizer.mean))
+        self.return_statistics = RunningStatistics(1)
+        self.discounted_return = torch.zeros(env.num_envs, device=device)
         self.iteration = 0
 
     def _raw(self, obs: TensorDict) -> TensorDict:
@@ -125,39 +172,64 @@ class PPO:
     def _features(self, obs: TensorDict) -> TensorDict:
         return {"features": self.policy.features(obs)}
 
+    def collect(self) -> Rollout:
+        """One rollout with the present weights."""
+        return self.collector.collect(
+            lambda obs: self.estimator.sample(obs, self.generator), self.config.num_steps
+        )
+
     def iterate(self) -> dict[str, float]:
         """One rollout and one update. Returns metrics.
 
         Raises:
             RunFailed: a loss or a gradient is not finite or has exploded; the weights are those of before that step.
         """
+        config = self.config
+        if config.update_normalizer and self.iteration == 0 and not self.obs_statistics.count:
+            self._update_normalizer(self.collect())  # only to see what observations look like
         start = time.perf_counter()
-        rollout = self.collector.collect(
-            lambda obs: self.estimator.sample(obs, self.generator), self.config.num_steps
-        )
+        rollout = self.collect()
         middle = time.perf_counter()
         self._set_learning_rates()
         metrics = self.update(rollout)
         self.iteration += 1
-        self.estimator.anneal(self.iteration / self.config.num_iterations)
+        self.estimator.anneal(self.iteration / config.num_iterations)
+        if config.update_normalizer:
+            self._update_normalizer(rollout)
+        if config.ema_decay:
+            self._update_average()
+        counts = distributed.total(
+            torch.tensor(
+                [rollout.num_env_steps, rollout.episodes, rollout.successes, rollout.return_sum],
+                dtype=torch.float64,
+            )
+        )
+        steps, episodes, successes, return_sum = counts.tolist()
+        seconds = time.perf_counter() - start
         return {
-            "rollout/success_rate": rollout.successes / max(rollout.episodes, 1),
-            "rollout/return": rollout.episode_return,
-            "rollout/episodes": float(rollout.episodes),
-            "rollout/env_steps": float(rollout.num_env_steps),
+            "rollout/success_rate": successes / max(episodes, 1),
+            "rollout/return": return_sum / episodes if episodes else float("nan"),
+            "rollout/episodes": episodes,
+            "rollout/env_steps": steps,
             **metrics,
             "time/rollout_s": middle - start,
             "time/update_s": time.perf_counter() - middle,
+            "time/steps_per_second": steps / seconds,
         }
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Fit actor and critic to one rollout."""
         config = self.config
+        trace = flatten({**rollout.trace, "executed": rollout.executed})
+        obs = rollout.obs
         with torch.no_grad():
-            value = self.critic(self.policy.features(rollout.obs))
+            if not config.train_encoder:  # encode and normalise once, not in every epoch
+                obs = {k: v for k, v in obs.items() if k in ("prefix", "inference_delay")}
+                obs["features"] = self.policy.features(rollout.obs)
+            value = self.critic(self.policy.features(obs))
             next_value = self.critic(self.policy.features(rollout.final_obs))
         advantage, returns = generalized_advantages(
-            rollout.reward,
+            self._scaled(rollout),
             value,
             next_value,
             rollout.discount,
@@ -165,33 +237,82 @@ class PPO:
             rollout.truncated,
             config.gae_lambda,
         )
-        explained = 1 - (returns - value).var() / returns.var().clamp_min(1e-8)
-        advantage = ((advantage - advantage.mean()) / (advantage.std() + 1e-8)).flatten()
-        returns = returns.flatten()
-        obs = flatten(rollout.obs)
-        trace = flatten({**rollout.trace, "executed": rollout.executed})
+        mean, std = mean_std(advantage)
+        advantage = ((advantage - mean) / (std + 1e-8)).flatten()
+        explained = 1 - (mean_std(returns - value)[1] / mean_std(returns)[1].clamp_min(1e-4)) ** 2
+        num_envs = returns.shape[1]
+        obs, returns = flatten(obs), returns.flatten()
 
         train_actor = self.iteration >= config.critic_warmup
-        size = -(-len(returns) // config.num_minibatches)
+        total = len(returns) * distributed.world_size()
+        size = -(-total // config.num_minibatches)
         seen: dict[str, list[float]] = {}
         approx_kl, actor_steps = 0.0, 0
         for _ in range(config.num_epochs):
-            for rows in torch.randperm(len(returns), generator=self.generator).split(size):
-                batch = select(obs, rows)
-                metrics = self._critic_step(batch, returns[rows])
+            order = torch.randperm(total, generator=self.generator, device=self.generator.device)
+            for batch in order.split(size):
+                rows = own_rows(batch, num_envs)
+                metrics = self._critic_step(obs, returns, rows, len(batch))
                 if train_actor and approx_kl <= config.target_kl:
-                    actor = self._actor_step(batch, select(trace, rows), advantage[rows])
+                    actor = self._actor_step(obs, trace, advantage, rows, len(batch))
                     approx_kl, actor_steps = actor["train/approx_kl"], actor_steps + 1
                     metrics |= actor
                 for name, number in metrics.items():
                     seen.setdefault(name, []).append(number)
-        few = torch.arange(min(SPREAD_OBS, len(returns)))
+        few = torch.arange(min(SPREAD_OBS, len(returns)), device=returns.device)
         return {name: sum(numbers) / len(numbers) for name, numbers in seen.items()} | {
             "train/actor_steps": float(actor_steps),
             "train/explained_variance": explained.item(),
             "train/sample_spread": self.sample_spread(select(obs, few)),
             **self.estimator.diagnostics(select(obs, few), select(trace, few)),
         }
+
+    def state_dict(self) -> dict:
+        """Everything that the next iteration depends on, but the environments."""
+        return {name: getattr(self, name).state_dict() for name in STATEFUL} | {
+            "generator": self.generator.get_state(),
+            "discounted_return": self.discounted_return,
+            "iteration": self.iteration,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Undo `state_dict`."""
+        for name in STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        self.discounted_return = state["discounted_return"].to(self.discounted_return.device)
+        self.iteration = state["iteration"]
+
+    def _scaled(self, rollout: Rollout) -> Tensor:
+        """Rewards (T, N), divided by the spread of the discounted return up to and with this rollout."""
+        if not self.config.scale_rewards:
+            return rollout.reward
+        seen = []
+        ended = rollout.terminated | rollout.truncated
+        for reward, discount, end in zip(rollout.reward, rollout.discount, ended, strict=True):
+            self.discounted_return = discount * self.discounted_return + reward
+            seen.append(self.discounted_return)
+            self.discounted_return = torch.where(end, 0.0, self.discounted_return)
+        self.return_statistics.add(torch.stack(seen).flatten()[:, None])
+        return rollout.reward / self.return_statistics.std.clamp_min(1e-4).to(rollout.reward)
+
+    def _update_normalizer(self, rollout: Rollout) -> None:
+        normalizer = self.policy.normalizer
+        flat = torch.cat([rollout.obs[name] for name in normalizer.fields], dim=-1).flatten(0, 1)
+        self.obs_statistics.add(flat)
+        normalizer.mean.copy_(self.obs_statistics.mean)
+        normalizer.std.copy_(self.obs_statistics.std.clamp_min(1e-2))
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """A short memory at first; statistics are copied, not averaged."""
+        decay = min(self.config.ema_decay, (1 + self.iteration) / (10 + self.iteration))
+        for mean, parameter in zip(
+            self.average.parameters(), self.policy.parameters(), strict=True
+        ):
+            mean.lerp_(parameter, 1 - decay)
+        for mine, theirs in zip(self.average.buffers(), self.policy.buffers(), strict=True):
+            mine.copy_(theirs)
 
     def _set_learning_rates(self) -> None:
         factor = learning_rate_factor(self.config, self.iteration)
@@ -202,36 +323,80 @@ class PPO:
     @torch.no_grad()
     def sample_spread(self, obs: TensorDict) -> float:
         """Spread of the chunks drawn for one observation, in normalised units: near zero, the modes have collapsed."""
+        generator = torch.Generator(self.generator.device).manual_seed(self.iteration)
         repeated = {k: v.repeat_interleave(SPREAD_SAMPLES, 0) for k, v in obs.items()}
-        chunk, _ = self.estimator.sample(repeated, self.generator)
+        chunk, _ = self.estimator.sample(repeated, generator)
         chunk = self.policy.normalize_action(chunk).unflatten(0, (-1, SPREAD_SAMPLES))
         return chunk.std(dim=1).mean().item()
 
-    def _critic_step(self, obs: TensorDict, returns: Tensor) -> dict[str, float]:
-        loss = 0.5 * (self.critic(self.policy.features(obs)) - returns).square().mean()
-        step(self.critic_optimizer, loss, self.config.max_grad_norm, "value loss")
-        return {"train/value_loss": loss.item()}
+    def _critic_step(
+        self, obs: TensorDict, returns: Tensor, rows: Tensor, count: int
+    ) -> dict[str, float]:
+        """One step on rows of this process, of `count` over all processes."""
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        loss = returns.new_zeros(())
+        for part in rows.split(self.config.micro_batch):
+            with torch.no_grad():  # the critic does not train the encoder
+                features = self.policy.features(select(obs, part))
+            one = 0.5 * (self.critic(features) - returns[part]).square().sum() / count
+            one.backward()
+            loss += one.detach()
+        value = distributed.total(loss).item()
+        apply_gradient(self.critic_optimizer, value, self.config.max_grad_norm, "value loss")
+        return {"train/value_loss": value}
 
     def _actor_step(
-        self, obs: TensorDict, trace: TensorDict, advantage: Tensor
+        self, obs: TensorDict, trace: TensorDict, advantage: Tensor, rows: Tensor, count: int
     ) -> dict[str, float]:
         config = self.config
-        log_ratio, entropy = self.estimator.evaluate(obs, trace)
-        loss = surrogate_loss(log_ratio, advantage, config.clip_range, config.trust_region)
-        metrics = {"train/policy_loss": loss.item()}
-        if entropy is not None:
-            loss = loss - config.entropy_coef * entropy.mean()
-            metrics["train/entropy"] = entropy.mean().item()
-        norm = step(self.actor_optimizer, loss, config.max_grad_norm, "policy loss")
-        with torch.no_grad():
+        self.actor_optimizer.zero_grad(set_to_none=True)
+        sums = advantage.new_zeros(4)  # of surrogate, entropy, KL estimate, clipped
+        has_entropy = False
+        for part in rows.split(config.micro_batch):
+            log_ratio, entropy = self.estimator.evaluate(select(obs, part), select(trace, part))
+            gain = surrogate(log_ratio, advantage[part], config.clip_range, config.trust_region)
+            log_ratio = log_ratio.detach().view(len(part), -1)
+            loss = -gain.view(len(part), -1).mean(1).sum() / count
+            bonus = loss.new_zeros(())
+            if entropy is not None:
+                has_entropy, bonus = True, entropy.sum() / count
+            (loss - config.entropy_coef * bonus).backward()
             ratio = log_ratio.exp()
-            clipped = (ratio - 1).abs() > config.clip_range
-            metrics |= {
-                "train/approx_kl": (ratio - 1 - log_ratio).mean().item(),
-                "train/clip_fraction": clipped.float().mean().item(),
-                "train/actor_grad_norm": norm,
-            }
-        return metrics
+            clipped = ((ratio - 1).abs() > config.clip_range).float()
+            sums += torch.stack(
+                [
+                    loss.detach(),
+                    bonus.detach(),
+                    (ratio - 1 - log_ratio).mean(1).sum() / count,
+                    clipped.mean(1).sum() / count,
+                ]
+            )
+        loss, entropy, approx_kl, clip_fraction = distributed.total(sums).tolist()
+        norm = apply_gradient(self.actor_optimizer, loss, config.max_grad_norm, "policy loss")
+        return {
+            "train/policy_loss": loss,
+            "train/approx_kl": approx_kl,
+            "train/clip_fraction": clip_fraction,
+            "train/actor_grad_norm": norm,
+        } | ({"train/entropy": entropy} if has_entropy else {})
+
+
+def own_rows(rows: Tensor, num_envs: int) -> Tensor:
+    """Rows of this process's flattened rollout (T * N), from numbers into the rollout of all (T * R * N)."""
+    if distributed.world_size() == 1:
+        return rows
+    everywhere = num_envs * distributed.world_size()
+    step, env = rows // everywhere, rows % everywhere
+    mine = env // num_envs == distributed.rank()
+    return (step * num_envs + env % num_envs)[mine]
+
+
+def mean_std(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased standard deviation over all processes."""
+    count = values.numel() * distributed.world_size()
+    mean = distributed.total(values.sum()).to(values.device) / count
+    squares = distributed.total((values - mean).square().sum()).to(values.device)
+    return mean, (squares / max(count - 1, 1)).sqrt()
 
 
 def learning_rate_factor(config: PPOConfig, iteration: int) -> float:
@@ -274,18 +439,24 @@ def surrogate_loss(
     return -surrogate(log_ratio, advantage, clip_range, trust_region).mean()
 
 
-def step(
-    optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float, term: str = "loss"
-) -> float:
-    """One gradient step; returns the gradient's norm before clipping.
-
-    Raises:
-        RunFailed: the loss or its gradient is not finite, or the loss has exploded. Nothing was changed.
-    """
-    require_sound(loss.item(), term)
+def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> float:
+    """One gradient step on a loss; returns the gradient's norm before clipping."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    return apply_gradient(optimizer, loss.item(), max_grad_norm, "loss")
+
+
+def apply_gradient(
+    optimizer: torch.optim.Optimizer, loss: float, max_grad_norm: float, term: str
+) -> float:
+    """Step along the gradients summed over the processes; returns their norm before clipping.
+
+    Raises:
+        RunFailed: the loss or its gradient is not finite, or the loss has exploded. No weight was changed.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    distributed.sum_gradients(parameters)
+    require_sound(loss, term)
     norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
     require_sound(norm, f"gradient of the {term}")
     optimizer.step()

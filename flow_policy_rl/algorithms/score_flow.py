@@ -36,7 +36,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flow_policy_rl import flow
+from flow_policy_rl import distributed, flow
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.networks import bounded_std, time_features
 from flow_policy_rl.policy import FlowPolicy, Obs
@@ -184,13 +184,13 @@ class ScoreFlow(nn.Module):
         context = policy.context(features)
         known, prefix = policy.known_actions(obs)
         shape = (len(features), *policy.chunk_shape)
-        x = self.config.start_noise * torch.randn(shape, generator=generator)
+        x = self.config.start_noise * distributed.randn(shape, generator)
         chain, log_prob = [], []
         for t in self.grid:
             x, times = policy.hold(x, t.expand(shape[:2]), known, prefix)
             mean, std = self.mean_std(x, times, context, features)
             chain.append(x)
-            x = mean + std * torch.randn(shape, generator=generator)
+            x = mean + std * distributed.randn(shape, generator)
             log_prob.append(flow.gaussian_log_prob(x, mean, std).sum(-1))
         x, _ = policy.hold(x, times, known, prefix)
         return policy.denormalize_action(x), {

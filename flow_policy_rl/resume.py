@@ -1,0 +1,128 @@
+"""The state of an RL run, from which it goes on exactly: one safetensors file per process, no pickle.
+
+Networks, optimisers, random generator, statistics, replay and environments are in it. On a CPU, 2 + 2 iterations equal
+4, bit for bit.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flow_policy_rl import distributed
+from flow_policy_rl.errors import InputError
+
+FORMAT = "flow_policy_rl.state.1"
+MAY_DIFFER = ("resume", "json", "run_dir", "peer_timeout_s")  # in a resumed run; and num_iterations
+
+
+def state_file(run_dir: Path) -> Path:
+    """Where the present process keeps its state."""
+    rank = distributed.rank()
+    return run_dir / ("state.safetensors" if rank == 0 else f"state-{rank}.safetensors")
+
+
+def save(path: Path, learner, settings: dict, env_steps: int) -> None:
+    """Write to a neighbour and rename, so that an interruption leaves the old file whole.
+
+    Args:
+        learner: has `state_dict()`, nested dicts of tensors and JSON values, and a `collector`.
+    """
+    state = {"learner": learner.state_dict(), "collector": learner.collector.state()}
+    tensors, values = flatten(state)
+    facts = {
+        "env_steps": env_steps,
+        "processes": distributed.world_size(),
+        "settings": comparable(settings),
+        "values": values,
+    }
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"format": FORMAT, "facts": json.dumps(facts)})
+    partial.rename(path)
+
+
+def load(path: Path, learner, settings: dict) -> int:
+    """Put a fresh learner of the same settings where the saved one was; returns the control steps it had seen.
+
+    Raises:
+        InputError: no state there, or one of other settings; names them.
+    """
+    if not path.is_file():
+        raise InputError(f"nothing to resume: '{path}' does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"state '{path}' is not a safetensors file: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"'{path}' is not the state of a run")
+    facts = json.loads(metadata["facts"])
+    found, wanted = dotted(facts["settings"]), dotted(comparable(settings))
+    different = sorted(k for k in found.keys() | wanted if found.get(k) != wanted.get(k))
+    if facts["processes"] != distributed.world_size():
+        different.append("number of processes")
+    if different:
+        raise InputError(f"'{path}' was run with other settings: {', '.join(different)}")
+    state = unflatten(tensors | facts["values"])
+    learner.load_state_dict(state["learner"])
+    learner.collector.restore({name: v.numpy() for name, v in state["collector"].items()})
+    return facts["env_steps"]
+
+
+SEPARATOR = "|"  # occurs in no name
+
+
+def flatten(state: dict, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and everything else, by their path in nested dicts."""
+    tensors, values = {}, {}
+    for name, value in state.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value.copy())
+        if isinstance(value, Tensor):
+            tensors[path] = value.detach().cpu().clone().contiguous()
+        elif isinstance(value, dict) and value:
+            inner = flatten(value, path + SEPARATOR)
+            tensors |= inner[0]
+            values |= inner[1]
+        else:
+            values[path] = value
+    return tensors, values
+
+
+def unflatten(entries: dict[str, Any]) -> dict:
+    """Undo `flatten`. Names that are numbers were numbers (optimisers count their parameters)."""
+    tree: dict = {}
+    for path, value in entries.items():
+        names = [int(n) if n.isdigit() else n for n in path.split(SEPARATOR)]
+        node = tree
+        for name in names[:-1]:
+            node = node.setdefault(name, {})
+        node[names[-1]] = value
+    return tree
+
+
+def comparable(settings: dict) -> dict:
+    """What must be the same in a resumed run."""
+    kept = {k: v for k, v in settings.items() if k not in MAY_DIFFER}
+    for name, value in kept.items():
+        if isinstance(value, dict):
+            kept[name] = {k: v for k, v in value.items() if k != "num_iterations"}
+    return json.loads(json.dumps(kept, default=str))
+
+
+def dotted(settings: dict, prefix: str = "") -> dict:
+    """Nested settings by dotted name."""
+    found = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found |= dotted(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found

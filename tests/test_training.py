@@ -1,0 +1,335 @@
+"""Runs: exact resumption, several processes, what happens when one goes wrong, and running statistics."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from toys import ROOT
+
+from flow_policy_rl import checkpoint, train
+from flow_policy_rl.algorithms import ppo
+from flow_policy_rl.algorithms.ppo import PPOConfig
+from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.logger import read_metrics
+from flow_policy_rl.policy import NetworkConfig
+from flow_policy_rl.statistics import RunningStatistics
+from flow_policy_rl.train import ScratchConfig
+
+TINY = PPOConfig(
+    num_iterations=2,
+    num_envs=4,
+    num_steps=6,
+    num_epochs=2,
+    num_minibatches=2,
+    micro_batch=5,
+    critic_warmup=0,
+    value_width=16,
+    value_depth=2,
+    update_normalizer=True,
+    scale_rewards=True,
+)
+SCRATCH = ScratchConfig(num_flow_steps=2, network=NetworkConfig(width=16, depth=2))
+
+
+def tiny(algorithm: str, folder, task: str = "hopper", **changes) -> train.TrainOnPolicy:
+    """A run from scratch of a few seconds."""
+    ppo_changes = changes.pop("ppo", {})
+    return dataclasses.replace(
+        train.default_config(algorithm, task),
+        run_dir=folder,
+        eval_every=0,
+        ppo=dataclasses.replace(TINY, **ppo_changes),
+        **{"scratch": SCRATCH} | changes,
+    )
+
+
+def weights(folder, name=train.POLICY_FILE):
+    return load_file(folder / name)
+
+
+@pytest.mark.parametrize("algorithm", ["fpo_plus_plus", "score_flow", "gaussian_ppo"])
+def test_two_and_two_iterations_are_four_bit_for_bit(algorithm, tmp_path):
+    """Weights, optimisers, random numbers, normalisers and environments all go on where they were."""
+    extra = {"ema_decay": 0.9} if algorithm == "fpo_plus_plus" else {}
+    train.main(tiny(algorithm, tmp_path / "four", ppo={"num_iterations": 4, **extra}))
+    train.main(tiny(algorithm, tmp_path / "two", ppo=extra))
+    half = weights(tmp_path / "two")
+    train.main(tiny(algorithm, tmp_path / "two", resume=True, ppo={"num_iterations": 4, **extra}))
+    names = [train.POLICY_FILE, "state.safetensors"]
+    for name in names + ([train.RAW_POLICY_FILE] if extra else []):
+        four, two = (weights(tmp_path / run, name) for run in ("four", "two"))
+        assert four.keys() == two.keys()
+        assert [k for k in four if not torch.equal(four[k], two[k])] == []
+    assert any(not torch.equal(half[k], v) for k, v in weights(tmp_path / "two").items())
+    rows = [
+        [str({k: v for k, v in r.items() if not k.startswith("time/")}) for r in read_metrics(f)]
+        for f in (tmp_path / "four/metrics.csv", tmp_path / "two/metrics.csv")
+    ]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 4
+
+
+def test_average_and_raw_weights_are_kept_apart(tmp_path):
+    train.main(tiny("fpo", tmp_path, ppo={"ema_decay": 0.9}))
+    average, raw = weights(tmp_path), weights(tmp_path, train.RAW_POLICY_FILE)
+    assert not torch.equal(average["velocity_field.head.weight"], raw["velocity_field.head.weight"])
+    assert torch.equal(average["normalizer.mean"], raw["normalizer.mean"])
+    assert checkpoint.load(tmp_path / train.POLICY_FILE).spec.algorithm == "fpo"
+
+
+def test_only_the_same_run_can_be_resumed(tmp_path):
+    with pytest.raises(InputError, match="nothing to resume"):
+        train.main(tiny("fpo", tmp_path / "none", resume=True))
+    train.main(tiny("fpo", tmp_path / "run"))
+    with pytest.raises(InputError, match=r"other settings: ppo\.clip_range, seed"):
+        train.main(tiny("fpo", tmp_path / "run", resume=True, seed=1, ppo={"clip_range": 0.3}))
+
+
+@pytest.mark.parametrize("term", ["policy loss", "value loss"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    term, tmp_path, monkeypatch
+):
+    train.main(tiny("fpo", tmp_path))
+    good = weights(tmp_path)
+    require = ppo.require_sound
+
+    def poisoned(value, name):
+        require(float("nan") if name == term else value, name)
+
+    monkeypatch.setattr(ppo, "require_sound", poisoned)
+    config = tiny("fpo", tmp_path, resume=True, ppo={"num_iterations": 4})
+    with pytest.raises(RunFailed, match=f"iteration 3: {term} is nan") as error:
+        train.main(config)
+    assert "failed-0.safetensors" in str(error.value)
+    assert (tmp_path / "failed-0.safetensors").is_file()
+    assert all(torch.equal(good[k], v) for k, v in weights(tmp_path).items())
+
+
+def test_an_exploding_loss_changes_no_weight():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([weight], lr=1.0)
+    for factor in (float("nan"), float("inf"), 1e12):
+        with pytest.raises(RunFailed, match="loss is"):
+            ppo.step(optimizer, (factor * weight).sum(), 1.0)
+    assert torch.equal(weight, torch.ones(3))
+
+
+def test_running_statistics_are_those_of_all_rows_at_once(generator):
+    """T9: merged batches equal numpy over their concatenation, and a stationary spread stays what it is."""
+    statistics = RunningStatistics(3)
+    batches = [5 + (1 + i) * torch.randn(7 + 31 * i, 3, generator=generator) for i in range(4)]
+    for batch in batches:
+        statistics.add(batch)
+    everything = torch.cat(batches).double().numpy()
+    assert np.allclose(statistics.mean, everything.mean(0))
+    assert np.allclose(statistics.std, everything.std(0))
+    steady = RunningStatistics(1)
+    for _ in range(100):
+        steady.add(2 * torch.randn(500, 1, generator=generator))
+    assert steady.std.item() == pytest.approx(2.0, rel=0.02)
+
+
+def test_the_normaliser_is_frozen_from_rollout_to_the_end_of_the_update(tmp_path, monkeypatch):
+    """So the ratio is one before the first step, although the normaliser learns from every rollout."""
+    means, ratios = [], []
+    update, evaluate = ppo.PPO.update, train.FPO.evaluate
+
+    def watched_update(self, rollout):
+        before = self.policy.normalizer.mean.clone()
+        metrics = update(self, rollout)
+        assert torch.equal(before, self.policy.normalizer.mean)
+        means.append(before)
+        return metrics
+
+    def watched_evaluate(self, obs, trace):
+        log_ratio, entropy = evaluate(self, obs, trace)
+        ratios.append(log_ratio.abs().max().item())
+        return log_ratio, entropy
+
+    monkeypatch.setattr(ppo.PPO, "update", watched_update)
+    monkeypatch.setattr(train.FPO, "evaluate", watched_evaluate)
+    train.main(tiny("fpo", tmp_path, ppo={"num_minibatches": 1, "micro_batch": 100}))
+    assert not torch.equal(means[0], means[1])
+    assert means[0].abs().sum() > 0  # a first rollout was only looked at
+    first = [ratios[0], ratios[2]]  # two epochs per iteration
+    assert max(first) < 1e-5
+    assert min(ratios[1], ratios[3]) > max(first)
+
+
+def test_micro_batches_change_nothing_but_rounding(tmp_path):
+    train.main(tiny("score_flow", tmp_path / "a", ppo={"micro_batch": 1000}))
+    train.main(tiny("score_flow", tmp_path / "b", ppo={"micro_batch": 3}))
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
+
+
+def test_learning_rates_follow_their_schedule():
+    config = PPOConfig(
+        num_iterations=40, learning_rate_floor=0.4, learning_rate_cycle=20, learning_rate_warmup=5
+    )
+    factors = [ppo.learning_rate_factor(config, i) for i in range(40)]
+    assert factors[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert factors[:20] == factors[20:]
+    assert factors[19] == pytest.approx(0.4, abs=0.02)
+    assert set(ppo.learning_rate_factor(PPOConfig(), i) for i in range(40)) == {1.0}
+
+
+# --- several processes ---
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def launch(arguments: list[str], rank: int, processes: int, port: int) -> subprocess.Popen:
+    """What torchrun does for one process."""
+    environment = os.environ | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "flow_policy_rl.cli", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_do_what_one_does_with_as_many_environments(tmp_path):
+    """Gradients, advantages, normalisers and minibatches are those of all environments, up to rounding."""
+    flags = [
+        "train",
+        "fpo_plus_plus",
+        "--task",
+        "hopper",
+        "--eval-every",
+        "0",
+        "--scratch.num-flow-steps",
+        "2",
+        "--scratch.network.width",
+        "16",
+        "--scratch.network.depth",
+        "2",
+        "--ppo.num-iterations",
+        "3",
+        "--ppo.num-envs",
+        "4",
+        "--ppo.num-steps",
+        "6",
+        "--ppo.num-epochs",
+        "2",
+        "--ppo.num-minibatches",
+        "3",
+        "--ppo.critic-warmup",
+        "0",
+        "--ppo.update-normalizer",
+        "--ppo.scale-rewards",
+        "--ppo.value-width",
+        "16",
+        "--ppo.value-depth",
+        "2",
+        "--device",
+        "cpu",
+        "--json",
+    ]
+    port = free_port()
+    runs = [launch([*flags, "--run-dir", str(tmp_path / "two")], r, 2, port) for r in range(2)]
+    one = launch([*flags, "--run-dir", str(tmp_path / "one")], 0, 1, port)
+    for run in [*runs, one]:
+        _, err = run.communicate(timeout=300)
+        assert run.returncode == 0, err
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in a.items():
+        assert torch.allclose(value, b[name], atol=2e-4), name
+    one_row, two_row = (read_metrics(tmp_path / run / "metrics.csv")[-1] for run in ("one", "two"))
+    for name in ("rollout/env_steps", "rollout/episodes"):
+        assert one_row[name] == two_row[name]
+    for name in ("rollout/return", "train/policy_loss", "train/value_loss", "train/approx_kl"):
+        assert one_row[name] == pytest.approx(two_row[name], rel=0.02, abs=1e-4)
+    assert (tmp_path / "two" / "state-1.safetensors").is_file()
+
+
+def test_an_unreachable_peer_is_one_clear_line():
+    flags = ["train", "fpo", "--task", "hopper", "--peer-timeout-s", "2", "--json"]
+    run = launch(flags, 1, 2, free_port())
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 2
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "process 1 of 2 cannot reach the others at 127.0.0.1:" in lines[0]
+    assert "Traceback" not in err
+
+
+NO_STEPS = dataclasses.replace(SCRATCH, num_flow_steps=0)
+BAD = {
+    "no envs": ({"ppo": {"num_envs": 0}}, "num_envs must be at least 1"),
+    "no flow steps": ({"run": {"scratch": NO_STEPS}}, "num_flow_steps must be at least 1"),
+    "batches": ({"ppo": {"num_minibatches": 1000}}, "is more than the 24 chunks of a rollout"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_settings_that_cannot_work_are_refused(case, tmp_path):
+    changes, says = BAD[case]
+    with pytest.raises(InputError, match=says):
+        train.main(tiny("fpo", tmp_path, ppo=changes.get("ppo", {}), **changes.get("run", {})))
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(InputError, match="finds no CUDA device"):
+        train.main(tiny("fpo", tmp_path, device="cuda"))
+
+
+def test_a_checkpoint_of_another_task_names_both(tmp_path):
+    train.main(tiny("fpo", tmp_path, ppo={"num_iterations": 1}))
+    config = dataclasses.replace(
+        tiny("fpo", tmp_path / "b", task="lift"), checkpoint=tmp_path / train.POLICY_FILE
+    )
+    with pytest.raises(InputError, match=r"task 'hopper'.*does not fit task 'lift'"):
+        train.main(config)
+
+
+def test_an_off_policy_run_goes_on_exactly_too(tmp_path):
+    """RLDT: replay, targets and references as well."""
+
+    def run(folder, iterations, resume=False):
+        config = train.default_config("rldt", "hopper")
+        rldt = dataclasses.replace(
+            config.rldt,
+            num_iterations=iterations,
+            num_envs=4,
+            num_steps=4,
+            num_blocks=2,
+            segments_per_block=2,
+            critic_steps=2,
+            critic_warmup=0,
+        )
+        train.main(
+            dataclasses.replace(
+                config, run_dir=folder, scratch=SCRATCH, eval_every=0, rldt=rldt, resume=resume
+            )
+        )
+
+    run(tmp_path / "four", 4)
+    run(tmp_path / "two", 2)
+    run(tmp_path / "two", 4, resume=True)
+    for name in (train.POLICY_FILE, "state.safetensors"):
+        four, two = (weights(tmp_path / folder, name) for folder in ("four", "two"))
+        assert [k for k in four if not torch.equal(four[k], two[k])] == []
