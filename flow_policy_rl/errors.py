@@ -1,4 +1,4 @@
-"""The one exception for wrong input: the command line prints its message in one line and exits with 2."""
+"""Exceptions for wrong input: the command line prints their message in one line and exits with 2."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,6 +7,18 @@ from pathlib import Path
 
 class InputError(ValueError):
     """Wrong input, not a bug. The message says what is wrong, where, and what would be valid."""
+
+
+class PolicyFileError(InputError):
+    """A policy.onnx that cannot be used: damaged, foreign, too new, or not what its spec says."""
+
+
+class ObservationError(InputError):
+    """An observation, noise or prefix that the policy cannot take: missing, of the wrong shape or type, not finite."""
+
+
+class ProviderError(InputError):
+    """An execution provider that is unknown, or not there on this machine."""
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:

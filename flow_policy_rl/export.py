@@ -21,6 +21,7 @@ from flow_policy_rl import checkpoint
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.evaluate import task_of, torch_policy
 from flow_policy_rl.policy import FlowPolicy
+from flow_policy_rl.serving import model_file
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.spec import INTEGRATORS, METADATA_KEY
 from sim.vec_env import VecEnv
@@ -107,8 +108,8 @@ def export_policy(policy: FlowPolicy, out: Path) -> dict:
     onnx.checker.check_model(model, full_check=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".partial")
-    onnx.save(model, partial)
-    report = parity(policy, OnnxPolicy(partial))
+    partial.write_bytes(model_file.seal(model.SerializeToString()))
+    report = parity(policy, OnnxPolicy(partial, first_load_in_child=False))
     if not report["passed"]:
         partial.unlink()
         raise RunFailed(

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from flow_policy_rl.provenance import file_hash
-from flow_policy_rl.serving.onnx_policy import OnnxPolicy
+from flow_policy_rl.serving import model_file
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,15 @@ class Config:
 
 def main(config: Config) -> dict:
     """Read the spec."""
-    policy = OnnxPolicy(config.policy)
-    facts = {
-        "file": str(config.policy),
-        "bytes": config.policy.stat().st_size,
-        "sha256": file_hash(config.policy),
+    file = model_file.read(config.policy)
+    return {
+        "file": str(file.path),
+        "bytes": len(file.data),
+        "sha256": file.sha256,
+        "opset": file.opset,
+        "operators": file.operators,
+        "spec": dataclasses.asdict(file.spec),
     }
-    return {**facts, "spec": dataclasses.asdict(policy.spec)}
 
 
 def text(result: dict) -> str:

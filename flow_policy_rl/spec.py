@@ -163,7 +163,7 @@ class PolicySpec:
         """
         try:
             raw = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"policy spec is not JSON: {error}") from None
         if not isinstance(raw, dict):
             raise InputError("policy spec is not a JSON object")
@@ -209,7 +209,13 @@ def _checked(value: Any, declared: Any, where: str) -> Any:
     ):
         raise InputError(f"{where} must be {origin.__name__}, not {type(value).__name__}")
     if origin is float:
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise InputError(f"{where} is not finite")
+        return number
     if origin is tuple:
         (item, *_) = declared.__args__
         if item in (str, float, int):

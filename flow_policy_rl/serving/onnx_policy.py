@@ -1,89 +1,269 @@
-"""Run a `policy.onnx`: numpy and onnxruntime, nothing else. All there is to know is in the file."""
+"""Run a `policy.onnx`: numpy and onnxruntime, nothing else. All there is to know is in the file.
 
+    policy = OnnxPolicy("policy.onnx")
+    chunk = policy.infer({"joint_pos": q[None], ...}, policy.zero_noise())[0]  # (H, A), SI units
+"""
+
+import logging
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from flow_policy_rl.errors import InputError, existing_file
-from flow_policy_rl.spec import METADATA_KEY, PolicySpec
+from flow_policy_rl.errors import ObservationError, PolicyFileError, ProviderError, unknown_name
+from flow_policy_rl.serving import model_file, trial
+
+PROVIDERS = {  # best first
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+OUTPUT = "action_chunk"
+_DTYPES = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(int64)": np.dtype(np.int64),
+}
+
+log = logging.getLogger(__name__)
 
 
 class OnnxPolicy:
-    """An exported policy.
+    """An exported policy, loaded. One inference at a time: calls from several threads wait for each other.
+
+    Args:
+        path: the file.
+        provider: `tensorrt`, `cuda` or `cpu`; `auto` takes the first of these that really works here.
+        allow_fallback: go on with the CPU where the provider that was asked for cannot run; otherwise an error.
+        num_threads: of one inference. Small networks are fastest with one.
+        spinning: let idle threads of the pool poll for work: microseconds here, and a core taken from everybody else.
+        first_load_in_child: try a file that this machine has not seen in a child process first (see `trial`).
+
+    Attributes:
+        spec: the contract in the file.
+        provider: what runs it, a key of `PROVIDERS`.
+        batch: number of rows the graph takes, or None for any.
 
     Raises:
-        InputError: no such file, not ONNX, no spec inside, or a graph that does not fit its spec.
+        InputError: no such file.
+        PolicyFileError: not a policy of ours, damaged, or a graph that does not fit its spec.
+        ProviderError: unknown provider, or one that does not run here.
     """
 
-    def __init__(self, path: str | Path, num_threads: int = 1):
-        self.path = existing_file(path, "policy")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        options.inter_op_num_threads = 1
-        # Spinning saves microseconds here and costs everybody else a core.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        try:
-            self._session = ort.InferenceSession(
-                self.path.read_bytes(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime has a class of its own for every kind of bad file
-            raise InputError(
-                f"policy '{path}' cannot be loaded: {str(error).splitlines()[0]}"
-            ) from None
-        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        if text is None:
-            raise InputError(
-                f"policy '{path}' has no '{METADATA_KEY}' in its metadata: it was not made by flow-policy export"
-            )
-        self.spec = PolicySpec.from_json(text)
-        self._check_graph()
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        provider: str = "cpu",
+        allow_fallback: bool = False,
+        num_threads: int = 1,
+        spinning: bool = False,
+        first_load_in_child: bool = True,
+    ):
+        if provider != "auto" and provider not in PROVIDERS:
+            raise unknown_provider(provider)
+        file = model_file.read(path)
+        self.path, self.spec, self.sha256 = file.path, file.spec, file.sha256
+        if first_load_in_child and not trial.is_known(file.sha256):
+            with trial.Trial() as child:
+                child.load(file.path, file.sha256)
+        options = session_options(num_threads, spinning)
+        self._session, self.provider = self._open(file.data, provider, options, allow_fallback)
+        self.batch = self._check_graph()
+        trial.remember(file.sha256)
+        self._lock = threading.Lock()
+        self._buffers: _Buffers | None = None
 
-    def _check_graph(self) -> None:
-        spec = self.spec
-        wanted = {f.name: (f.size,) for f in spec.observations}
-        wanted["noise"] = (spec.action_horizon, spec.num_joints)
-        found = {i.name: tuple(i.shape[1:]) for i in self._session.get_inputs()}
-        if found != wanted:
-            raise InputError(
-                f"policy '{self.path}': the graph takes {found}, its spec says {wanted}"
+    def _open(self, data, provider, options, allow_fallback) -> tuple[ort.InferenceSession, str]:
+        there = [name for name, full in PROVIDERS.items() if full in ort.get_available_providers()]
+        wanted = there if provider == "auto" else [provider]
+        problem = ""
+        for name in wanted:
+            if name not in there:
+                problem = "this onnxruntime was built without it (onnxruntime-gpu has it)"
+                continue
+            try:
+                session = ort.InferenceSession(data, options, providers=[PROVIDERS[name]])
+            except Exception as error:  # onnxruntime has a class of its own for every kind of bad file
+                problem = trial.first_line(error)
+                if name == "cpu":
+                    raise PolicyFileError(
+                        f"policy '{self.path}' cannot be loaded: {problem}"
+                    ) from None
+                continue
+            # A provider whose libraries are missing is replaced by the CPU, with no more than a log line.
+            if session.get_providers()[0] == PROVIDERS[name]:
+                return session, name
+            problem = "its libraries cannot be loaded, or there is no device"
+        if not allow_fallback:
+            raise ProviderError(
+                f"provider '{wanted[0]}' does not run here: {problem}; available: {', '.join(there)}"
             )
+        log.warning("provider '%s' does not run here (%s): using the CPU", wanted[0], problem)
+        return self._open(data, "cpu", options, False)
+
+    def _check_graph(self) -> int | None:
+        """Names, types and shapes of graph and spec agree; returns the fixed batch size, if it is fixed."""
+        wanted = graph_inputs(self.spec)
+        inputs = {i.name: i for i in self._session.get_inputs()}
+        found = {name: (tuple(i.shape[1:]), _DTYPES.get(i.type)) for name, i in inputs.items()}
+        if found != wanted:
+            raise PolicyFileError(
+                f"policy '{self.path}': the graph takes {_describe(found)}; its spec says {_describe(wanted)}"
+            )
+        outputs = {o.name: (tuple(o.shape[1:]), o.type) for o in self._session.get_outputs()}
+        if outputs != {OUTPUT: (self.chunk_shape, "tensor(float)")}:
+            raise PolicyFileError(
+                f"policy '{self.path}': the graph gives {outputs}; its spec says '{OUTPUT}' {self.chunk_shape}"
+            )
+        batches = {i.shape[0] for i in inputs.values()}
+        fixed = {b for b in batches if isinstance(b, int)}
+        if len(batches) != 1 or any(b < 1 for b in fixed):
+            raise PolicyFileError(f"policy '{self.path}': its inputs have batch sizes {batches}")
+        return next(iter(fixed), None)
 
     @property
     def chunk_shape(self) -> tuple[int, int]:
         """(H, A)."""
         return self.spec.action_horizon, self.spec.num_joints
 
-    def infer(self, obs: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
-        """Action chunk (B, H, A) from observation fields (B, size) and noise (B, H, A), float32.
-
-        Raises:
-            InputError: a field is missing, of the wrong shape, or not finite.
-        """
-        feed = {"noise": np.asarray(noise, np.float32)}
-        for f in self.spec.observations:
-            if f.name not in obs:
-                raise InputError(
-                    f"observation '{f.name}' is missing; the policy needs {self.field_names}"
-                )
-            feed[f.name] = np.asarray(obs[f.name], np.float32)
-        batch = len(feed["noise"])
-        for name, values in feed.items():
-            size = self.chunk_shape if name == "noise" else (self._size(name),)
-            if values.shape != (batch, *size):
-                raise InputError(
-                    f"observation '{name}' has shape {values.shape}, not {(batch, *size)}"
-                )
-            if not np.isfinite(values).all():
-                raise InputError(f"observation '{name}' has numbers that are not finite")
-        return self._session.run(["action_chunk"], feed)[0]
-
     @property
     def field_names(self) -> list[str]:
         """Names of the observation fields."""
         return [f.name for f in self.spec.observations]
 
-    def _size(self, name: str) -> int:
-        return next(f.size for f in self.spec.observations if f.name == name)
+    def zero_noise(self, batch: int = 1) -> np.ndarray:
+        """Where deployment starts unless told otherwise, (B, H, A)."""
+        return np.zeros((batch, *self.chunk_shape), np.float32)
+
+    def infer(self, obs: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """Action chunk (B, H, A), float32, SI units, from observation fields (B, ...) and noise (B, H, A).
+
+        Raises:
+            ObservationError: a field is missing, of the wrong shape or type, or not finite.
+        """
+        batch = len(noise) if np.ndim(noise) else 0
+        if batch < 1 or self.batch not in (None, batch):
+            sizes = self.batch or "at least 1"
+            raise ObservationError(f"'noise' has a batch of {batch}; this policy takes {sizes}")
+        with self._lock:
+            if self._buffers is None or self._buffers.batch != batch:
+                self._buffers = _Buffers(self._session, self.spec, batch)
+            buffers = self._buffers
+            buffers.fill(obs, noise)
+            self._session.run_with_iobinding(buffers.binding)
+            return buffers.output.copy()
+
+    def warm_up(self, num_calls: int = 20, batch: int | None = None) -> None:
+        """First calls are slow (buffers, caches, engines): make them before anybody waits for one."""
+        batch = batch or self.batch or 1
+        obs = {
+            name: np.zeros((batch, *shape), dtype)
+            for name, (shape, dtype) in graph_inputs(self.spec).items()
+        }
+        noise = obs.pop("noise")
+        for _ in range(num_calls):
+            self.infer(obs, noise)
+
+    def deviations(self, obs: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Largest distance of each field from its training data, in training standard deviations.
+
+        Fields without statistics are left out. Beyond about 5 the policy is asked about what it has not seen.
+        """
+        found = {}
+        for f in self.spec.observations:
+            if f.std:
+                values = np.asarray(obs[f.name], np.float64)
+                if f.kind == "image":
+                    values = values / 255.0
+                distance = np.abs(values - f.mean) / f.std
+                found[f.name] = float(distance.max())
+        return found
+
+
+class _Buffers:
+    """Inputs and output of one batch size, allocated once and bound to the session."""
+
+    def __init__(self, session: ort.InferenceSession, spec, batch: int):
+        self.batch = batch
+        self.binding = session.io_binding()
+        shapes = graph_inputs(spec)
+        floats = {n: (batch, *s) for n, (s, dtype) in shapes.items() if dtype == np.float32}
+        # One block for all floating-point inputs: one call decides whether every number is finite.
+        self._block = np.zeros(sum(int(np.prod(s)) for s in floats.values()), np.float32)
+        self._finite = np.empty(self._block.shape, bool)
+        self._inputs, at = {}, 0
+        for name, (shape, dtype) in shapes.items():
+            if name in floats:
+                size = int(np.prod(floats[name]))
+                array = self._block[at : at + size].reshape(floats[name])
+                at += size
+            else:
+                array = np.zeros((batch, *shape), dtype)
+            self._inputs[name] = array
+            self.binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        self.output = np.zeros((batch, *chunk_shape(spec)), np.float32)
+        self.binding.bind_ortvalue_output(OUTPUT, ort.OrtValue.ortvalue_from_numpy(self.output))
+
+    def fill(self, obs: Mapping[str, np.ndarray], noise: np.ndarray) -> None:
+        """Copy in and check."""
+        for name, buffer in self._inputs.items():
+            values = noise if name == "noise" else obs.get(name)
+            if values is None:
+                needed = ", ".join(n for n in self._inputs if n != "noise")
+                raise ObservationError(f"observation '{name}' is missing; the policy needs {needed}")
+            values = np.asarray(values)
+            if values.shape != buffer.shape:
+                raise ObservationError(
+                    f"observation '{name}' has shape {values.shape}, not {buffer.shape}"
+                )
+            if values.dtype != buffer.dtype:
+                if values.dtype.kind not in "fiu" or buffer.dtype != np.float32:
+                    raise ObservationError(
+                        f"observation '{name}' has type {values.dtype}, not {buffer.dtype}"
+                    )
+                with np.errstate(over="ignore"):  # too large becomes infinite, which is found below
+                    buffer[...] = values
+            else:
+                buffer[...] = values
+        if not np.isfinite(self._block, out=self._finite).all():
+            bad = next(
+                n
+                for n, b in self._inputs.items()
+                if b.dtype == np.float32 and not np.isfinite(b).all()
+            )
+            raise ObservationError(f"observation '{bad}' has numbers that are not finite")
+
+
+def graph_inputs(spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """What the graph of a spec takes: {name: (shape without batch, type)}."""
+    inputs = {f.name: ((f.size,), np.dtype(np.float32)) for f in spec.observations}
+    return inputs | {"noise": (chunk_shape(spec), np.dtype(np.float32))}
+
+
+def chunk_shape(spec) -> tuple[int, int]:
+    """(H, A)."""
+    return spec.action_horizon, spec.num_joints
+
+
+def session_options(num_threads: int = 1, spinning: bool = False) -> ort.SessionOptions:
+    """How every session of ours runs."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    flag = "1" if spinning else "0"
+    options.add_session_config_entry("session.intra_op.allow_spinning", flag)
+    options.add_session_config_entry("session.inter_op.allow_spinning", flag)
+    options.log_severity_level = 4
+    return options
+
+
+def unknown_provider(name: str) -> ProviderError:
+    """An error that names the valid ones."""
+    return ProviderError(str(unknown_name("provider", name, [*PROVIDERS, "auto"])))
+
+
+def _describe(inputs: Mapping) -> str:
+    return ", ".join(f"{name} {dtype}{list(shape)}" for name, (shape, dtype) in inputs.items())
