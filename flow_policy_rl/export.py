@@ -5,28 +5,33 @@ units. Normalisation, K steps of the integrator and the score drift are inside; 
 string in the file's metadata.
 """
 
-import contextlib
-import io
-import logging
-import warnings
+import dataclasses
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor
 
-from flow_policy_rl import checkpoint
+from flow_policy_rl import checkpoint, flow, precision, provenance
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.evaluate import task_of, torch_policy
+from flow_policy_rl.graph import Builder, Function, Piece, Symbol, trace
+from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.serving import model_file
-from flow_policy_rl.serving.onnx_policy import OnnxPolicy
-from flow_policy_rl.spec import INTEGRATORS, METADATA_KEY
+from flow_policy_rl.serving.onnx_policy import OUTPUT, OnnxPolicy, graph_inputs
+from flow_policy_rl.spec import INTEGRATORS, METADATA_KEY, PolicySpec
 from sim.vec_env import VecEnv
 
-TOLERANCE = 1e-5  # largest error allowed, as a share of the action range
+TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3}  # largest error, as a share of the action range
+BATCH_SIZES = (1, 2, 7, 32)
+REFERENCE_ROWS = 2  # onnx.reference is slow
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,10 @@ class ExportConfig:
         out: file to write.
         integrator: euler, midpoint, heun or rk4 (default: as trained).
         num_flow_steps: K (default: as trained).
+        precision: of the large matrix products; time embedding, normalisation and integration stay in fp32.
+        batch: fixed number of rows (default: any).
+        camera_size: height and width of the pictures that will arrive (default: as trained); cropped and
+            resized inside.
         json: print one JSON object.
     """
 
@@ -47,6 +56,9 @@ class ExportConfig:
     out: Path = Path("policy.onnx")
     integrator: str | None = None
     num_flow_steps: int | None = None
+    precision: Literal["fp32", "fp16"] = "fp32"
+    batch: int | None = None
+    camera_size: tuple[int, int] | None = None
     json: bool = False
 
 
@@ -59,101 +71,201 @@ class VerifyConfig:
     Attributes:
         policy: exported file.
         checkpoint: what it was exported from.
+        every: also export every integrator with K of 1, 2, 4 and 10, and compare each.
         json: print one JSON object.
     """
 
     policy: Path
     checkpoint: Path
+    every: bool = False
     json: bool = False
 
 
-class Graph(nn.Module):
-    """A FlowPolicy with positional inputs, as the exporter wants them."""
-
-    def __init__(self, policy: FlowPolicy):
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        *fields, noise = inputs
-        names = [f.name for f in self.policy.spec.observations]
-        return self.policy.sample(dict(zip(names, fields, strict=True)), noise)
+# --- the graph ---
 
 
-def export_policy(policy: FlowPolicy, out: Path) -> dict:
-    """Write `out` and return the parity report.
+def trace_policy(policy: FlowPolicy, spec: PolicySpec, kind: str = "fp32") -> dict[str, Piece]:
+    """Trace a policy whose inputs are those of `spec` (its own, but for the size of pictures).
+
+    The pieces: `embed`, `velocity`, `finish`, and `known` where the policy continues a prefix.
+    """
+    policy = precision.converted(policy, kind)
+    fields = {
+        name: torch.from_numpy(np.zeros((2, *shape), dtype))
+        for name, (shape, dtype) in graph_inputs(spec).items()
+    }
+    chunk = fields.pop("noise")
+    start = {name: fields.pop(name) for name in ("prefix", "inference_delay") if name in fields}
+    with torch.no_grad():
+        context = policy.embed(fields)
+    t = torch.zeros(1, spec.action_horizon)
+    known = {"known": torch.zeros(chunk.shape[:2], dtype=torch.bool), "given": chunk}
+    known = known if start else {}
+
+    def velocity(x: Tensor, t: Tensor, context: Tensor, known=None, given=None) -> Tensor:
+        return policy.velocity(*policy.hold(x, t, known, given), context)
+
+    def finish(x: Tensor, known=None, given=None) -> Tensor:
+        return policy.finish(x, known, given)
+
+    functions = {
+        "embed": Function(lambda **obs: policy.embed(obs), fields, ("context",)),
+        "velocity": Function(velocity, {"x": chunk, "t": t, "context": context, **known}, ("v",)),
+        "finish": Function(finish, {"x": chunk, **known}, ("chunk",)),
+    }
+    if start:
+        given = Function(lambda **obs: policy.known_actions(obs), start, ("known", "given"))
+        functions["known"] = given
+    return trace(policy, functions)
+
+
+def build(pieces: dict[str, Piece], spec: PolicySpec, batch: int | None = None) -> onnx.ModelProto:
+    """The graph with the integrator and K of the spec, which goes along in the metadata."""
+    inputs, builder = graph_inputs(spec), Builder()
+    names = {name: name for name in inputs}
+    builder.scope = "prefix"
+    given = builder.call(pieces["known"], names) if "known" in pieces else {}
+    builder.scope = "embed"
+    context = builder.call(pieces["embed"], names)["context"]
+    evaluations = flow.STAGES[spec.integrator]
+    calls = 0
+
+    def velocity(x: Symbol, t: Tensor) -> Symbol:
+        nonlocal calls
+        step, stage = divmod(calls, evaluations)
+        builder.scope = f"step_{step:02d}" + (f"/{'abcd'[stage]}" if evaluations > 1 else "")
+        calls += 1
+        values = {"x": x.name, "t": builder.constant(t.numpy()), "context": context, **given}
+        return Symbol(builder, builder.call(pieces["velocity"], values)["v"], x.shape[1:])
+
+    noise = Symbol(builder, "noise", inputs["noise"][0])
+    x = flow.integrate(velocity, noise, spec.num_flow_steps, spec.integrator)
+    builder.scope = "finish"
+    chunk = builder.call(pieces["finish"], {"x": x.name, **given})["chunk"]
+    types = {
+        name: (shape, helper.np_dtype_to_tensor_dtype(dtype))
+        for name, (shape, dtype) in inputs.items()
+    }
+    model = builder.model(types, (OUTPUT, chunk, inputs["noise"][0]), batch)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def write(model: onnx.ModelProto, spec: PolicySpec, path: Path) -> None:
+    """Put the spec into the file, and seal it."""
+    helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model_file.seal(model.SerializeToString()))
+
+
+def export_policy(
+    policy: FlowPolicy,
+    out: Path,
+    *,
+    spec: PolicySpec | None = None,
+    kind: str = "fp32",
+    batch: int | None = None,
+    pieces: dict[str, Piece] | None = None,
+) -> dict:
+    """Write `out` and return the parity report, which goes into the file as well.
+
+    Args:
+        spec: what the file promises (default: the policy's own); K, integrator and size of pictures may differ.
+        kind: precision, a key of `TOLERANCES`.
+        batch: fixed number of rows, or None for any.
+        pieces: the traced policy, where there is one already.
 
     Raises:
-        RunFailed: the file does not compute what torch computes; it is removed.
+        RunFailed: the file does not compute what torch computes; it is not kept.
     """
-    spec = policy.spec
-    names = [f.name for f in spec.observations]
-    # Two rows: the exporter specialises a batch of one.
-    example = [torch.zeros(2, f.size) for f in spec.observations]
-    example.append(torch.zeros(2, *policy.chunk_shape))
-    batch = torch.export.Dim("batch")
-    with quiet_exporter():
-        program = torch.onnx.export(
-            Graph(policy).eval(),
-            tuple(example),
-            input_names=[*names, "noise"],
-            output_names=["action_chunk"],
-            dynamo=True,
-            dynamic_shapes=(tuple({0: batch} for _ in example),),
-            optimize=True,
-            verbose=False,
-        )
-    model = program.model_proto
-    onnx.helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
-    onnx.checker.check_model(model, full_check=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    spec = spec or policy.spec
+    model = build(pieces or trace_policy(policy, spec, kind), spec, batch)
+    facts = {"precision": kind, "versions": provenance.versions()}
     partial = out.with_suffix(".partial")
-    partial.write_bytes(model_file.seal(model.SerializeToString()))
-    report = parity(policy, OnnxPolicy(partial, first_load_in_child=False))
-    if not report["passed"]:
-        partial.unlink()
-        raise RunFailed(
-            f"export of '{out}' failed its parity gate: error {report['max_error_in_action_range']:.2e} of the action "
-            f"range, allowed {TOLERANCE:.0e}"
-        )
-    partial.rename(out)
+    try:
+        write(model, with_export(spec, facts), partial)
+        report = parity(policy, OnnxPolicy(partial, first_load_in_child=False))
+        if not report["passed"]:
+            raise RunFailed(
+                f"export of '{out}' failed its parity gate: error {report['max_error_in_action_range']:.2e} of the "
+                f"action range, allowed {TOLERANCES[kind]:.0e}"
+            )
+        write(model, with_export(spec, {**facts, "parity": report}), partial)
+        OnnxPolicy(partial, first_load_in_child=False)  # from now on this machine knows it
+        partial.rename(out)
+    finally:
+        partial.unlink(missing_ok=True)
     return report
 
 
-@contextlib.contextmanager
-def quiet_exporter():
-    """The exporter prints progress to standard output and warns about its own internals."""
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logging.getLogger("torch.onnx").setLevel(level)
+def with_export(spec: PolicySpec, facts: dict) -> PolicySpec:
+    """The spec with facts about the export among its provenance."""
+    return spec.replace(provenance={**spec.provenance, "export": facts})
+
+
+# --- the gate ---
 
 
 def parity(policy: FlowPolicy, exported: OnnxPolicy, seed: int = 0) -> dict:
-    """Largest difference between torch and the exported file over several batch sizes."""
-    spec = policy.spec
-    act = torch_policy(policy)
+    """Largest differences of the exported file from torch, and from onnx.reference, over several batch sizes.
+
+    Integrator, K and precision are those of the file.
+    """
+    spec = exported.spec
+    kind = spec.provenance.get("export", {}).get("precision", "fp32")
     span = np.asarray(spec.action_high) - np.asarray(spec.action_low)
     rng = np.random.default_rng(seed)
-    largest, relative, cases = 0.0, 0.0, 0
-    for obs in observations_to_check(policy, rng):
-        for rows in (1, 3, len(next(iter(obs.values())))):
-            part = {name: values[:rows].astype(np.float32) for name, values in obs.items()}
-            noise = rng.standard_normal((rows, *policy.chunk_shape), dtype=np.float32)
-            difference = np.abs(act(part, noise) - exported.infer(part, noise))
-            largest = max(largest, float(difference.max()))
-            relative = max(relative, float((difference / span).max()))
-            cases += rows
+    policy_spec, policy.spec = policy.spec, spec
+    act = torch_policy(policy)
+    by_joint, cases, exact = np.zeros(spec.num_joints), 0, True
+    independent = 0.0
+    evaluator = ReferenceEvaluator(onnx.load_from_string(exported.path.read_bytes()))
+    try:
+        for number, obs in enumerate(observations_to_check(policy, rng)):
+            rows = len(next(iter(obs.values())))
+            for batch in sorted({min(b, rows) for b in BATCH_SIZES}):
+                if exported.batch not in (None, batch):
+                    batch = exported.batch
+                part = {name: np.resize(v, (batch, *v.shape[1:])) for name, v in obs.items()}
+                part = {
+                    n: v if v.dtype.kind in "ui" else v.astype(np.float32) for n, v in part.items()
+                }
+                noise = rng.standard_normal((batch, *exported.chunk_shape), dtype=np.float32)
+                chunk = exported.infer(part, noise)
+                by_joint = np.maximum(by_joint, np.abs(act(part, noise) - chunk).max(axis=(0, 1)))
+                exact &= keeps_prefix(part, chunk)
+                cases += batch
+            if number in (0, 1):
+                few = exported.batch or REFERENCE_ROWS
+                part = {n: np.resize(v, (few, *v.shape[1:])) for n, v in part.items()}
+                noise = np.resize(noise, (few, *exported.chunk_shape))
+                (reference,) = evaluator.run(None, {**part, "noise": noise})
+                difference = np.abs(reference - exported.infer(part, noise)) / span
+                independent = np.maximum(independent, difference.max())  # keeps a NaN
+    finally:
+        policy.spec = policy_spec
+    relative = float((by_joint / span).max())
     return {
-        "passed": relative <= TOLERANCE,
-        "max_abs_error": largest,
+        "passed": bool(np.maximum(relative, independent) <= TOLERANCES[kind] and exact),
+        "max_abs_error": float(by_joint.max()),
         "max_error_in_action_range": relative,
+        "max_abs_error_by_joint": dict(zip(spec.joint_names, by_joint.tolist(), strict=True)),
+        "onnx_reference_max_error_in_action_range": float(independent),
+        "prefix_exact": exact,
+        "allowed_in_action_range": TOLERANCES[kind],
+        "precision": kind,
+        "integrator": spec.integrator,
+        "num_flow_steps": spec.num_flow_steps,
         "cases": cases,
     }
+
+
+def keeps_prefix(obs: dict[str, np.ndarray], chunk: np.ndarray) -> bool:
+    """Whether each chunk starts with the actions it was given, bit for bit."""
+    if "prefix" not in obs:
+        return True
+    pairs = zip(chunk, obs["prefix"], obs["inference_delay"], strict=True)
+    return all(np.array_equal(ours[:n], given[:n]) for ours, given, n in pairs)
 
 
 def observations_to_check(
@@ -168,42 +280,126 @@ def observations_to_check(
         noise = rng.standard_normal((env.num_envs, *policy.chunk_shape), dtype=np.float32)
         obs = env.step(act(obs, noise)[:, : policy.spec.execute_horizon]).obs
     env.close()
-    extremes = {
-        f.name: np.asarray(f.mean) + 10 * np.asarray(f.std) * rng.choice([-1, 0, 1], (32, f.size))
-        for f in policy.spec.observations
-    }
-    return [*seen, extremes]
+    seen.append(extreme_observations(policy.spec, 32, rng))
+    return [with_prefix(policy.spec, sized(policy.spec, obs), rng) for obs in seen]
+
+
+def extreme_observations(spec: PolicySpec, rows: int, rng: np.random.Generator) -> dict:
+    """Ten standard deviations off; pictures of black, white and noise."""
+    obs = {}
+    for f in spec.observations:
+        if f.kind == "image":
+            obs[f.name] = rng.integers(256, size=(rows, *f.shape), dtype=np.uint8)
+            obs[f.name][0::3], obs[f.name][1::3] = 0, 255
+        else:
+            mean, std = np.asarray(f.mean or (0.0,)), np.asarray(f.std or (1.0,))
+            obs[f.name] = mean + 10 * std * rng.choice([-1, 0, 1], (rows, f.size))
+    return obs
+
+
+def sized(spec: PolicySpec, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The observation with its pictures at the size the spec promises (nearest pixel)."""
+    resized = dict(obs)
+    for f in spec.observations:
+        if f.kind == "image":
+            height, width, _ = f.shape
+            image = obs[f.name]
+            rows = np.arange(height) * image.shape[1] // height
+            columns = np.arange(width) * image.shape[2] // width
+            resized[f.name] = image[:, rows][:, :, columns]
+    return resized
+
+
+def with_prefix(spec: PolicySpec, obs: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The observation with actions under way, for a policy that continues them."""
+    if not spec.prefix_horizon:
+        return obs
+    rows, low, high = len(next(iter(obs.values()))), spec.action_low, spec.action_high
+    prefix = rng.uniform(low, high, (rows, spec.prefix_horizon, spec.num_joints))
+    delay = rng.integers(spec.prefix_horizon + 1, size=rows)
+    return {**obs, "prefix": prefix.astype(np.float32), "inference_delay": delay}
+
+
+# --- the commands ---
 
 
 def main(config: ExportConfig) -> dict:
     """Export."""
     policy = checkpoint.load(config.checkpoint)
-    changes = {"integrator": config.integrator, "num_flow_steps": config.num_flow_steps}
+    spec = exported_spec(policy.spec, config)
+    report = export_policy(policy, config.out, spec=spec, kind=config.precision, batch=config.batch)
+    return {"policy": str(config.out), **report}
+
+
+def exported_spec(spec: PolicySpec, config: ExportConfig) -> PolicySpec:
+    """What the file will promise: the spec of training with what the flags change, and what is known of its results."""
     if config.integrator is not None and config.integrator not in INTEGRATORS:
         raise InputError(
             f"--integrator must be one of {', '.join(INTEGRATORS)}, not '{config.integrator}'"
         )
-    policy.spec = policy.spec.replace(**{k: v for k, v in changes.items() if v is not None})
-    return {"policy": str(config.out), **export_policy(policy, config.out)}
+    if config.batch is not None and config.batch < 1:
+        raise InputError(f"--batch must be at least 1, not {config.batch}")
+    if config.camera_size:
+        if not spec.cameras:
+            raise InputError(f"--camera-size: policy '{config.checkpoint}' has no camera")
+        fields = (
+            dataclasses.replace(f, resolution=config.camera_size) if f.kind == "image" else f
+            for f in spec.observations
+        )
+        spec = spec.replace(observations=tuple(fields))
+    facts = {**spec.provenance, "checkpoint_sha256": provenance.file_hash(config.checkpoint)}
+    metrics = config.checkpoint.parent / "metrics.csv"
+    if metrics.is_file():
+        results = [row for row in read_metrics(metrics) if any(k.startswith("eval/") for k in row)]
+        if results:
+            last = results[-1]
+            facts["results"] = {k: v for k, v in last.items() if k.startswith(("eval/", "step"))}
+    changes = {"integrator": config.integrator, "num_flow_steps": config.num_flow_steps}
+    changes = {k: v for k, v in changes.items() if v is not None}
+    return spec.replace(provenance=facts, **changes)
 
 
 def verify(config: VerifyConfig) -> dict:
     """Compare."""
     policy, exported = checkpoint.load(config.checkpoint), OnnxPolicy(config.policy)
     mine, theirs = policy.spec, exported.spec
-    policy.spec = mine.replace(integrator=theirs.integrator, num_flow_steps=theirs.num_flow_steps)
-    for name in ("task", "joint_names", "action_horizon"):
+    for name in ("task", "joint_names", "action_horizon", "prefix_horizon"):
         if getattr(mine, name) != getattr(theirs, name):
             raise InputError(
                 f"'{config.policy}' has {name} {getattr(theirs, name)}, '{config.checkpoint}' has {getattr(mine, name)}"
             )
-    return {"policy": str(config.policy), **parity(policy, exported)}
+    result = {"policy": str(config.policy), **parity(policy, exported)}
+    if config.every:
+        result["every"] = verify_every(policy, theirs, result["precision"])
+        result["passed"] = result["passed"] and all(r["passed"] for r in result["every"])
+    return result
+
+
+def verify_every(policy: FlowPolicy, spec: PolicySpec, kind: str) -> list[dict]:
+    """Parity of every integrator with K of 1, 2, 4 and 10, from one trace."""
+    pieces, rows = trace_policy(policy, spec, kind), []
+    with tempfile.TemporaryDirectory() as folder:
+        for integrator in INTEGRATORS:
+            for steps in (1, 2, 4, 10):
+                variant = with_export(
+                    spec.replace(integrator=integrator, num_flow_steps=steps), {"precision": kind}
+                )
+                path = Path(folder) / f"{integrator}_{steps}.onnx"
+                write(build(pieces, variant), variant, path)
+                rows.append(parity(policy, OnnxPolicy(path, first_load_in_child=False)))
+    return rows
 
 
 def text(result: dict) -> str:
     """For people."""
     verdict = "same as torch" if result["passed"] else "DIFFERS from torch"
-    return (
-        f"{result['policy']}: {verdict}; largest error {result['max_abs_error']:.1e} rad "
-        f"({result['max_error_in_action_range']:.1e} of the action range) in {result['cases']} cases"
-    )
+    lines = [
+        f"{result['policy']}: {verdict} ({result['precision']}); largest error {result['max_abs_error']:.1e} rad or m "
+        f"({result['max_error_in_action_range']:.1e} of the action range, allowed "
+        f"{result['allowed_in_action_range']:.0e}) in {result['cases']} cases"
+    ]
+    lines += [
+        f"  {r['integrator']:<9} K={r['num_flow_steps']:<3} {r['max_error_in_action_range']:.1e} of the action range"
+        for r in result.get("every", [])
+    ]
+    return "\n".join(lines)

@@ -116,3 +116,4 @@ def _rk4(f: VelocityFn, x: Tensor, t: float, dt: float) -> Tensor:
 
 
 INTEGRATORS = {"euler": _euler, "midpoint": _midpoint, "heun": _heun, "rk4": _rk4}
+STAGES = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}  # velocities asked for in one step

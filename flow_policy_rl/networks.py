@@ -50,7 +50,9 @@ class VelocityField(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """x (B, H, A), t (B, H), context (B, width) from `from_obs` -> velocity (B, H, A)."""
-        h = context + self.from_chunk(x.flatten(1)) + self.from_time(time_features(t).flatten(1))
+        # In this order the last addition is part of the matrix product in an exported graph.
+        h = context + self.from_time(time_features(t).flatten(1))
+        h = self.from_chunk(x.flatten(1)) + h
         return self.head(nn.functional.silu(self.trunk(h))).unflatten(1, self.shape)
 
 

@@ -167,6 +167,10 @@ class FlowPolicy(nn.Module):
         """
         known, prefix = self.known_actions(obs)
         x = self.carry(noise, self.embed(obs), known, prefix, num_flow_steps, integrator)
+        return self.finish(x, known, prefix)
+
+    def finish(self, x: Tensor, known: Tensor | None, prefix: Tensor | None) -> Tensor:
+        """Normalised chunk at flow time 1 -> physical chunk, known actions bit for bit."""
         chunk = self.denormalize_action(x)
         return chunk if known is None else torch.where(known.unsqueeze(-1), prefix, chunk)
 

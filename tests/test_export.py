@@ -1,71 +1,202 @@
 """The exported file computes what torch computes, carries its spec, and says so when it is not ours."""
 
+import dataclasses
+import json
+
 import numpy as np
 import onnx
 import pytest
 import torch
-from toys import random_obs, small_policy
+from toys import looks_trained, random_obs, small_policy, small_spec
 
 from flow_policy_rl import checkpoint, export
 from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
+from flow_policy_rl.spec import INTEGRATORS, ObservationField
 
 
 @pytest.fixture(autouse=True)
 def toy_observations(monkeypatch):
-    """The toy policy belongs to no task: draw its observations instead of simulating them."""
-
-    def draw(policy, rng):
-        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        normal = {k: v.numpy() for k, v in random_obs(policy, 32, generator).items()}
-        return [normal, {k: 10 * v for k, v in normal.items()}]
-
-    monkeypatch.setattr(export, "observations_to_check", draw)
+    """The toy policies belong to no task: draw their observations instead of simulating them."""
+    monkeypatch.setattr(export, "observations_to_check", draw_observations)
 
 
-def trained_looking(**changes):
-    """A policy whose every part matters: shifted normalisers, gain that depends on time."""
-    policy = small_policy(**changes)
-    generator = torch.Generator().manual_seed(5)
-    obs = {k: 3 + 2 * v for k, v in random_obs(policy, 100, generator).items()}
-    policy.normalizer.fit(obs)
-    policy.fit_action_range(torch.randn(100, 2, generator=generator) * 0.3)
+def draw_observations(policy, rng):
+    spec = policy.spec
+    seen = [export.extreme_observations(spec, 32, rng) for _ in range(2)]
+    seen[0] = {k: v if v.dtype == np.uint8 else 0.1 * v for k, v in seen[0].items()}
+    return [export.with_prefix(spec, obs, rng) for obs in seen]
+
+
+def image_policy() -> FlowPolicy:
+    camera = ObservationField("front_image", "image", (), "", "front", resolution=(24, 32))
+    joints = ObservationField("joint_pos", "joint_position", ("a", "b"), "rad")
+    torch.manual_seed(0)
+    return FlowPolicy(small_spec(observations=(joints, camera)), NetworkConfig(width=16, depth=2))
+
+
+def torch_chunk(policy, obs, noise, **options) -> np.ndarray:
+    tensors = {k: torch.as_tensor(v) for k, v in obs.items()}
     with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return policy
+        return policy.sample(tensors, torch.as_tensor(noise), **options).numpy()
 
 
-@pytest.mark.parametrize("integrator", ["euler", "midpoint", "heun", "rk4"])
-@pytest.mark.parametrize("num_flow_steps", [1, 4])
-@pytest.mark.parametrize("score_drift", [True, False])
-def test_same_numbers_as_torch(tmp_path, integrator, num_flow_steps, score_drift, generator):
-    policy = trained_looking(
-        integrator=integrator, num_flow_steps=num_flow_steps, score_drift=score_drift
-    )
+@pytest.fixture(scope="module", params=["plain", "drift", "prefix"])
+def traced(request):
+    """A policy and its pieces: tracing takes seconds, assembling does not."""
+    changes = {
+        "plain": {},
+        "drift": {"score_drift": True},
+        "prefix": {"score_drift": True, "execute_horizon": 3, "prefix_horizon": 3},
+    }[request.param]
+    policy = looks_trained(small_policy(**changes))
+    return policy, export.trace_policy(policy, policy.spec)
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+@pytest.mark.parametrize("num_flow_steps", [1, 4, 10])
+def test_same_numbers_as_torch(tmp_path, traced, integrator, num_flow_steps):
+    policy, pieces = traced
+    spec = policy.spec.replace(integrator=integrator, num_flow_steps=num_flow_steps)
+    path = tmp_path / "policy.onnx"
+    export.write(export.build(pieces, spec), spec, path)
+    exported = OnnxPolicy(path, first_load_in_child=False)
+    rng = np.random.default_rng(3)
+    options = {"integrator": integrator, "num_flow_steps": num_flow_steps}
+    for batch in (1, 2, 7):
+        obs = export.with_prefix(spec, export.extreme_observations(spec, batch, rng), rng)
+        obs = {k: v if v.dtype.kind == "i" else v.astype(np.float32) for k, v in obs.items()}
+        noise = rng.standard_normal((batch, 6, 2), dtype=np.float32)
+        found = exported.infer(obs, noise)
+        assert np.abs(found - torch_chunk(policy, obs, noise, **options)).max() < 1e-5
+        assert export.keeps_prefix(obs, found)
+
+
+def test_the_report_of_an_export(tmp_path):
+    policy = looks_trained(small_policy(execute_horizon=3, prefix_horizon=3))
     report = export.export_policy(policy, tmp_path / "policy.onnx")
     assert report["passed"]
+    assert report["prefix_exact"]
+    assert report["max_error_in_action_range"] <= 1e-5
+    assert report["onnx_reference_max_error_in_action_range"] <= 1e-5
+    assert set(report["max_abs_error_by_joint"]) == {"a", "b"}
+    inside = OnnxPolicy(tmp_path / "policy.onnx").spec.provenance["export"]
+    assert inside["parity"] == report
+    assert inside["versions"]["onnxruntime"]
+
+
+def test_a_prefix_is_kept_bit_for_bit_and_no_prefix_is_a_delay_of_zero(tmp_path):
+    policy = looks_trained(small_policy(execute_horizon=3, prefix_horizon=3))
+    export.export_policy(policy, tmp_path / "policy.onnx")
     exported = OnnxPolicy(tmp_path / "policy.onnx")
-    for batch in (1, 2, 7):
-        obs, noise = (
-            random_obs(policy, batch, generator),
-            torch.randn(batch, 6, 2, generator=generator),
+    rng = np.random.default_rng(0)
+    obs = export.extreme_observations(policy.spec, 4, rng)
+    noise = rng.standard_normal((4, 6, 2), dtype=np.float32)
+    prefix = rng.uniform(-3, 3, (4, 3, 2)).astype(np.float32)  # beyond the limits as well
+    delay = np.array([0, 1, 2, 3])
+    chunk = exported.infer({**obs, "prefix": prefix, "inference_delay": delay}, noise)
+    for row, known in enumerate(delay):
+        assert np.array_equal(chunk[row, :known], prefix[row, :known])
+    free = exported.infer(obs, noise)
+    np.testing.assert_array_equal(free[0], chunk[0])
+    assert np.abs(free[3, 3:] - chunk[3, 3:]).max() > 1e-3
+    for bad, says in (
+        ({"prefix": prefix}, "'inference_delay' is missing"),
+        ({"prefix": prefix, "inference_delay": delay + 1}, "must be 0 to 3"),
+        ({"prefix": prefix, "inference_delay": delay - 1}, "must be 0 to 3"),
+        ({"prefix": prefix, "inference_delay": delay * 1.0}, "type float64"),
+        (
+            {"prefix": prefix * np.inf, "inference_delay": delay},
+            "'prefix' has numbers that are not",
+        ),
+    ):
+        with pytest.raises(InputError) as error:
+            exported.infer({**obs, **bad}, noise)
+        assert says in str(error.value)
+
+
+@pytest.mark.parametrize("camera_size", [(24, 32), (60, 100)])
+def test_pictures_go_in_as_the_camera_gives_them(tmp_path, camera_size):
+    """uint8 (height, width, 3): crop, resize and scaling are in the graph."""
+    policy = image_policy()
+    joints, camera = policy.spec.observations
+    camera = dataclasses.replace(camera, resolution=camera_size)
+    spec = policy.spec.replace(observations=(joints, camera))
+    assert export.export_policy(policy, tmp_path / "policy.onnx", spec=spec)["passed"]
+    exported = OnnxPolicy(tmp_path / "policy.onnx")
+    rng = np.random.default_rng(0)
+    obs = {k: v for k, v in export.extreme_observations(spec, 3, rng).items()}
+    obs["joint_pos"] = obs["joint_pos"].astype(np.float32)
+    noise = exported.zero_noise(3)
+    assert np.abs(exported.infer(obs, noise) - torch_chunk(policy, obs, noise)).max() < 1e-5
+    with pytest.raises(InputError, match="type float32, not uint8"):
+        exported.infer({**obs, "front_image": obs["front_image"].astype(np.float32)}, noise)
+    with pytest.raises(InputError, match="has shape"):
+        exported.infer({**obs, "front_image": obs["front_image"][:, ::2]}, noise)
+
+
+def test_the_encoder_runs_once_outside_of_the_integration(tmp_path):
+    policy = image_policy()
+    spec = policy.spec.replace(num_flow_steps=10)
+    model = export.build(export.trace_policy(policy, spec), spec)
+    convolutions = [n.name for n in model.graph.node if n.op_type == "Conv"]
+    assert len(convolutions) == 3
+    assert all(name.startswith("embed/encoders/front_image/") for name in convolutions)
+
+
+def test_half_precision_is_stated_and_only_where_it_belongs(tmp_path):
+    policy = looks_trained(small_policy(score_drift=True), scale=0.03)
+    report = export.export_policy(policy, tmp_path / "policy.onnx", kind="fp16")
+    assert 1e-5 < report["max_error_in_action_range"] < 5e-3
+    assert report["precision"] == "fp16"
+    model = onnx.load_from_string((tmp_path / "policy.onnx").read_bytes())
+    half = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16}
+    full = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    assert any("head" in name for name in half)
+    assert any("from_chunk" in name for name in half)
+    for kept in ("normalizer", "action_scale", "from_time"):
+        assert any(kept in name for name in full), kept
+        assert not any(kept in name for name in half), kept
+
+
+def test_a_fixed_batch_is_fixed(tmp_path):
+    policy = looks_trained(small_policy())
+    export.export_policy(policy, tmp_path / "policy.onnx", batch=3)
+    exported = OnnxPolicy(tmp_path / "policy.onnx")
+    assert exported.batch == 3
+    rng = np.random.default_rng(0)
+    exported.infer(export.extreme_observations(policy.spec, 3, rng), exported.zero_noise(3))
+    with pytest.raises(InputError, match="batch of 2; this policy takes 3"):
+        exported.infer(
+            export.extreme_observations(policy.spec, 2, rng), np.zeros((2, 6, 2), np.float32)
         )
-        with torch.no_grad():
-            expected = policy.sample(obs, noise).numpy()
-        found = exported.infer({k: v.numpy() for k, v in obs.items()}, noise.numpy())
-        assert np.abs(found - expected).max() < 1e-5
+
+
+def test_names_are_readable_and_tell_nothing_of_the_machine_that_made_them(tmp_path):
+    policy = looks_trained(small_policy(num_flow_steps=3))
+    export.export_policy(policy, tmp_path / "policy.onnx")
+    data = (tmp_path / "policy.onnx").read_bytes()
+    names = [n.name for n in onnx.load_from_string(data).graph.node]
+    assert len(set(names)) == len(names)
+    for step in range(3):
+        assert any(n.startswith(f"step_{step:02d}/velocity_field/from_chunk/") for n in names)
+    assert not any("from_time" in n for n in names)  # computed at export
+    assert b"stack_trace" not in data
+    assert b".py" not in data
 
 
 def test_spec_travels_in_the_file_at_full_precision(tmp_path):
-    policy = trained_looking(control_dt=1 / 3, action_low=(-0.1 - 1e-15, -2.0))
+    policy = looks_trained(small_policy(control_dt=1 / 3, action_low=(-0.1 - 1e-15, -2.0)))
     export.export_policy(policy, tmp_path / "policy.onnx")
-    assert OnnxPolicy(tmp_path / "policy.onnx").spec == policy.spec
+    spec = OnnxPolicy(tmp_path / "policy.onnx").spec
+    assert spec.provenance.pop("export")
+    assert spec == policy.spec
 
 
 def test_the_score_drift_is_in_the_graph(tmp_path, generator):
     """Deployment needs v and the drift: without the gain the same file would give other actions."""
-    policy = trained_looking(score_drift=True)
+    policy = looks_trained(small_policy(score_drift=True))
     export.export_policy(policy, tmp_path / "policy.onnx")
     obs, noise = random_obs(policy, 4, generator), torch.randn(4, 6, 2, generator=generator)
     exported = OnnxPolicy(tmp_path / "policy.onnx").infer(
@@ -76,17 +207,18 @@ def test_the_score_drift_is_in_the_graph(tmp_path, generator):
         assert np.abs(policy.sample(obs, noise).numpy() - exported).max() > 1e-3
 
 
-def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
-    policy = trained_looking()
+@pytest.mark.parametrize("error", [1e-3, np.nan])
+def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch, error):
+    policy = looks_trained(small_policy())
     real = OnnxPolicy.infer
-    monkeypatch.setattr(OnnxPolicy, "infer", lambda self, obs, noise: real(self, obs, noise) + 1e-3)
+    monkeypatch.setattr(OnnxPolicy, "infer", lambda self, *given: real(self, *given) + error)
     with pytest.raises(RunFailed, match="parity gate"):
         export.export_policy(policy, tmp_path / "policy.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_actions_stay_within_the_spec(tmp_path, generator):
-    policy = trained_looking()
+    policy = looks_trained(small_policy())
     export.export_policy(policy, tmp_path / "policy.onnx")
     obs = {k: 1e3 * v.numpy() for k, v in random_obs(policy, 64, generator).items()}
     chunk = OnnxPolicy(tmp_path / "policy.onnx").infer(obs, np.zeros((64, 6, 2), np.float32))
@@ -95,57 +227,34 @@ def test_actions_stay_within_the_spec(tmp_path, generator):
     assert (chunk == np.float32(policy.spec.action_high)).any()
 
 
-@pytest.fixture
-def exported(tmp_path):
-    export.export_policy(trained_looking(), tmp_path / "policy.onnx")
-    return tmp_path / "policy.onnx"
-
-
-def test_foreign_and_broken_files_are_refused(exported, tmp_path):
-    good = exported.read_bytes()
-    cases = {
-        "cut.onnx": (good[: len(good) // 2], "cannot be loaded"),
-        "text.onnx": (b"not a model", "cannot be loaded"),
-        "empty.onnx": (b"", "cannot be loaded"),
+def test_export_and_verify_commands(tmp_path):
+    """Results of the run folder travel along, and every K and integrator is compared."""
+    policy = looks_trained(small_policy())
+    checkpoint.save(tmp_path / "run/policy.safetensors", policy)
+    (tmp_path / "run/metrics.csv").write_text("step,eval/success_rate\n5,0.5\n10,0.75\n")
+    given = {"checkpoint": tmp_path / "run/policy.safetensors"}
+    out = tmp_path / "policy.onnx"
+    assert export.main(export.ExportConfig(**given, out=out, integrator="heun"))["passed"]
+    facts = OnnxPolicy(out).spec.provenance
+    assert facts["results"] == {"step": 10, "eval/success_rate": 0.75}
+    assert len(facts["checkpoint_sha256"]) == 64
+    result = export.verify(export.VerifyConfig(policy=out, **given, every=True))
+    assert result["passed"]
+    assert result["integrator"] == "heun"
+    assert {(r["integrator"], r["num_flow_steps"]) for r in result["every"]} == {
+        (i, k) for i in INTEGRATORS for k in (1, 2, 4, 10)
     }
-    model = onnx.load(exported)
-    del model.metadata_props[:]
-    cases["foreign.onnx"] = (model.SerializeToString(), "not made by flow-policy export")
-    model = onnx.load(exported)
-    next(p for p in model.metadata_props if p.key == "flow_policy_rl.spec").value = "{}"
-    cases["newer.onnx"] = (model.SerializeToString(), "schema_version")
-    model = onnx.load(exported)
-    prop = next(p for p in model.metadata_props if p.key == "flow_policy_rl.spec")
-    prop.value = prop.value.replace('"action_horizon": 6', '"action_horizon": 9')
-    cases["lying.onnx"] = (model.SerializeToString(), "the graph takes")
-    for name, (data, says) in cases.items():
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(InputError) as error:
-            OnnxPolicy(tmp_path / name)
-        assert says in str(error.value), name
-        assert "\n" not in str(error.value)
-
-
-def test_bad_observations_are_refused(exported, generator):
-    policy = OnnxPolicy(exported)
-    good = {"joint_pos": np.zeros((1, 3), np.float32), "object_pose": np.zeros((1, 7), np.float32)}
-    noise = np.zeros((1, 6, 2), np.float32)
-    policy.infer(good, noise)
-    broken = good["joint_pos"].copy()
-    broken[0, 1] = np.nan
-    for obs, draw, says in (
-        ({"joint_pos": good["joint_pos"]}, noise, "'object_pose' is missing"),
-        ({**good, "joint_pos": np.zeros((1, 4), np.float32)}, noise, "shape (1, 4), not (1, 3)"),
-        ({**good, "joint_pos": broken}, noise, "not finite"),
-        (good, np.zeros((1, 6, 3), np.float32), "'noise' has shape"),
-    ):
-        with pytest.raises(InputError, match=None) as error:
-            policy.infer(obs, draw)
-        assert says in str(error.value)
+    assert "same as torch" in export.text(result)
+    json.dumps(result)
+    other = looks_trained(small_policy(seed=1))
+    checkpoint.save(tmp_path / "run/other.safetensors", other)
+    assert not export.verify(
+        export.VerifyConfig(policy=out, checkpoint=tmp_path / "run/other.safetensors")
+    )["passed"]
 
 
 def test_checkpoint_round_trip_is_bit_equal(tmp_path, generator):
-    policy = trained_looking(score_drift=True)
+    policy = looks_trained(small_policy(score_drift=True))
     checkpoint.save(tmp_path / "p.safetensors", policy)
     again = checkpoint.load(tmp_path / "p.safetensors")
     assert again.spec == policy.spec

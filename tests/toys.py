@@ -40,6 +40,18 @@ def small_policy(seed: int = 0, score_drift: bool = False, **changes) -> FlowPol
     )
 
 
+def looks_trained(policy: FlowPolicy, scale: float = 0.1) -> FlowPolicy:
+    """The policy with every part of it in use: shifted normalisers, a gain that depends on time."""
+    generator = torch.Generator().manual_seed(5)
+    obs = {k: 3 + 2 * v for k, v in random_obs(policy, 100, generator).items()}
+    policy.normalizer.fit(obs)
+    policy.fit_action_range(torch.randn(100, 2, generator=generator) * 0.3)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
 def random_obs(
     policy: FlowPolicy, batch: int, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:

@@ -76,7 +76,7 @@ def read(path: str | Path, max_bytes: int = MAX_BYTES) -> ModelFile:
 
 
 def seal(data: bytes) -> bytes:
-    """A serialised model with its checksum as one more metadata entry at the end (protobuf appends by concatenation)."""
+    """A serialised model with its checksum as one more metadata entry at the end: protobuf appends by concatenation."""
     return data + _seal_of(data)
 
 

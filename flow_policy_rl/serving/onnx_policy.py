@@ -1,7 +1,7 @@
 """Run a `policy.onnx`: numpy and onnxruntime, nothing else. All there is to know is in the file.
 
-    policy = OnnxPolicy("policy.onnx")
-    chunk = policy.infer({"joint_pos": q[None], ...}, policy.zero_noise())[0]  # (H, A), SI units
+policy = OnnxPolicy("policy.onnx")
+chunk = policy.infer({"joint_pos": q[None], ...}, policy.zero_noise())[0]  # (H, A), SI units
 """
 
 import logging
@@ -21,6 +21,7 @@ PROVIDERS = {  # best first
     "cpu": "CPUExecutionProvider",
 }
 OUTPUT = "action_chunk"
+PREFIX_INPUTS = ("prefix", "inference_delay")
 _DTYPES = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(uint8)": np.dtype(np.uint8),
@@ -85,8 +86,13 @@ class OnnxPolicy:
                 problem = "this onnxruntime was built without it (onnxruntime-gpu has it)"
                 continue
             try:
-                session = ort.InferenceSession(data, options, providers=[PROVIDERS[name]])
-            except Exception as error:  # onnxruntime has a class of its own for every kind of bad file
+                # Without onnxruntime's own fall-back, which prints to standard output and goes on with the CPU.
+                session = ort.InferenceSession(
+                    data, options, providers=[PROVIDERS[name]], enable_fallback=0
+                )
+            except (
+                Exception
+            ) as error:  # onnxruntime has a class of its own for every kind of bad file
                 problem = trial.first_line(error)
                 if name == "cpu":
                     raise PolicyFileError(
@@ -141,6 +147,8 @@ class OnnxPolicy:
     def infer(self, obs: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
         """Action chunk (B, H, A), float32, SI units, from observation fields (B, ...) and noise (B, H, A).
 
+        A policy with a prefix horizon takes `prefix` (B, P, A) and `inference_delay` (B,) among the observations.
+
         Raises:
             ObservationError: a field is missing, of the wrong shape or type, or not finite.
         """
@@ -175,10 +183,7 @@ class OnnxPolicy:
         found = {}
         for f in self.spec.observations:
             if f.std:
-                values = np.asarray(obs[f.name], np.float64)
-                if f.kind == "image":
-                    values = values / 255.0
-                distance = np.abs(values - f.mean) / f.std
+                distance = np.abs(np.asarray(obs[f.name], np.float64) - f.mean) / f.std
                 found[f.name] = float(distance.max())
         return found
 
@@ -208,39 +213,58 @@ class _Buffers:
         self.binding.bind_ortvalue_output(OUTPUT, ort.OrtValue.ortvalue_from_numpy(self.output))
 
     def fill(self, obs: Mapping[str, np.ndarray], noise: np.ndarray) -> None:
-        """Copy in and check."""
+        """Copy in and check. A chunk without `prefix` and `inference_delay` starts freely (a delay of 0)."""
+        free = not any(name in obs for name in PREFIX_INPUTS)
+        if not free and PREFIX_INPUTS[0] not in self._inputs:
+            raise ObservationError(
+                "a prefix was given; this policy was not trained to continue one"
+            )
         for name, buffer in self._inputs.items():
+            if free and name in PREFIX_INPUTS:
+                buffer[...] = 0
+                continue
             values = noise if name == "noise" else obs.get(name)
             if values is None:
                 needed = ", ".join(n for n in self._inputs if n != "noise")
-                raise ObservationError(f"observation '{name}' is missing; the policy needs {needed}")
-            values = np.asarray(values)
-            if values.shape != buffer.shape:
                 raise ObservationError(
-                    f"observation '{name}' has shape {values.shape}, not {buffer.shape}"
+                    f"observation '{name}' is missing; the policy needs {needed}"
                 )
-            if values.dtype != buffer.dtype:
-                if values.dtype.kind not in "fiu" or buffer.dtype != np.float32:
-                    raise ObservationError(
-                        f"observation '{name}' has type {values.dtype}, not {buffer.dtype}"
-                    )
-                with np.errstate(over="ignore"):  # too large becomes infinite, which is found below
-                    buffer[...] = values
-            else:
-                buffer[...] = values
+            _copy(name, np.asarray(values), buffer)
         if not np.isfinite(self._block, out=self._finite).all():
-            bad = next(
-                n
-                for n, b in self._inputs.items()
-                if b.dtype == np.float32 and not np.isfinite(b).all()
-            )
+            bad = next(n for n, b in self._inputs.items() if not np.isfinite(b).all())
             raise ObservationError(f"observation '{bad}' has numbers that are not finite")
+        if not free:
+            delay, most = self._inputs["inference_delay"], self._inputs["prefix"].shape[1]
+            if delay.min() < 0 or delay.max() > most:
+                raise ObservationError(
+                    f"inference_delay is {delay.tolist()}; it must be 0 to {most}"
+                )
+
+
+def _copy(name: str, values: np.ndarray, buffer: np.ndarray) -> None:
+    if values.shape != buffer.shape:
+        raise ObservationError(f"observation '{name}' has shape {values.shape}, not {buffer.shape}")
+    if values.dtype != buffer.dtype:
+        # Any number becomes float32, and any integer int64; a picture is uint8 or refused.
+        accepted = {"f": "fiu", "i": "iu", "u": ""}[buffer.dtype.kind]
+        if values.dtype.kind not in accepted:
+            raise ObservationError(
+                f"observation '{name}' has type {values.dtype}, not {buffer.dtype}"
+            )
+    with np.errstate(over="ignore"):  # too large becomes infinite, which is found later
+        buffer[...] = values
 
 
 def graph_inputs(spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """What the graph of a spec takes: {name: (shape without batch, type)}."""
-    inputs = {f.name: ((f.size,), np.dtype(np.float32)) for f in spec.observations}
-    return inputs | {"noise": (chunk_shape(spec), np.dtype(np.float32))}
+    real, picture = np.dtype(np.float32), np.dtype(np.uint8)
+    inputs = {f.name: (f.shape, picture if f.kind == "image" else real) for f in spec.observations}
+    if spec.prefix_horizon:
+        shapes = ((spec.prefix_horizon, spec.num_joints), ())
+        inputs |= zip(
+            PREFIX_INPUTS, zip(shapes, (real, np.dtype(np.int64)), strict=True), strict=True
+        )
+    return inputs | {"noise": (chunk_shape(spec), real)}
 
 
 def chunk_shape(spec) -> tuple[int, int]:

@@ -25,7 +25,7 @@ MEMORY_BYTES = 16 << 30  # address space of the child
 
 
 class Trial:
-    """A child process that loads files one after the other. A crash ends the child, and the next file gets a new one."""
+    """A child process that loads files one after the other. A crash ends it, and the next file gets a new one."""
 
     def __init__(self, timeout_s: float = TIMEOUT_S):
         self.timeout_s = timeout_s
@@ -113,7 +113,9 @@ def problem_with(path: str, sha256: str) -> str:
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            data, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
         kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
         feed = {
             i.name: np.zeros([d if isinstance(d, int) else 1 for d in i.shape], kinds[i.type])
@@ -137,8 +139,10 @@ def main() -> None:
     """Answer each line [path, sha256] on standard input with one line: what is wrong with the file, or ''."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever native code prints is no answer
     for line in sys.stdin:
-        print(json.dumps(problem_with(*json.loads(line))), flush=True)
+        print(json.dumps(problem_with(*json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":
