@@ -136,7 +136,7 @@ class Symbol:
     __rmul__ = __mul__
 
     def _emit(self, kind: str, other: str) -> "Symbol":
-        (name,) = self.builder.node(kind, [self.name, other], 1)
+        (name,) = self.builder.node(kind, [self.name, other])
         return Symbol(self.builder, name, self.shape[1:])
 
 
@@ -163,7 +163,7 @@ class Builder:
             inputs = [names[name] if name else "" for name in node.input]
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             made = self.node(
-                node.op_type, inputs, len(node.output), _place(node), node.domain, **attributes
+                node.op_type, inputs, len(node.output), _place(node), node.domain, attributes
             )
             names.update(zip(node.output, made, strict=True))
         return {name: names[inside] for name, inside in piece.outputs.items()}
@@ -181,12 +181,15 @@ class Builder:
             self._values[name] = value
         return self._numbers[key]
 
-    def node(self, kind, inputs, num_outputs, place="", domain="", **attributes) -> list[str]:
+    def node(
+        self, kind, inputs, num_outputs=1, place="", domain="", attributes: Mapping | None = None
+    ) -> list[str]:
         """One operation; its outputs are constants if all its inputs are."""
         self._counter += 1
         path = "/".join(p for p in (self.scope, place, f"{kind}_{self._counter}") if p)
         outputs = [path if i == 0 else f"{path}.{i}" for i in range(num_outputs)]
-        node = helper.make_node(kind, inputs, outputs, name=path, domain=domain, **attributes)
+        node = helper.make_node(kind, inputs, outputs, name=path, domain=domain)
+        node.attribute.extend(helper.make_attribute(k, v) for k, v in (attributes or {}).items())
         if inputs and all(name in self._values or not name for name in inputs):
             for name, value in zip(outputs, self._compute(node), strict=True):
                 self._values[name] = np.asarray(value)

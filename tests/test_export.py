@@ -42,12 +42,13 @@ def torch_chunk(policy, obs, noise, **options) -> np.ndarray:
         return policy.sample(tensors, torch.as_tensor(noise), **options).numpy()
 
 
-@pytest.fixture(scope="module", params=["plain", "drift", "prefix"])
+@pytest.fixture(scope="module", params=["plain", "drift", "prefix", "base_score"])
 def traced(request):
     """A policy and its pieces: tracing takes seconds, assembling does not."""
     changes = {
         "plain": {},
         "drift": {"score_drift": True},
+        "base_score": {"score_drift": True, "base_score": True},
         "prefix": {"score_drift": True, "execute_horizon": 3, "prefix_horizon": 3},
     }[request.param]
     policy = looks_trained(small_policy(**changes))

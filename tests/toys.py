@@ -32,11 +32,14 @@ def small_spec(**changes) -> PolicySpec:
     return PolicySpec(**(values | changes))
 
 
-def small_policy(seed: int = 0, score_drift: bool = False, **changes) -> FlowPolicy:
+def small_policy(
+    seed: int = 0, score_drift: bool = False, base_score: bool = False, **changes
+) -> FlowPolicy:
     """A freshly initialised policy of a few hundred weights."""
     torch.manual_seed(seed)
     return FlowPolicy(
-        small_spec(**changes), NetworkConfig(width=16, depth=2, score_drift=score_drift)
+        small_spec(**changes),
+        NetworkConfig(width=16, depth=2, score_drift=score_drift, base_score=base_score),
     )
 
 

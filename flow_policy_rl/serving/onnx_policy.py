@@ -72,7 +72,12 @@ class OnnxPolicy:
                 child.load(file.path, file.sha256)
         options = session_options(num_threads, spinning)
         self._session, self.provider = self._open(file.data, provider, options, allow_fallback)
-        self.batch = self._check_graph()
+        try:
+            self.batch = self._check_graph()
+        except UnicodeDecodeError:
+            raise PolicyFileError(
+                f"policy '{self.path}': the graph has names that are not text"
+            ) from None
         trial.remember(file.sha256)
         self._lock = threading.Lock()
         self._buffers: _Buffers | None = None
