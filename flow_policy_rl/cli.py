@@ -43,6 +43,7 @@ COMMANDS = {
     ),
     "bench": Command("bench", "", "main", "measure this machine: flow-policy bench NAME"),
     "replay": Command("replay", "Config", "main", "judge a policy on a recorded rosbag"),
+    "convert": Command("convert", "Config", "main", "bags and data sets to data sets"),
     "report": Command(
         "run_report", "Config", "main", "HTML report of a training run, or of several"
     ),

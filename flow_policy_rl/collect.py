@@ -4,7 +4,6 @@ Noise is added to what is executed, and the clean intention is what is recorded 
 1703.09327): the data cover states off the demonstrator's path together with the way back.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episo
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.evaluate import check_fits, load_policy, task_of
 from flow_policy_rl.progress import Progress
-from flow_policy_rl.spec import ObservationField
 from sim.expert import make_expert
 from sim.tasks import make_task
 from sim.vec_env import Observation, VecEnv
@@ -77,13 +75,7 @@ def main(config: Config) -> dict:
             episodes += kept
             progress.update(len(kept), f"{len(episodes) / attempts:.0%} of attempts succeed")
     env.close()
-    layout = DemoLayout(
-        task.name,
-        task.robot,
-        task.world.joint_names,
-        task.control_dt,
-        tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields),
-    )
+    layout = DemoLayout.of_task(task)
     by = (
         {"policy": str(config.policy.name), "policy_sha256": provenance.file_hash(config.policy)}
         if config.policy

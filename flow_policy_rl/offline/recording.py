@@ -202,6 +202,19 @@ def check_topics(bag: Bag, needed: Mapping[str, tuple[str, ...]]) -> None:
         )
 
 
+def header_stamp(message: Message) -> int:
+    """Stamp (ns) straight from the bytes: two integers after the encoding; reception where it is 0.
+
+    Raises:
+        BadMessage: too short.
+    """
+    if len(message.data) < 12:
+        raise BadMessage(f"not a {message.type}: {len(message.data)} bytes")
+    order = "<iI" if message.data[1] & 1 else ">iI"
+    sec, nanosec = struct.unpack_from(order, message.data, 4)
+    return sec * 1_000_000_000 + nanosec or message.log_time
+
+
 class JointPositions:
     """Positions (A,) of raw JointState messages; one whose names are the last one's is not taken apart again."""
 
@@ -332,20 +345,12 @@ class _Reader:
                     self.facts[message.topic].bad += 1
         return self._finish()
 
-    def _stamp(self, message: Message) -> int:
-        """Header stamp, straight from the bytes: two integers after the encoding; reception where it is 0."""
-        if len(message.data) < 12:
-            raise BadMessage(f"not a {message.type}: {len(message.data)} bytes")
-        order = "<iI" if message.data[1] & 1 else ">iI"
-        sec, nanosec = struct.unpack_from(order, message.data, 4)
-        return sec * 1_000_000_000 + nanosec or message.log_time
-
     def _arrived(self, message: Message) -> int:
         """Take note of a message on an observation topic; its stamp."""
         facts = self.facts[message.topic]
         facts.type = message.type
         facts.count += 1
-        stamp = self._stamp(message)
+        stamp = header_stamp(message)
         if facts.last is None:
             facts.first = stamp
         elif stamp < facts.last:
@@ -486,7 +491,7 @@ class _Reader:
 
     def _controller(self, message: Message) -> None:
         values = controller_reference(self.bag.deserialize(message), self.spec.joint_names)
-        at = self._stamp(message) / 1e9
+        at = header_stamp(message) / 1e9
         self.truth.push(at, values)
         self.pending.resolve(at, self.truth.at)
 

@@ -1,0 +1,241 @@
+"""`flow-policy convert`: recorded robots to data sets. Reads a rosbag2, LeRobot v3, robomimic HDF5, Minari or D4RL;
+writes robomimic HDF5 (a name that ends in .hdf5) or LeRobot v3 (a folder).
+
+A bag is read in one pass with the decoders of the live node; see `data/frames.py` for alignment and splitting. Beside
+the output come `<output>.health.html` and `<output>.health.json`: statistics, findings, and what was left out and why.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from flow_policy_rl import __version__, report
+from flow_policy_rl.data import sources
+from flow_policy_rl.data.bags import Bag
+from flow_policy_rl.data.frames import End, FrameReader, Splitting, layout_from_robot
+from flow_policy_rl.data.health import Health, of_demonstrations
+from flow_policy_rl.data.lerobot import LeRobotWriter
+from flow_policy_rl.data.robomimic import DemoLayout, RobomimicWriter
+from flow_policy_rl.errors import InputError
+from flow_policy_rl.replay import mapped
+from flow_policy_rl.serving.robot import Robot, load_robot, robot_names
+
+HDF5 = (".hdf5", ".h5")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Make a data set of a bag, or of another data set.
+
+    Example: flow-policy convert --input bag --output demos.hdf5 --task lift --splitting.end-topic /sim_node/success
+
+    Attributes:
+        input: rosbag2, LeRobot v3 folder, robomimic HDF5, Minari folder or D4RL file.
+        output: file ending in .hdf5 (robomimic layout), or a new folder (LeRobot v3).
+        task: name of the task. One that `flow-policy list tasks` knows gives the layout its policies expect.
+        robot: name of a robot, or path of a robot file (default: that of the task).
+        topics: NAME=TOPIC pairs that override the robot file; NAME is joint_states, command, an object or a camera.
+        cameras: with a known task: its layout with cameras.
+        rate: frames per second (default: that of the task, else 20).
+        resolution: height and width of pictures (default: that of the task, else as recorded).
+        actions: what the actions are: command topic, controller reference, or next measured state.
+        truth_topic: topic of the command or of the controller state (default: that of the robot file).
+        max_age: s; an older sample of a stream ends the episode.
+        splitting: where episodes begin and end.
+        json: print one JSON object.
+    """
+
+    input: Path
+    output: Path
+    task: str = "unknown"
+    robot: str | None = None
+    topics: tuple[str, ...] = ()
+    cameras: bool = False
+    rate: float | None = None
+    resolution: tuple[int, int] | None = None
+    actions: Literal["command", "controller", "state"] = "command"
+    truth_topic: str = ""
+    max_age: float = 0.2
+    splitting: Splitting = field(default_factory=Splitting)
+    json: bool = False
+
+
+def main(config: Config) -> dict:
+    """Convert, write the health page."""
+    start = time.monotonic()
+    kind = sources.kind_of(config.input)
+    if config.output.exists():
+        raise InputError(f"output '{config.output}' exists already")
+    if config.rate is not None and not 0 < config.rate <= 1000:
+        raise InputError(
+            f"--rate must be between 0 and 1000 frames per second, not {config.rate:g}"
+        )
+    converted = from_bag(config) if kind == "bag" else from_dataset(config, kind)
+    health, provenance, tables = converted
+    summary = health.summary()
+    page, numbers = (
+        config.output.with_name(f"{config.output.name}.health.{ending}")
+        for ending in ("html", "json")
+    )
+    health.write_page(page, "Data set", f"{config.output}, from {config.input}", tables)
+    result = {
+        "schema_version": 1,
+        "input": str(config.input),
+        "output": str(config.output),
+        "format": "robomimic" if config.output.suffix in HDF5 else "lerobot",
+        **provenance,
+        **{k: summary[k] for k in ("episodes", "steps", "successes", "coverage", "findings")},
+        "seconds": time.monotonic() - start,
+        "health": str(page),
+    }
+    numbers.write_text(json.dumps(result | {"statistics": summary["statistics"]}, indent=2) + "\n")
+    return result
+
+
+def writer_for(output: Path, layout: DemoLayout) -> RobomimicWriter | LeRobotWriter:
+    """The format that the name asks for."""
+    kind = RobomimicWriter if output.suffix in HDF5 else LeRobotWriter
+    return kind(output, layout)
+
+
+def from_bag(config: Config) -> tuple[Health, dict, list]:
+    """One pass over a bag."""
+    bag = Bag(config.input)
+    layout, robot = bag_layout(config, bag)
+    reader = FrameReader(
+        bag, layout, robot, config.splitting, config.actions, config.truth_topic, config.max_age
+    )
+    writer, health = writer_for(config.output, layout), Health(layout, robot)
+    first = True
+    for item in reader.read():
+        if isinstance(item, End):
+            writer.end(item.keep, item.success)
+            health.end(item.keep, item.success)
+            continue
+        if first:
+            check_pictures(layout, item.obs)
+            first = False
+        writer.frame(item.obs, item.action)
+        health.frame(item.obs, item.action)
+    facts = reader.facts
+    provenance = {
+        "source": str(config.input),
+        "version": __version__,
+        "actions": {"kind": config.actions, "topic": reader.truth_topic},
+        "rate_hz": 1 / layout.control_dt,
+        "frames_without_action": facts.without_action,
+        "stale": dict(facts.stale),
+        "repeated_pictures": dict(facts.repeated),
+        "pictures": {t: {"recorded": facts.messages[t], "used": facts.used[t]} for t in facts.used},
+        "ended_by": dict(facts.ends),
+        "discarded_episodes": dict(facts.discarded),
+        "problems": bag.problems.rows(),
+    }
+    writer.close(provenance)
+    if not writer.num_episodes:
+        reasons = [f"{k} ({v}x)" for k, v in facts.discarded.items()]
+        reasons += [f"{facts.without_action} frames without an action"] * bool(facts.without_action)
+        reasons += [str(bag.problems)] * bool(len(bag.problems))
+        remove(config.output)
+        raise InputError(
+            f"bag '{config.input}' gives no episode: {'; '.join(reasons) or 'no complete frame'}"
+        )
+    return health, provenance, tables_of(provenance)
+
+
+def remove(output: Path) -> None:
+    """Leave no empty data set behind."""
+    import shutil
+
+    if output.is_dir():
+        shutil.rmtree(output)
+    else:
+        output.unlink(missing_ok=True)
+
+
+def bag_layout(config: Config, bag: Bag) -> tuple[DemoLayout, Robot]:
+    """What a frame holds: as the named task has it, or all that robot file and bag offer."""
+    from sim.tasks import make_task, task_names
+
+    if config.task in task_names():
+        task = make_task(config.task, robot=config.robot, cameras=config.cameras or None)
+        layout = DemoLayout.of_task(task)
+        if config.rate is not None and abs(config.rate * layout.control_dt - 1) > 1e-6:
+            raise InputError(
+                f"--rate {config.rate:g}: task '{config.task}' acts at {1 / layout.control_dt:g} Hz"
+            )
+        robot = load_robot(config.robot or layout.robot)
+        return layout, mapped(robot, config.topics)
+    if config.robot is None:
+        raise InputError(
+            f"--robot is needed for task '{config.task}'; valid: {', '.join(robot_names())}, or a robot file"
+        )
+    robot = mapped(load_robot(config.robot), config.topics)
+    dt = 1 / (config.rate or 20.0)
+    return layout_from_robot(bag, robot, config.task, dt, config.resolution), robot
+
+
+def check_pictures(layout: DemoLayout, obs: dict) -> None:
+    """Refuse a frame that is not what the layout says."""
+    for f in layout.observations:
+        if obs[f.name].shape != f.shape:
+            raise InputError(f"field '{f.name}' has shape {obs[f.name].shape}, not {f.shape}")
+
+
+def from_dataset(config: Config, kind: str) -> tuple[Health, dict, list]:
+    """From one format to the other."""
+    demos = sources.load(config.input)
+    writer = writer_for(config.output, demos.layout)
+    for episode in demos.episodes:
+        success = bool(episode.rewards[-1] > 0) if episode.rewards.any() else None
+        if isinstance(writer, RobomimicWriter):
+            writer.episode(episode)
+            continue
+        for t in range(len(episode.actions)):
+            writer.frame({k: v[t] for k, v in episode.obs.items()}, episode.actions[t])
+        writer.end(success=success)
+    provenance = {"source": str(config.input), "source_format": kind, "version": __version__}
+    writer.close(demos.provenance | provenance)
+    known = config.robot or (demos.layout.robot if demos.layout.robot in robot_names() else None)
+    return of_demonstrations(demos, load_robot(known) if known else None), provenance, []
+
+
+def tables_of(provenance: dict) -> list[report.Table]:
+    """What was left out, for the page."""
+    rows = [["frames without a known action", str(provenance["frames_without_action"])]]
+    rows += [[f"stale {topic}: episode ended", str(n)] for topic, n in provenance["stale"].items()]
+    for topic, counts in provenance["pictures"].items():
+        repeated = provenance["repeated_pictures"].get(topic, 0)
+        text = (
+            f"{counts['recorded']} recorded, {counts['used']} used, {repeated} shown twice or more"
+        )
+        rows.append([f"pictures of {topic}", text])
+    rows += [[f"episode ended by: {why}", str(n)] for why, n in provenance["ended_by"].items()]
+    rows += [
+        [f"episode left out: {why}", str(n)] for why, n in provenance["discarded_episodes"].items()
+    ]
+    tables = [report.Table("Frames and episodes", ["", ""], rows)]
+    if provenance["problems"]:
+        lost = [
+            [p["topic"], p["reason"], str(p["count"]), p["first"]] for p in provenance["problems"]
+        ]
+        tables.append(report.Table("Not used", ["where", "reason", "count", "first"], lost))
+    return tables
+
+
+def text(result: dict) -> str:
+    """For people."""
+    lines = [
+        f"{result['episodes']} episodes, {result['steps']} steps in {result['seconds']:.1f} s: {result['output']} "
+        f"({result['format']})"
+    ]
+    for finding in result["findings"]:
+        if finding["level"] != "ok":
+            lines.append(f"{finding['level']}: {finding['name']}: {finding['detail']}")
+    for problem in result.get("problems", [])[:8]:
+        lines.append(f"not used: {problem['topic']}: {problem['reason']} ({problem['count']}x)")
+    for why, count in result.get("discarded_episodes", {}).items():
+        lines.append(f"left out: {count} episodes: {why}")
+    return "\n".join([*lines, f"health: {result['health']}"])

@@ -1,0 +1,247 @@
+"""Demonstrations on disk in robomimic's HDF5 layout. Pictures are written one by one; no torch.
+
+    data/demo_0/obs/<field>  (T, size)      data/demo_0/actions (T, A)     data/demo_0/{rewards,dones,states}
+    data attributes: `env_args` (JSON: task, robot, joint names, control_dt, fields), `provenance` (JSON), `total`
+
+Observation t is what was seen before action t.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from flow_policy_rl.errors import InputError, existing_file
+from flow_policy_rl.spec import ObservationField
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One demonstration of T steps: observations before each action, and the actions (T, A) in SI units."""
+
+    obs: dict[str, np.ndarray]
+    actions: np.ndarray
+    rewards: np.ndarray
+    states: np.ndarray
+
+
+@dataclass(frozen=True)
+class DemoLayout:
+    """What the numbers of a file mean."""
+
+    task: str
+    robot: str
+    joint_names: tuple[str, ...]
+    control_dt: float
+    observations: tuple[ObservationField, ...]
+
+    @classmethod
+    def of_task(cls, task) -> "DemoLayout":
+        """Of a simulated task."""
+        fields = tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields)
+        return cls(task.name, task.robot, task.world.joint_names, task.control_dt, fields)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping) -> "DemoLayout":
+        """Back from JSON.
+
+        Raises:
+            KeyError, TypeError: keys are missing or unknown.
+        """
+        fields = tuple(
+            ObservationField(**{k: tuple(v) if isinstance(v, list) else v for k, v in f.items()})
+            for f in raw["observations"]
+        )
+        names = tuple(raw["joint_names"])
+        return cls(**{**raw, "joint_names": names, "observations": fields})
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """All of a data set."""
+
+    layout: DemoLayout
+    episodes: list[Episode]
+    provenance: dict
+
+    @property
+    def num_steps(self) -> int:
+        """Over all episodes."""
+        return sum(len(e.actions) for e in self.episodes)
+
+
+class RobomimicWriter:
+    """Writes to a neighbour and renames at the end, so that an interruption leaves no half file."""
+
+    def __init__(self, path: Path, layout: DemoLayout):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.layout = path, layout
+        self._partial = path.with_suffix(".partial")
+        self._file = h5py.File(self._partial, "w")
+        self._data = self._file.create_group("data")
+        self._data.attrs["env_args"] = json.dumps(dataclasses.asdict(layout))
+        self.num_episodes = self.num_steps = 0
+        self._steps = 0
+        self._group: h5py.Group | None = None
+        self._numbers: dict[str, list[np.ndarray]] = {}
+
+    def frame(self, obs: Mapping[str, np.ndarray], action: np.ndarray) -> None:
+        """One step of the open episode; the first opens it."""
+        if self._group is None:
+            self._group = self._data.create_group(f"demo_{self.num_episodes}")
+            self._steps = 0
+            self._numbers = {}
+        rows = {f"obs/{name}": np.asarray(values) for name, values in obs.items()}
+        rows["actions"] = np.asarray(action)
+        for name, values in rows.items():
+            if values.dtype != np.uint8:
+                self._numbers.setdefault(name, []).append(values)
+                continue
+            if name not in self._group:
+                self._group.create_dataset(
+                    name,
+                    shape=(0, *values.shape),
+                    maxshape=(None, *values.shape),
+                    chunks=(1, *values.shape),
+                    compression="lzf",
+                    dtype=np.uint8,
+                )
+            self._group[name].resize(self._steps + 1, axis=0)
+            self._group[name][self._steps] = values
+        self._steps += 1
+
+    def end(self, keep: bool = True, success: bool | None = None) -> None:
+        """Close the episode, or throw it away."""
+        group, self._group = self._group, None
+        if group is None:
+            return
+        if not keep:
+            del self._data[group.name]
+            return
+        steps = self._steps
+        for name, rows in self._numbers.items():
+            group[name] = np.stack(rows)
+        rewards = np.zeros(steps)
+        rewards[-1] = 1.0 if success else 0.0
+        self._finish(group, steps, rewards, np.zeros((steps, 0)))
+        if success is not None:
+            group.attrs["success"] = success
+
+    def episode(self, episode: Episode) -> None:
+        """A whole episode at once."""
+        steps = len(episode.actions)
+        group = self._data.create_group(f"demo_{self.num_episodes}")
+        group["actions"] = episode.actions
+        for name, values in episode.obs.items():
+            images = {"compression": "lzf", "chunks": (1, *values.shape[1:])}
+            group.create_dataset(
+                f"obs/{name}", data=values, **(images if values.dtype == np.uint8 else {})
+            )
+        self._finish(group, steps, episode.rewards, episode.states)
+
+    def _finish(self, group: h5py.Group, steps: int, rewards: np.ndarray, states) -> None:
+        group["rewards"], group["states"] = rewards, states
+        group["dones"] = np.arange(steps) == steps - 1
+        group.attrs["num_samples"] = steps
+        self.num_episodes += 1
+        self.num_steps += steps
+
+    def close(self, provenance: Mapping) -> None:
+        """Write what is known at the end, and give the file its name."""
+        self.end(keep=False)
+        self._data.attrs["provenance"] = json.dumps(provenance)
+        self._data.attrs["total"] = self.num_steps
+        self._file.close()
+        self._partial.rename(self.path)
+
+
+def save(path: Path, demos: Demonstrations) -> None:
+    """Write a data set."""
+    writer = RobomimicWriter(path, demos.layout)
+    for episode in demos.episodes:
+        writer.episode(episode)
+    writer.close(demos.provenance)
+
+
+def load(path: str | Path) -> Demonstrations:
+    """Read a file.
+
+    Raises:
+        InputError: missing, not HDF5, without demonstrations, or with numbers that are not finite.
+    """
+    path = existing_file(path, "demonstrations")
+    try:
+        with h5py.File(path) as file:
+            data = file["data"]
+            layout = layout_of(data)
+            provenance = json.loads(data.attrs.get("provenance", "{}"))
+            names = sorted(data, key=lambda name: int(name.rpartition("_")[2]))
+            episodes = [_episode(data[name], layout) for name in names]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"demonstrations '{path}' cannot be read: {error}") from None
+    check_episodes(path, episodes)
+    return Demonstrations(layout, episodes, provenance)
+
+
+def check_episodes(path: Path, episodes: list[Episode]) -> None:
+    """Refuse an empty data set, and numbers that are not finite.
+
+    Raises:
+        InputError: names the episode and the field.
+    """
+    if not episodes:
+        raise InputError(f"demonstrations '{path}' hold no episode")
+    for i, episode in enumerate(episodes):
+        for name, values in {**episode.obs, "actions": episode.actions}.items():
+            if values.dtype != np.uint8 and not np.isfinite(values).all():
+                raise InputError(
+                    f"demonstrations '{path}': demo_{i}/{name} has numbers that are not finite"
+                )
+
+
+def layout_of(data: h5py.Group) -> DemoLayout:
+    """Ours as written; of a file of robomimic itself (its `env_args` know no joints) by the shapes of its arrays."""
+    raw = json.loads(data.attrs["env_args"])
+    if "joint_names" in raw:
+        return DemoLayout.from_dict(raw)
+    first = data[sorted(data, key=lambda name: int(name.rpartition("_")[2]))[0]]
+    control = raw.get("env_kwargs", {}).get("control_freq", 20)
+    shapes = {name: values.shape[1:] for name, values in first["obs"].items()}
+    return generic_layout(
+        str(raw.get("env_name", "unknown")).lower(), shapes, first["actions"].shape[1], 1 / control
+    )
+
+
+def generic_layout(
+    task: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    num_actions: int,
+    control_dt: float,
+    robot: str = "unknown",
+    joint_names: tuple[str, ...] = (),
+) -> DemoLayout:
+    """Of data that does not say what its numbers are: every number gets a name, every image is a camera."""
+    fields = []
+    for name, shape in shapes.items():
+        if len(shape) == 3 and shape[2] == 3:
+            camera = name.removesuffix("_image")
+            fields.append(ObservationField(name, "image", (), "", camera, resolution=shape[:2]))
+        elif len(shape) == 1 and shape[0]:
+            elements = tuple(f"{name}_{k}" for k in range(shape[0]))
+            fields.append(ObservationField(name, "joint_position", elements, "unknown"))
+    names = joint_names or tuple(f"action_{k}" for k in range(num_actions))
+    return DemoLayout(task, robot, names, control_dt, tuple(fields))
+
+
+def _episode(group: h5py.Group, layout: DemoLayout) -> Episode:
+    steps = len(group["actions"])
+    return Episode(
+        obs={f.name: group[f"obs/{f.name}"][()] for f in layout.observations},
+        actions=group["actions"][()],
+        rewards=group["rewards"][()] if "rewards" in group else np.zeros(steps),
+        states=group["states"][()] if "states" in group else np.zeros((steps, 0)),
+    )

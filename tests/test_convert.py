@@ -1,0 +1,473 @@
+"""From bags to data sets and between formats: closed forms, round trips, and the readers of other libraries."""
+
+import json
+
+import cv2
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from bag_toys import (
+    IMAGE,
+    MS,
+    ROBOT,
+    TYPES,
+    TYPESTORE,
+    header,
+    motion,
+    picture,
+    pose,
+    recorded,
+    write,
+)
+
+from flow_policy_rl import convert
+from flow_policy_rl.convert import Config, Splitting
+from flow_policy_rl.data import demonstrations, sources
+from flow_policy_rl.data.robomimic import DemoLayout, Demonstrations, Episode, RobomimicWriter
+from flow_policy_rl.data.statistics import ImageStatistics, summarise
+from flow_policy_rl.errors import InputError
+from flow_policy_rl.serving.decode import DecodeError, compressed_image, decode, rgb
+from flow_policy_rl.spec import ObservationField
+
+BOOL, COMPRESSED = "std_msgs/msg/Bool", "sensor_msgs/msg/CompressedImage"
+HEIGHT, WIDTH = 24, 32
+
+
+def said(value: bool):
+    return TYPES[BOOL](value)
+
+
+def shade(t: float) -> int:
+    """Brightness of the picture at a time: a film codec keeps it within a few levels."""
+    return 40 + round(20 * t)
+
+
+def with_camera(seconds=4.0, period=0.05, encoding="rgb8", compressed=False, size=(HEIGHT, WIDTH)):
+    """The recorded robot with a camera that is 20 ms late to arrive."""
+    messages = recorded(seconds)
+    for k in range(int(seconds / period)):
+        ns = 1_000_000_000 + round(k * period * 1e9)
+        pixels = np.full((*size, 3), shade(k * period), np.uint8)
+        if compressed:
+            data = np.frombuffer(cv2.imencode(".png", pixels)[1], np.uint8)
+            msg = TYPES[COMPRESSED](header(ns), "png", data)
+        else:
+            msg = picture(ns, *size, shade(k * period), encoding)
+        messages.append(("/front", COMPRESSED if compressed else IMAGE, ns + 20 * MS, msg))
+    messages.sort(key=lambda m: m[2])
+    return messages
+
+
+@pytest.fixture
+def robot_file(tmp_path):
+    (tmp_path / "robot.yaml").write_text(ROBOT)
+    return str(tmp_path / "robot.yaml")
+
+
+def run(tmp_path, robot_file, messages, output="demos.hdf5", **changes):
+    write(tmp_path / "bag", messages)
+    values = {"input": tmp_path / "bag", "output": tmp_path / output, "robot": robot_file}
+    return convert.main(Config(**(values | changes)))
+
+
+@pytest.mark.parametrize("output", ["demos.hdf5", "lerobot"])
+@pytest.mark.parametrize("compressed", [False, True], ids=["raw", "compressed"])
+def test_frames_are_as_of_one_time_and_actions_follow(tmp_path, robot_file, output, compressed):
+    result = run(tmp_path, robot_file, with_camera(compressed=compressed), output, rate=20.0)
+    demos = demonstrations.load(tmp_path / output)
+    assert demos.layout.joint_names == ("a", "b")
+    assert [f.name for f in demos.layout.observations] == [
+        "joint_pos",
+        "joint_vel",
+        "gripper_pos",
+        "cube_pose",
+        "front_image",
+    ]
+    (episode,) = demos.episodes
+    assert len(episode.actions) == result["steps"] > 70
+    a = episode.obs["joint_pos"][:, 0]
+    t = np.arcsin(a[:30] / 0.5)  # the time of each frame, from the joint itself
+    assert np.allclose(np.diff(t), 0.05, atol=0.011)  # to one joint state
+    first = t[0]
+    t = first + 0.05 * np.arange(len(a))
+    assert np.allclose(episode.obs["gripper_pos"][:, 0], motion(t)[1], atol=0.004)
+    assert np.allclose(episode.actions, np.stack(motion(t + 0.05), axis=1), atol=0.012)
+    assert (
+        (t - episode.obs["cube_pose"][:, 0] >= -1e-6)
+        & (t - episode.obs["cube_pose"][:, 0] < 0.0241)
+    ).all()
+    brightness = episode.obs["front_image"].mean(axis=(1, 2, 3))
+    shown = (brightness - 40) / 20
+    assert np.all((t - shown > -0.08) & (t - shown < 0.13))
+    assert episode.obs["front_image"].shape[1:] == (HEIGHT, WIDTH, 3)
+    assert result["format"] == ("robomimic" if output.endswith("hdf5") else "lerobot")
+
+
+def test_episodes_by_topic_with_success(tmp_path, robot_file):
+    messages = recorded(8.0)
+    for k, good in enumerate((True, False, True)):
+        messages.append(("/done", BOOL, 1_000_000_000 + (2 * k + 2) * 1_000_000_000, said(good)))
+    messages.sort(key=lambda m: m[2])
+    ends = Splitting(end_topic="/done")
+    result = run(tmp_path, robot_file, messages, splitting=ends)
+    assert (result["episodes"], result["successes"]) == (3, 2)
+    assert result["discarded_episodes"] == {"no message on /done ended it (end of the bag)": 1}
+    demos = demonstrations.load(tmp_path / "demos.hdf5")
+    assert [e.rewards[-1] for e in demos.episodes] == [1.0, 0.0, 1.0]
+    assert all(abs(len(e.actions) - 40) <= 5 for e in demos.episodes)
+    config = Config(
+        tmp_path / "bag",
+        tmp_path / "good.hdf5",
+        robot=robot_file,
+        splitting=Splitting(end_topic="/done", only_success=True),
+    )
+    assert convert.main(config)["episodes"] == 2
+
+
+def test_episodes_by_service_calls(tmp_path, robot_file):
+    """Both request events of a call (client and server) begin one episode; types of the events are not needed."""
+    messages = recorded(6.0)
+    event = "std_msgs/msg/Empty"  # any type: the first byte of a service event is its kind
+    for second in (2, 4):
+        for kind, later in ((0, 0), (1, 3), (2, 5), (3, 8)):
+            data = b"\x00\x01\x00\x00" + bytes([kind]) + bytes(40)
+            messages.append(
+                ("/reset/_service_event", event, (1 + second) * 10**9 + later * MS, data)
+            )
+    messages.sort(key=lambda m: m[2])
+    result = run(tmp_path, robot_file, messages, splitting=Splitting(start_service="/reset"))
+    demos = demonstrations.load(tmp_path / "demos.hdf5")
+    assert result["episodes"] == 2
+    for episode, begin in zip(demos.episodes, (2.0, 4.0), strict=True):
+        assert episode.obs["gripper_pos"][0, 0] == pytest.approx(motion(begin)[1], abs=0.02)
+
+
+def test_gaps_jumps_and_stale_streams_end_episodes(tmp_path, robot_file):
+    messages = [
+        m for m in with_camera(9.0) if not (m[0] == "/front" and 3.0 < m[2] / 1e9 - 1 < 4.0)
+    ]
+    messages = [m for m in messages if not 6.0 < m[2] / 1e9 - 1 < 7.0]
+    result = run(tmp_path, robot_file, messages, rate=20.0)
+    assert result["episodes"] == 3
+    assert result["ended_by"] == {"stale /front": 1, "gap": 1, "end of the bag": 1}
+    assert result["stale"] == {"/front": 1}
+    assert "stale" in json.dumps(result["problems"])
+    for episode in demonstrations.load(tmp_path / "demos.hdf5").episodes:
+        steps = np.diff(episode.obs["gripper_pos"][:, 0]) / 0.3
+        assert np.allclose(steps, 0.05, atol=0.011)  # no hole within an episode
+
+
+def test_pictures_that_change_size_or_break_are_counted(tmp_path, robot_file):
+    messages = []
+    for topic, kind, log, msg in with_camera(4.0):
+        if topic == "/front" and 2.0 < log / 1e9 - 1 < 2.4:
+            msg = picture(log - 20 * MS, 48, 64, 99)
+        if topic == "/front" and 3.0 < log / 1e9 - 1 < 3.08:
+            msg = picture(log - 20 * MS, HEIGHT, WIDTH, 99, "16UC1")
+        messages.append((topic, kind, log, msg))
+    result = run(tmp_path, robot_file, messages)
+    demos = demonstrations.load(tmp_path / "demos.hdf5")
+    assert all(e.obs["front_image"].shape[1:] == (HEIGHT, WIDTH, 3) for e in demos.episodes)
+    assert "'16UC1' is not one of" in json.dumps(result["problems"])
+
+
+def test_frozen_cameras_dead_joints_and_jumps_are_found(tmp_path, robot_file):
+    layout = DemoLayout(
+        "t",
+        "toy",
+        ("a", "b"),
+        0.05,
+        (
+            ObservationField("x", "joint_position", ("a", "b"), "rad"),
+            ObservationField("front_image", "image", (), "", "front", resolution=(8, 8)),
+        ),
+    )
+    rng, episodes = np.random.default_rng(0), []
+    for k in range(12):
+        actions = np.stack([np.linspace(0, 0.5, 40), np.zeros(40)], axis=1)
+        if k == 3:
+            actions[20:, 0] += 0.4
+        pictures = rng.integers(0, 255, (40, 8, 8, 3), dtype=np.uint8)
+        if k == 5:
+            pictures[10:30] = 7
+        obs = {"x": actions + 0.01, "front_image": pictures}
+        episodes.append(Episode(obs, actions, np.zeros(40), np.zeros((40, 0))))
+    demonstrations.save(tmp_path / "d.hdf5", Demonstrations(layout, episodes, {}))
+    config = Config(tmp_path / "d.hdf5", tmp_path / "out.hdf5", robot=robot_file)
+    found = {f["name"]: f["detail"] for f in convert.main(config)["findings"]}
+    assert "b is never commanded" in found["dead joint"]
+    assert "front_image: 1 stretches" in found["frozen camera"]
+    assert "episode 3, step 20" in found["jumps of the action"]
+    assert "x: b" in found["constant input"]
+    page = (tmp_path / "out.hdf5.health.html").read_text()
+    assert "frozen camera" in page
+
+
+def toy_demos(camera=True) -> Demonstrations:
+    fields = [
+        ObservationField("joint_pos", "joint_position", ("a", "b"), "rad"),
+        ObservationField("tool", "pose", ("x", "y", "z", "qx", "qy", "qz", "qw"), "m", "tool"),
+    ]
+    if camera:
+        fields.append(
+            ObservationField("front_image", "image", (), "", "front", resolution=(32, 48))
+        )
+    rng, episodes = np.random.default_rng(2), []
+    for length in (7, 12, 5):
+        obs = {f.name: rng.normal(size=(length, f.size)).astype(np.float32) for f in fields[:2]}
+        if camera:
+            level = rng.integers(20, 230, (length, 1, 1, 3))
+            obs["front_image"] = np.broadcast_to(level, (length, 32, 48, 3)).astype(np.uint8)
+        actions = rng.normal(size=(length, 2)).astype(np.float32)
+        rewards = np.zeros(length)
+        rewards[-1] = length != 12
+        episodes.append(Episode(obs, actions, rewards, np.zeros((length, 0))))
+    layout = DemoLayout("toy", "toy", ("a", "b"), 0.04, tuple(fields))
+    return Demonstrations(layout, episodes, {"seed": 5})
+
+
+@pytest.mark.parametrize("camera", [True, False])
+def test_lerobot_round_trip(tmp_path, camera):
+    demos = toy_demos(camera)
+    demonstrations.save(tmp_path / "d.hdf5", demos)
+    convert.main(Config(tmp_path / "d.hdf5", tmp_path / "lr"))
+    assert sources.kind_of(tmp_path / "lr") == "lerobot"
+    again = demonstrations.load(tmp_path / "lr")
+    assert again.layout == demos.layout
+    for one, other in zip(demos.episodes, again.episodes, strict=True):
+        assert np.array_equal(one.actions, other.actions)
+        assert np.array_equal(one.rewards, other.rewards)
+        for name, values in one.obs.items():
+            if values.dtype == np.uint8:  # the film is lossy and has half the colour resolution
+                assert np.abs(values.astype(int) - other.obs[name]).max() <= 6
+            else:
+                assert np.array_equal(values, other.obs[name])
+
+
+def test_lerobot_files_are_of_the_format(tmp_path):
+    """What the lerobot library reads (0.4.4 loaded such folders; see docs/bags.md)."""
+    demonstrations.save(tmp_path / "d.hdf5", toy_demos())
+    convert.main(Config(tmp_path / "d.hdf5", tmp_path / "lr"))
+    info = json.loads((tmp_path / "lr/meta/info.json").read_text())
+    assert (info["codebase_version"], info["fps"], info["total_frames"]) == ("v3.0", 25, 24)
+    table = pq.read_table(tmp_path / "lr" / info["data_path"].format(chunk_index=0, file_index=0))
+    assert table["index"].to_pylist() == list(range(24))
+    assert table["episode_index"].to_pylist() == [0] * 7 + [1] * 12 + [2] * 5
+    assert table.schema.field("action").type.list_size == 2
+    episodes = pq.read_table(tmp_path / "lr/meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    key = "videos/observation.images.front"
+    assert [e[f"{key}/from_timestamp"] for e in episodes] == [0.0, 7 / 25, 19 / 25]
+    stats = json.loads((tmp_path / "lr/meta/stats.json").read_text())
+    actions = np.concatenate([e.actions for e in toy_demos().episodes])
+    assert np.allclose(stats["action"]["mean"], actions.mean(axis=0), atol=1e-6)
+    assert np.allclose(stats["action"]["q90"], np.quantile(actions, 0.9, axis=0), atol=1e-6)
+    assert np.shape(stats["observation.images.front"]["mean"]) == (3, 1, 1)
+    marks = json.loads(pq.read_schema(tmp_path / "lr/meta/tasks.parquet").metadata[b"pandas"])
+    assert marks["index_columns"] == ["task"]
+
+
+def test_a_foreign_lerobot_set_gets_names_from_its_features(tmp_path):
+    demonstrations.save(tmp_path / "d.hdf5", toy_demos())
+    convert.main(Config(tmp_path / "d.hdf5", tmp_path / "lr"))
+    (tmp_path / "lr/meta/flow_policy_rl.json").unlink()
+    demos = demonstrations.load(tmp_path / "lr")
+    assert demos.layout.joint_names == ("a", "b")
+    assert demos.layout.observations[0].name == "observation.state"
+    assert demos.layout.observations[0].elements[2] == "tool.x"
+    assert demos.layout.observations[1].resolution == (32, 48)
+    assert demos.layout.control_dt == 0.04
+    assert [len(e.actions) for e in demos.episodes] == [7, 12, 5]
+
+
+def test_discarded_episodes_leave_no_trace(tmp_path):
+    demos = toy_demos()
+    for output in ("a.hdf5", "lr"):
+        writer = convert.writer_for(tmp_path / output, demos.layout)
+        for k, episode in enumerate(demos.episodes):
+            for t in range(len(episode.actions)):
+                writer.frame({n: v[t] for n, v in episode.obs.items()}, episode.actions[t])
+            writer.end(keep=k != 1)
+        writer.close({})
+        again = demonstrations.load(tmp_path / output)
+        assert [len(e.actions) for e in again.episodes] == [7, 5]
+        for one, other in zip((demos.episodes[0], demos.episodes[2]), again.episodes, strict=True):
+            assert np.array_equal(one.actions, other.actions)
+            difference = one.obs["front_image"].astype(int) - other.obs["front_image"]
+            assert np.abs(difference).max() <= 6
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_minari_and_d4rl(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "minari" / "data"
+    folder.mkdir(parents=True)
+    (folder / "metadata.json").write_text(json.dumps({"dataset_id": "D4RL/door/human-v2"}))
+    with h5py.File(folder / "main_data.hdf5", "w") as file:
+        for k, length in enumerate((6, 4)):
+            group = file.create_group(f"episode_{k}")
+            group["actions"] = rng.normal(size=(length, 3)).astype(np.float32)
+            group["rewards"] = np.ones(length)
+            group["observations/position"] = rng.normal(size=(length + 1, 2))
+            group["observations/goal"] = rng.normal(size=length + 1)
+    demos = demonstrations.load(tmp_path / "minari")
+    assert demos.layout.task == "D4RL/door/human-v2"
+    assert {f.name: f.size for f in demos.layout.observations} == {"goal": 1, "position": 2}
+    assert [len(e.actions) for e in demos.episodes] == [6, 4]
+    assert demos.episodes[0].obs["position"].shape == (6, 2)
+    with h5py.File(tmp_path / "hopper.hdf5", "w") as file:
+        file["observations"], file["actions"] = rng.normal(size=(20, 4)), rng.normal(size=(20, 2))
+        file["rewards"], file["terminals"] = np.ones(20), np.arange(20) == 8
+        file["timeouts"] = np.arange(20) == 14
+    demos = demonstrations.load(tmp_path / "hopper.hdf5")
+    assert [len(e.actions) for e in demos.episodes] == [9, 6, 5]
+    convert.main(Config(tmp_path / "hopper.hdf5", tmp_path / "lr"))
+    assert np.allclose(
+        demonstrations.load(tmp_path / "lr").episodes[1].actions,
+        demos.episodes[1].actions,
+        atol=1e-6,
+    )
+
+
+def test_a_file_of_robomimic_itself(tmp_path):
+    with h5py.File(tmp_path / "low_dim.hdf5", "w") as file:
+        data = file.create_group("data")
+        kwargs = {"env_name": "Lift", "env_kwargs": {"control_freq": 25}, "type": 1}
+        data.attrs["env_args"] = json.dumps(kwargs)
+        for k in (0, 10, 2):
+            group = data.create_group(f"demo_{k}")
+            group["actions"], group["rewards"] = np.full((4, 7), float(k)), np.zeros(4)
+            group["obs/eef"], group["obs/view_image"] = (
+                np.zeros((4, 3)),
+                np.zeros((4, 8, 8, 3), np.uint8),
+            )
+    demos = demonstrations.load(tmp_path / "low_dim.hdf5")
+    assert demos.layout.control_dt == 0.04
+    assert {f.name: f.kind for f in demos.layout.observations} == {
+        "eef": "joint_position",
+        "view_image": "image",
+    }
+    assert [e.actions[0, 0] for e in demos.episodes] == [0.0, 2.0, 10.0]
+
+
+def test_bad_input_is_refused_in_one_line(tmp_path, robot_file):
+    write(tmp_path / "bag", recorded(3.0, command=False))
+    (tmp_path / "text.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    bag, out = tmp_path / "bag", tmp_path / "o.hdf5"
+    cases = {
+        "does not exist": Config(tmp_path / "none", out),
+        "exists already": Config(bag, tmp_path / "text.txt"),
+        "is no data set": Config(tmp_path / "empty", out),
+        "cannot be read": Config(tmp_path / "text.txt", out),
+        "no topic /command": Config(bag, out, robot=robot_file),
+        "--robot is needed": Config(bag, out),
+        "--rate must be": Config(bag, out, robot=robot_file, rate=-1.0),
+        "whole number of frames": Config(
+            bag, tmp_path / "lr", robot=robot_file, rate=7.3, actions="state"
+        ),
+    }
+    for says, config in cases.items():
+        with pytest.raises(InputError, match=says) as error:
+            convert.main(config)
+        assert "\n" not in str(error.value)
+        assert not out.exists()
+    with pytest.raises(InputError, match="make demonstrations of it with flow-policy convert"):
+        demonstrations.load(bag)
+    write(
+        tmp_path / "silent", [m for m in recorded(3.0) if m[0] != "/command"] + recorded(3.0)[-2:]
+    )
+
+
+def test_broken_lerobot_folders_are_refused(tmp_path):
+    demonstrations.save(tmp_path / "d.hdf5", toy_demos())
+    convert.main(Config(tmp_path / "d.hdf5", tmp_path / "lr"))
+    info = tmp_path / "lr/meta/info.json"
+    whole = info.read_text()
+    info.write_text(whole.replace("v3.0", "v2.1"))
+    with pytest.raises(InputError, match="has version v2.1"):
+        demonstrations.load(tmp_path / "lr")
+    info.write_text(whole[:100])
+    with pytest.raises(InputError, match="cannot be read"):
+        demonstrations.load(tmp_path / "lr")
+    info.write_text(whole)
+    for name in (
+        "data/chunk-000/file-000.parquet",
+        "videos/observation.images.front/chunk-000/file-000.mp4",
+    ):
+        path = tmp_path / "lr" / name
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(InputError, match="cannot be read"):
+            demonstrations.load(tmp_path / "lr")
+        path.write_bytes(content)
+
+
+def test_an_interrupted_writer_leaves_no_data_set(tmp_path):
+    writer = RobomimicWriter(tmp_path / "a.hdf5", toy_demos().layout)
+    episode = toy_demos().episodes[0]
+    writer.frame({n: v[0] for n, v in episode.obs.items()}, episode.actions[0])
+    assert not (tmp_path / "a.hdf5").exists()
+
+
+# --- pieces ---
+
+
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "mono8", "8UC3"])
+def test_every_eight_bit_encoding_becomes_rgb(encoding):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (6, 10, 3), dtype=np.uint8)
+    if encoding == "mono8":
+        data, expected = pixels[..., :1], np.repeat(pixels[..., :1], 3, axis=2)
+    else:
+        data, expected = pixels[..., ::-1] if "bgr" in encoding else pixels, pixels
+        if "a" in encoding:
+            data = np.concatenate([data, np.full((6, 10, 1), 255, np.uint8)], axis=2)
+    step = data.shape[1] * data.shape[2]
+    msg = TYPES[IMAGE](header(0), 6, 10, encoding, 0, step, np.ascontiguousarray(data).ravel())
+    assert np.array_equal(rgb(msg), expected)
+
+
+def test_pictures_are_brought_to_the_size_of_the_policy_by_area():
+    field = ObservationField("i", "image", (), "", "front", resolution=(4, 6))
+    pixels = np.zeros((8, 12, 3), np.uint8)
+    pixels[:, 6:] = 200
+    msg = TYPES[IMAGE](header(0), 8, 12, "rgb8", 0, 36, pixels.ravel())
+    small = decode(field, msg)
+    assert small.shape == (4, 6, 3)
+    assert (small[:, :3] == 0).all()
+    assert (small[:, 3:] == 200).all()
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"hello" * 20])
+def test_unreadable_pictures_say_so(data):
+    msg = TYPES[COMPRESSED](header(0), "jpeg", np.frombuffer(data, np.uint8))
+    with pytest.raises(DecodeError, match="compressed image"):
+        compressed_image(msg)
+
+
+def test_image_statistics_are_those_of_the_pixels():
+    rng, statistics = np.random.default_rng(0), ImageStatistics()
+    pictures = rng.integers(0, 256, (20, 40, 48, 3), dtype=np.uint8)
+    for p in pictures:
+        statistics.add(p)
+    exact = summarise(pictures[:, ::8, ::8].reshape(-1, 3) / 255)
+    found = statistics.summary()
+    for name in ("min", "max", "mean", "std"):
+        assert np.allclose(np.ravel(found[name]), exact[name], atol=1e-6)
+    assert np.allclose(np.ravel(found["q50"]), exact["q50"], atol=1 / 255)
+    assert found["count"] == [20]
+
+
+def test_poses_have_their_stamp_where_the_reader_looks(tmp_path):
+    """`header_stamp` reads bytes; the decoder agrees."""
+    from flow_policy_rl.data.bags import Message
+    from flow_policy_rl.offline.recording import header_stamp
+
+    for msg, kind in (
+        (pose(1_234_567_891, 1.0), "geometry_msgs/msg/PoseStamped"),
+        (picture(7, 2, 2), IMAGE),
+    ):
+        data = bytes(TYPESTORE.serialize_cdr(msg, kind))
+        expected = msg.header.stamp.sec * 10**9 + msg.header.stamp.nanosec
+        assert header_stamp(Message("/x", kind, 5, data)) == expected
