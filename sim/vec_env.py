@@ -1,7 +1,9 @@
 """N copies of a task, stepped a chunk of actions at a time."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +12,11 @@ from sim.backends.threads import ThreadsBackend
 from sim.render import Renderer
 from sim.tasks.base import Task
 from sim.world import World
+
+LOG = logging.getLogger(__name__)
+ABSURD = 1e6  # m, rad, or per second: MuJoCo itself gives up at 1e10
+MOST_DUMPS = 20
+DUMP_DIR = Path("runs/diverged")
 
 Observation = dict[str, np.ndarray]  # field name -> (N, size), or (N, height, width, 3) uint8
 
@@ -57,8 +64,11 @@ class VecEnv:
     """Batched environment with automatic reset at chunk ends.
 
     Episode k of environment i starts from a state that depends on (seed, i, k) alone (counted from `first_env`, so that
-    several processes can share one numbering); `reset(seeds)` starts given
-    episodes instead, each a function of its seed alone, so the same seed gives the same episode in any batch.
+    several processes can share one numbering); `reset(seeds)` starts given episodes instead, each a function of its
+    seed alone, so the same seed gives the same episode in any batch.
+
+    A simulation that breaks down (not finite, or absurd numbers) ends its own episode as truncated. It is counted in
+    `num_diverged`, logged, and written to `dump_dir` (None: not written); all others go on as if nothing had happened.
     """
 
     def __init__(
@@ -69,12 +79,15 @@ class VecEnv:
         seed: int = 0,
         num_threads: int | None = None,
         first_env: int = 0,
+        dump_dir: Path | None = DUMP_DIR,
     ):
         self.first_env = first_env
         self.task = task
         self.world = task.world
         self.num_envs = num_envs
         self.seed = seed
+        self.dump_dir = dump_dir
+        self.num_diverged = 0
         self.backend = make_backend(task.world, num_threads)
         # Physics after a fall need not be computed; a task that cannot fall need not be asked.
         self._stop = None if type(task).is_failure is Task.is_failure else task.is_failure
@@ -88,10 +101,21 @@ class VecEnv:
         self.state = np.zeros((num_envs, self.world.state_size))
         self.command = np.zeros((num_envs, len(self.world.joint_names)))
 
-    def reset(self, seeds: Sequence[int] | None = None) -> Observation:
-        """Start a new episode everywhere."""
+    def restart(self, seed: int) -> None:
+        """Count episodes from the beginning, under another seed."""
+        self.seed = seed
+        self._episode[:] = 0
+
+    def reset(
+        self,
+        seeds: Sequence[int] | None = None,
+        rngs: Sequence[np.random.Generator] | None = None,
+    ) -> Observation:
+        """Start a new episode everywhere: the next one, or those of given seeds or generators."""
+        if seeds is not None:
+            rngs = [np.random.default_rng(seed) for seed in seeds]
         for i in range(self.num_envs):
-            self._start(i, None if seeds is None else np.random.default_rng(seeds[i]))
+            self._start(i, None if rngs is None else rngs[i])
         return self._observe(self.state)
 
     def _observe(self, state: np.ndarray) -> Observation:
@@ -135,6 +159,8 @@ class VecEnv:
         }
         success, diverged = succeeded[rows, last], diverged_at[rows, last]
         terminated = success | failed[rows, last]
+        for i in np.flatnonzero(diverged):
+            self._report_divergence(i, actions[i], int(self._steps[i] + last[i] + 1))
         self._steps += last + 1
         final = states[rows, last]
         self.state = final.copy()  # observations may be views
@@ -187,11 +213,37 @@ class VecEnv:
         self.backend.step(state, controls, states, self._stop)
         # MuJoCo restarts a simulation that broke down from time zero, so its clock tells as well as its numbers.
         due = state[:, :1] + (1 + np.arange(actions.shape[1])) * self.world.control_dt
-        finite = np.isfinite(states[..., : self.world.physics_size]).all(axis=-1)
-        diverged = ~finite | ~(np.abs(states[..., 0] - due) < 1e-6)
+        moving = states[..., 1 : 1 + self.world.model.nq + self.world.model.nv]
+        sane = (np.abs(moving) < ABSURD).all(axis=-1)
+        diverged = ~sane | ~(np.abs(states[..., 0] - due) < 1e-6)
         env, step = np.nonzero(diverged)
         states[env, step] = state[env]
         return commands, diverged
+
+    def _report_divergence(self, env: int, actions: np.ndarray, step: int) -> None:
+        """Count it, say so, and keep what is needed to see it again: the state before the chunk, and the chunk."""
+        self.num_diverged += 1
+        kept = ""
+        if self.dump_dir is not None and self.num_diverged <= MOST_DUMPS:
+            episode = int(self._episode[env]) - 1
+            path = Path(self.dump_dir) / f"{self.task.name}-{self.seed}-{env}-{episode}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(
+                path,
+                task=self.task.name,
+                state=self.state[env],
+                command=self.command[env],
+                actions=actions,
+                seed=self.seed,
+                env=env,
+                episode=episode,
+                step=step,
+            )
+            kept = f"; state and actions before it: {path}"
+        LOG.warning(
+            "task '%s': the simulation of environment %d broke down at control step %d and was reset (%d so far)%s",
+            self.task.name, env, step, self.num_diverged, kept,
+        )  # fmt: skip
 
     def _succeeded(self, states: np.ndarray, diverged_at: np.ndarray) -> np.ndarray:
         """(N, h) bool: steps at which the goal has been met for long enough."""

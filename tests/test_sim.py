@@ -215,18 +215,29 @@ def test_time_limit_truncates_and_masks(task):
     env.close()
 
 
-def test_a_diverged_environment_is_reset_and_the_others_are_untouched(task):
-    env, alone = VecEnv(task, 3), VecEnv(task, 3)
+def test_a_diverged_environment_is_reset_and_the_others_are_untouched(task, tmp_path, caplog):
+    env, alone = VecEnv(task, 3, dump_dir=tmp_path), VecEnv(task, 3)
     env.reset([0, 1, 2])
     alone.reset([0, 1, 2])
-    env.state[1, 1:] = np.nan
-    actions = gentle_targets(task, (3, 8))
-    broken, whole = env.step(actions), alone.step(actions)
-    assert list(broken.diverged) == [False, True, False]
-    assert list(broken.truncated) == [False, True, False]
-    for name, values in broken.obs.items():
-        assert np.isfinite(values).all()
-        assert np.array_equal(values[[0, 2]], whole.obs[name][[0, 2]])
+    cube = task.world.qvel_address(["panda_joint1"])[0]
+    for count, bad in enumerate((np.nan, 1e8), start=1):  # not a number, and far too much energy
+        task.world.qvel(env.state[1])[cube] = bad
+        command, actions = env.command[1].copy(), gentle_targets(task, (3, 8))
+        broken, whole = env.step(actions), alone.step(actions)
+        assert list(broken.diverged) == [False, True, False]
+        assert list(broken.truncated) == [False, True, False]
+        assert not whole.diverged.any()
+        for name, values in broken.obs.items():
+            assert np.isfinite(values).all()
+            assert np.array_equal(values[[0, 2]], whole.obs[name][[0, 2]])
+        assert env.num_diverged == count
+        assert "environment 1 broke down at control step 1" in caplog.text
+        dump = np.load(tmp_path / f"lift-0-1-{count - 1}.npz")
+        assert np.array_equal(dump["actions"], actions[1])
+        assert np.array_equal(dump["command"], command)
+        assert not np.abs(task.world.qvel(dump["state"])).max() < 1e6
+    env.close()
+    alone.close()
 
 
 def test_expert_lifts_the_cube_every_time(task):
