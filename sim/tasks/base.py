@@ -19,7 +19,7 @@ class Task:
         episode_steps: time limit, control steps.
         success_hold_steps: control steps in a row for which `is_success` must hold; None: the task knows no success,
             only reward.
-        cameras: named cameras of the model that show the task.
+        cameras: named cameras of the model that show the task; the first is for films.
         feedback: control steps are run one at a time, with `act` and `after_step` between them.
         world: model, state layout and command interface.
         obs_fields: what `observe` gives, in order.

@@ -32,7 +32,8 @@ SCENE = """
   </visual>
   <worldbody>
     <light pos="1.2 -0.8 1.8" dir="-0.5 0.4 -1" diffuse="0.7 0.7 0.7" specular="0.1 0.1 0.1" castshadow="false"/>
-    <camera name="front" {camera} fovy="45"/>
+    <camera name="overview" {overview} fovy="45"/>
+    <camera name="front" {front}/>
     <geom name="floor" type="plane" size="30 30 30" pos="0 0 -0.4" rgba="0.36 0.4 0.45 1"/>
     <geom name="table" type="box" {table} rgba="0.78 0.69 0.56 1" friction="1 0.005 0.0001"/>
     {frames}
@@ -80,7 +81,8 @@ class Tabletop(Task):
         robots: as in `Task`; the first is the default.
         arm_places: prefix of each arm's names -> attributes of its frame.
         rewards: names for the option `reward`.
-        camera, table: attributes of the camera `front` and of the table top.
+        overview, front, table: attributes of the camera that films, of the camera that policies see through, and of the
+            table top. `front` is as near as its view of all starts allows: an object of three pixels cannot be grasped.
         timestep: physics step, s.
 
     Args:
@@ -100,8 +102,10 @@ class Tabletop(Task):
     robots = ("panda",)
     arm_places = {"": 'pos="0 0 0"'}
     rewards = ("sparse", "dense")
-    cameras = ("front",)
-    camera = 'pos="1.3 -0.7 0.75" xyaxes="0.623 0.783 0 -0.334 0.265 0.905"'
+    cameras = ("overview", "front")
+    policy_cameras = ("front",)
+    overview = 'pos="1.3 -0.7 0.75" xyaxes="0.623 0.783 0 -0.334 0.265 0.905"'
+    front = 'pos="0.95 -0.4 0.6" xyaxes="0.632 0.775 0 -0.498 0.406 0.766" fovy="34"'
     table = 'size="0.55 0.6 0.02" pos="0.35 0 -0.02"'
     timestep = 0.005  # s
     control_dt = 0.05  # s
@@ -119,7 +123,8 @@ class Tabletop(Task):
         scene = SCENE.format(
             name=self.name,
             timestep=self.timestep,
-            camera=self.camera,
+            overview=self.overview,
+            front=self.front,
             table=self.table,
             frames="".join(f'<frame name="{p}robot" {at}/>' for p, at in self.arm_places.items()),
             bodies=self.bodies,
@@ -135,7 +140,7 @@ class Tabletop(Task):
             ObsField("joint_vel", "joint_velocity", joints, "rad/s"),
             ObsField("gripper_pos", "joint_position", grippers, "m"),
             *(
-                map(camera_field, self.cameras)
+                map(camera_field, self.policy_cameras)
                 if cameras
                 else (
                     ObsField(name, "pose", POSE_ELEMENTS, "m", body)

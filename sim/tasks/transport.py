@@ -30,7 +30,8 @@ class Transport(Tabletop):
     observed = {"bar_pose": "bar", "goal_pose": "goal"}
     arm_places = {"left_": 'pos="0 0 0"', "right_": f'pos="{APART} 0 0" quat="0 0 0 1"'}
     table = f'size="0.85 0.6 0.02" pos="{APART / 2} 0 -0.02"'
-    camera = 'pos="0.68 -1.45 0.95" xyaxes="1 0 0 0 0.45 0.893"'
+    overview = 'pos="0.68 -1.45 0.95" xyaxes="1 0 0 0 0.45 0.893"'
+    front = f'{overview} fovy="45"'
     episode_steps = 400
 
     def robot_name(self, arm):
