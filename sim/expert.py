@@ -54,7 +54,8 @@ class Hand:
     def move(
         self, position, yaw: float | None = None, steps: int = 0, speed: float = 1.0
     ) -> Script:
-        """In a straight line to `position` (3,), hand pointing down, then stay for `steps`.
+        """To `position` (3,), hand pointing down, then stay for `steps`. The path is a screw motion: a straight line
+        where the hand does not turn.
 
         Args:
             yaw: turn about the vertical; 0 is the home pose of an arm that looks along x. None keeps it.
@@ -73,6 +74,15 @@ class Hand:
             self._goal = start.interpolate(goal, share)
             yield
         yield from wait(steps)
+
+    def turn(self, angle: float, drop: float = 0.0, speed: float = 1.0) -> Script:
+        """In place about the vertical by any angle, sinking by `drop` m on the way."""
+        pieces = (
+            int(np.ceil(abs(angle))) or 1
+        )  # less than half a turn each, so that none goes the other way round
+        for _ in range(pieces):
+            below = self.position - [0, 0, drop / pieces]
+            yield from self.move(below, self.yaw + angle / pieces, speed=speed)
 
     def grip(self, steps: int = 7) -> Script:
         """Close, and stay for `steps`."""

@@ -76,3 +76,8 @@ def wrap(angle, period: float = 2 * np.pi):
 def nearest_yaw(pose: np.ndarray, period: float = np.pi / 2) -> float:
     """How far a hand turns from straight to meet a body (7,) whose sides repeat every `period`, rad."""
     return float(wrap(yaw(pose[3:]), period))
+
+
+def nearest_multiple(angle: float, period: float) -> float:
+    """Of `period`, to an angle, rad."""
+    return float(period * np.round(angle / period))

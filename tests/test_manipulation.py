@@ -11,6 +11,7 @@ from sim.errors import SimulationError
 from sim.expert import make_expert
 from sim.kinematics import SitePose
 from sim.tasks import TASKS, make_task
+from sim.tasks.assembly import Assembly
 from sim.tasks.insert import PEG
 from sim.tasks.pick_place import BIN
 from sim.tasks.tabletop import Tabletop
@@ -47,10 +48,16 @@ def put(task, **bodies) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("name", "robot"), [(name, robot) for name in NAMES for robot in TASKS[name].robots]
+    ("name", "robot"),
+    [
+        (name, robot)
+        for name in NAMES
+        for robot in TASKS[name].robots
+        if not issubclass(TASKS[name], Assembly)  # see test_assembly.py
+    ],
 )
 def test_the_expert_succeeds(name, robot):
-    assert run_expert(make_task(name, robot=robot), range(4)).all()
+    assert run_expert(make_task(name, robot=robot), range(3)).all()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,16 +5,20 @@ from importlib import metadata
 
 from sim.errors import SimulationError, unknown_name
 from sim.tasks.insert import Insert
+from sim.tasks.lamp import Lamp
 from sim.tasks.lift import Lift
 from sim.tasks.locomotion import LOCOMOTION
+from sim.tasks.one_leg import OneLeg
 from sim.tasks.pick_place import PickPlace
 from sim.tasks.push import Push
 from sim.tasks.reach import Reach
+from sim.tasks.round_table import RoundTable
 from sim.tasks.stack import Stack
 from sim.tasks.transport import Transport
 
 MANIPULATION = {
-    task.name: task for task in (Reach, Lift, Push, Stack, PickPlace, Insert, Transport)
+    task.name: task
+    for task in (Reach, Lift, Push, Stack, PickPlace, Insert, Transport, OneLeg, Lamp, RoundTable)
 }
 TASKS = MANIPULATION | LOCOMOTION
 

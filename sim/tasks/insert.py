@@ -21,11 +21,6 @@ def nut_geoms() -> str:
     return "".join(block(size, 0.01, YELLOW, pos=at) for size, at in walls) + handle
 
 
-def round_to(angle: float, period: float) -> float:
-    """The nearest multiple of `period`."""
-    return float(period * np.round(angle / period))
-
-
 class Insert(Tabletop):
     """A nut with a handle lies in a 16 x 20 cm area, at any yaw; a square peg stands beside it. The hole is 7 mm wider
     than the peg. Success: the nut is over the peg, its middle at most 4 cm above the table, and the hand is away, for
@@ -69,8 +64,10 @@ class Insert(Tabletop):
             yield from hand.grip()
             yield from hand.move(grip + [0, 0, 0.15])
             # The nut fits at four angles: take the one that leaves the hand nearest to straight.
-            quarter = round_to(hand.yaw, np.pi / 2)
-            yaw = round_to(poses.yaw(expert.pose("nut")[3:]) + quarter - hand.yaw, np.pi / 2)
+            quarter = poses.nearest_multiple(hand.yaw, np.pi / 2)
+            yaw = poses.nearest_multiple(
+                poses.yaw(expert.pose("nut")[3:]) + quarter - hand.yaw, np.pi / 2
+            )
             above = PEG + [0, 0, PEG_HEIGHT + 0.03]
             yield from expert.align("nut", above, yaw, tolerance=0.002)
             yield from expert.carry("nut", above - [0, 0, 0.06], yaw, steps=3, speed=0.3)

@@ -24,6 +24,7 @@ MARK = "0.2 0.75 0.3 0.5"  # a place to go to: seen, never touched
 
 SCENE = """
 <mujoco model="{name}">
+  <compiler angle="radian"/>
   <option timestep="{timestep}" integrator="implicitfast" cone="elliptic" impratio="4"/>
   <visual>
     <quality shadowsize="0" offsamples="0" numslices="10" numstacks="5" numquads="1"/>
