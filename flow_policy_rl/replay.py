@@ -176,16 +176,45 @@ def judge(config: Config, path: Path) -> Judged:
     spec = policy.spec
     robot = mapped(load_robot(config.robot or spec.robot), config.topics)
     bag = Bag(config.bag)
+    if config.mode == "graph":
+        return through_the_node(config, path, bag, spec, robot)
     predictor = Predictor(policy, config.noise, config.seed, config.samples)
-    sink, source, extra = predictor, config.bag, {}
-    recording = read_recording(bag, spec, robot, config.ground_truth, config.truth_topic, sink)
-    if not len(recording.times):
-        raise InputError(
-            f"bag '{source}' has no complete observation for the policy: {recording.problems or 'no messages'}"
-        )
+    recording = read_recording(bag, spec, robot, config.ground_truth, config.truth_topic, predictor)
+    refuse_empty(recording, config.bag)
     chunks, samples = predictor.finish()
     numbers = measure(spec, robot, recording, chunks, samples, np.array(predictor.latencies_s))
-    return Judged(path, spec, robot, recording, chunks, numbers | extra)
+    return Judged(path, spec, robot, recording, chunks, numbers)
+
+
+def refuse_empty(recording: Recording, bag: Path) -> None:
+    """No inference, no verdict."""
+    if not len(recording.times):
+        reasons = recording.problems or "no messages"
+        raise InputError(f"bag '{bag}' has no complete observation for the policy: {reasons}")
+
+
+def through_the_node(
+    config: Config, path: Path, bag: Bag, spec: PolicySpec, robot: Robot
+) -> Judged:
+    """Chunks that the real node planned while the bag was played into it."""
+    from flow_policy_rl.offline import graph
+
+    graph.require_ros()
+    name = config.robot or spec.robot
+    out = config.out if path == config.policy else config.out / "second"
+    out.mkdir(parents=True, exist_ok=True)
+    found = graph.play(config.bag, path, name, robot, load_robot(name), spec, out)
+    recording = read_recording(
+        bag, spec, robot, config.ground_truth, config.truth_topic, stamps=found
+    )
+    refuse_empty(recording, config.bag)
+    recording.stages, recording.latencies_s = graph.stages(out / "graph")
+    chunks = np.array([found[stamp] for stamp in recording.stamps])
+    none = np.zeros((len(chunks), 0, *chunks.shape[1:]))
+    numbers = measure(spec, robot, recording, chunks, none, np.zeros(0))
+    seen = {"planned": len(found), "compared_with_the_bag": len(chunks), "bag": str(out / "graph")}
+    source = {"latency_source": "in the node, from message to command"}
+    return Judged(path, spec, robot, recording, chunks, numbers | source | {"graph": seen})
 
 
 def measure(

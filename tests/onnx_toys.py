@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from flow_policy_rl.serving import model_file
 from flow_policy_rl.spec import METADATA_KEY, PolicySpec
 
 
@@ -55,5 +55,5 @@ def holding_policy(path: Path, spec: PolicySpec, offset: float = 0.0) -> Path:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
-    onnx.save(model, path)
+    path.write_bytes(model_file.seal(model.SerializeToString()))
     return path

@@ -45,8 +45,10 @@ class Predictor:
     def _time(self, row: int, obs: Mapping[str, np.ndarray]) -> None:
         single = {name: np.asarray(values)[None] for name, values in obs.items()}
         noise = self._noise(row)[:1]
+        noise = np.repeat(noise, self.policy.batch or 1, axis=0)
+        inputs = self._inputs(single, len(noise))
         start = time.perf_counter()
-        self.policy.infer(single, noise)
+        self.policy.infer(inputs, noise)
         self.latencies_s.append(time.perf_counter() - start)
 
     def _noise(self, row: int) -> np.ndarray:
@@ -67,11 +69,33 @@ class Predictor:
             for name in self._waiting[0][1]
         }
         noise = np.concatenate([self._noise(row) for row, _ in self._waiting])
-        chunks = self.policy.infer(obs, noise)
-        chunks = chunks.reshape(len(self._waiting), repeats, *self.policy.chunk_shape)
+        chunks = self._infer(obs, noise).reshape(
+            len(self._waiting), repeats, *self.policy.chunk_shape
+        )
         self._chunks.append(chunks[:, 0])
         self._others.append(chunks[:, 1:])
         self._waiting = []
+
+    def _infer(self, obs: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """Chunks of a batch; a graph of a fixed batch gets it in pieces, the last one filled up."""
+        if self.policy.batch is None:
+            return self.policy.infer(self._inputs(obs, len(noise)), noise)
+        size, chunks = self.policy.batch, []
+        for at in range(0, len(noise), size):
+            rows = np.minimum(np.arange(at, at + size), len(noise) - 1)
+            part = self._inputs({name: values[rows] for name, values in obs.items()}, size)
+            chunks.append(self.policy.infer(part, noise[rows]))
+        return np.concatenate(chunks)[: len(noise)]
+
+    def _inputs(self, obs: dict[str, np.ndarray], batch: int) -> dict[str, np.ndarray]:
+        """With an empty prefix, where the policy takes one: the recorded robot did not execute its chunks."""
+        spec = self.policy.spec
+        if len(next(iter(obs.values()))) != batch:
+            obs = {name: np.repeat(values, batch, axis=0) for name, values in obs.items()}
+        if not spec.prefix_horizon:
+            return obs
+        prefix = np.zeros((batch, spec.prefix_horizon, spec.num_joints), np.float32)
+        return obs | {"prefix": prefix, "inference_delay": np.zeros(batch, np.int64)}
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """Chunks (n, H, A), and the further samples (n, N, H, A)."""

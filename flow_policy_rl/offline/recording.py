@@ -6,10 +6,12 @@ but images are not unpacked for nothing. Images go to `sink` and are not kept: m
 per inference, whatever the length of the bag.
 """
 
+import bisect
+import contextlib
 import math
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,7 +123,7 @@ class Recording:
 
     Attributes:
         obs: observation fields that are not images, (n, size).
-        times: (n,) s, stamp of each observation.
+        stamps, times: (n,) stamp of each observation, ns and s.
         segment: (n,) number of the uninterrupted piece.
         measured: (n, A) joints.
         before: (n, A) truth at the time of the observation; nan where not known.
@@ -134,6 +136,7 @@ class Recording:
     """
 
     obs: dict[str, np.ndarray]
+    stamps: list[int]
     times: np.ndarray
     segment: np.ndarray
     measured: np.ndarray
@@ -169,17 +172,19 @@ def read_recording(
     truth_kind: str = "command",
     truth_topic: str = "",
     sink: Sink | None = None,
+    stamps: Iterable[int] | None = None,
 ) -> Recording:
     """Read a bag once.
 
     Args:
         truth_topic: of the command or the controller state (default: that of the robot file).
         sink: gets each inference as the bag is read.
+        stamps: infer at observations of these times (ns) instead of where the scheduler would.
 
     Raises:
         InputError: topics that the policy needs are not in the bag, or are of another type.
     """
-    return _Reader(bag, spec, robot, truth_kind, truth_topic, sink).read()
+    return _Reader(bag, spec, robot, truth_kind, truth_topic, sink, stamps).read()
 
 
 def check_topics(bag: Bag, needed: Mapping[str, tuple[str, ...]]) -> None:
@@ -261,10 +266,40 @@ class JointPositions:
             self._index = np.array([names.index(name) for name in self._names])
 
 
+def read_stages(msg, into: dict[str, Durations]) -> None:
+    """Add the latencies (keys that end in `_ms`) of a record that the policy node published."""
+    for status in msg.status:
+        for pair in status.values:
+            if pair.key.endswith("_ms"):
+                with contextlib.suppress(ValueError):
+                    into.setdefault(pair.key[:-3], Durations()).add(float(pair.value) / 1e3)
+
+
+class _Given:
+    """In the place of the scheduler: inferences at stamps that are given."""
+
+    def __init__(self, stamps: Iterable[int]):
+        self._stamps = sorted(stamps)
+
+    def due(self, stamp: int) -> bool:
+        k = bisect.bisect_left(self._stamps, stamp)
+        return k < len(self._stamps) and self._stamps[k] == stamp
+
+    def next(self, stamp: int) -> int:
+        k = bisect.bisect_right(self._stamps, stamp)
+        return self._stamps[k] if k < len(self._stamps) else 1 << 62
+
+    def started(self, stamp: int) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
+
+
 class _Reader:
     """State of the pass. Times are those of message headers; a command counts from the newest header before it."""
 
-    def __init__(self, bag, spec, robot, truth_kind, truth_topic, sink):
+    def __init__(self, bag, spec, robot, truth_kind, truth_topic, sink, stamps):
         self.bag, self.spec, self.robot, self.sink = bag, spec, robot, sink
         self.problems = bag.problems
         fields = topics_of(spec, robot.topics)
@@ -277,7 +312,8 @@ class _Reader:
         measured = ObservationField(MEASURED, "joint_position", spec.joint_names, "")
         fields.setdefault(joints, []).append(measured)
         self.streams = Streams(fields, max_age_s=GAP_S)
-        self.scheduler = ChunkScheduler(spec)
+        self.given = None if stamps is None else _Given(stamps)
+        self.scheduler = self.given or ChunkScheduler(spec)
         self.period = int(spec.execute_horizon * spec.control_dt * 1e9)
         self.velocity_limit = robot.limit_array(spec.joint_names, "velocity")
         self.positions = JointPositions(bag, spec.joint_names)
@@ -295,7 +331,7 @@ class _Reader:
         self.handlers |= {LATENCY_TOPIC: self._latency, INFERENCE_TOPIC: self._stages}
         check_topics(bag, needed)
         self.pending = Pending(self._store)
-        self.rows: list[tuple[float, int]] = []
+        self.rows: list[tuple[int, int]] = []
         self.kept: dict[str, list[np.ndarray]] = {
             f.name: [] for f in (*spec.observations, measured) if f.kind != "image"
         }
@@ -459,12 +495,13 @@ class _Reader:
         if not self.scheduler.due(snapshot.stamp):
             return
         self.scheduler.started(snapshot.stamp)
-        self.next_due = snapshot.stamp + self.period
+        later = self.given.next(snapshot.stamp) if self.given else snapshot.stamp + self.period
+        self.next_due = later
         self._infer(snapshot.stamp, snapshot.obs)
 
     def _infer(self, stamp: int, obs: Mapping[str, np.ndarray]) -> None:
         row, at, spec = len(self.rows), stamp / 1e9, self.spec
-        self.rows.append((at, self.segment))
+        self.rows.append((stamp, self.segment))
         for name, values in self.kept.items():
             values.append(np.asarray(obs[name], np.float32 if name != MEASURED else np.float64))
         self.truths.append(np.full((spec.action_horizon, spec.num_joints), np.nan, np.float32))
@@ -499,14 +536,7 @@ class _Reader:
         self.latencies.append(float(self.bag.deserialize(message).data))
 
     def _stages(self, message: Message) -> None:
-        for status in self.bag.deserialize(message).status:
-            for pair in status.values:
-                if pair.key.endswith("_ms"):
-                    try:
-                        seconds = float(pair.value) / 1e3
-                    except ValueError:
-                        continue
-                    self.stages.setdefault(pair.key[:-3], Durations()).add(seconds)
+        read_stages(self.bag.deserialize(message), self.stages)
 
     def _finish(self) -> Recording:
         if self.last_joints is not None and self.truth_kind == "command":
@@ -518,7 +548,8 @@ class _Reader:
         measured = obs.pop(MEASURED)
         return Recording(
             obs=obs,
-            times=np.array([t for t, _ in self.rows]),
+            stamps=[stamp for stamp, _ in self.rows],
+            times=np.array([stamp / 1e9 for stamp, _ in self.rows]),
             segment=np.array([s for _, s in self.rows], int),
             measured=measured.reshape(n, spec.num_joints),
             before=np.array(self.befores).reshape(n, spec.num_joints),

@@ -42,6 +42,7 @@ setup(
             f"policy_node = {NAME}.policy_node:main",
             f"sim_node = {NAME}.sim_node:main",
             f"recorder = {NAME}.recorder:main",
+            f"player = {NAME}.player:main",
             f"episode_runner = {NAME}.episode_runner:main",
         ]
     },
