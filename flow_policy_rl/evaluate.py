@@ -156,7 +156,10 @@ class Config:
         noise: where the flow starts: zero, or random per episode.
         num_envs: episodes side by side.
         inference_delay: control steps that inference takes.
-        out: folder for a page with films, and a table of all episodes (default: none).
+        randomize: also under randomised worlds, senses and links: a table of presets and a heat map (noise x latency).
+        randomize_episodes: episodes in each cell of the heat map.
+        out: folder for a page with films, and a table of all episodes (default: none; with --randomize
+            runs/robustness, for its page and every episode with what it drew).
         json: print one JSON object.
     """
 
@@ -167,14 +170,18 @@ class Config:
     noise: Literal["zero", "random"] = "zero"
     num_envs: int = 200
     inference_delay: int = 0
+    randomize: bool = False
+    randomize_episodes: int = 50
     out: Path | None = None
     json: bool = False
 
 
 def main(config: Config) -> dict:
     """Evaluate a file."""
-    if config.episodes < 1:
-        raise InputError(f"--episodes must be at least 1, not {config.episodes}")
+    for name in ("episodes", "randomize_episodes"):
+        if getattr(config, name) < 1:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} must be at least 1, not {getattr(config, name)}")
     spec, act = load_policy(config.policy)
     task = task_of(spec, config.task)
     check_fits(spec, task, str(config.policy))
@@ -209,6 +216,17 @@ def main(config: Config) -> dict:
         "task": task.name,
         "policy": str(config.policy),
     }
+    if config.randomize:
+        from flow_policy_rl.robustness import robustness
+
+        result |= robustness(
+            task,
+            play,
+            range(config.seed, config.seed + config.episodes),
+            config.num_envs,
+            config.randomize_episodes,
+            config.out or Path("runs/robustness"),
+        )
     if config.out is not None:
         from flow_policy_rl import evaluation_report
 
@@ -258,4 +276,8 @@ def text(result: dict) -> str:
     line = (
         f"{result['policy']} on {result['task']}, {result['episodes']} episodes: {', '.join(parts)}"
     )
+    if "robustness" in result:
+        from flow_policy_rl import robustness
+
+        line += "\n" + robustness.text(result)
     return line + (f"\nreport: {result['report']}" if "report" in result else "")

@@ -1,5 +1,6 @@
 """Pictures of simulation states, without a screen where EGL is installed."""
 
+import copy
 import os
 
 import mujoco
@@ -7,6 +8,8 @@ import numpy as np
 
 from sim.errors import SimulationError, unknown_name
 from sim.world import World
+
+LOOKS = ("cam_pos", "cam_quat", "light_diffuse", "geom_rgba", "geom_size", "geom_pos")
 
 
 class Renderer:
@@ -23,17 +26,23 @@ class Renderer:
                 "(Debian and Ubuntu: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri)"
             )
         self._world = world
-        self._data = mujoco.MjData(world.model)
+        self._model = copy.copy(world.model)
+        self._data = mujoco.MjData(self._model)
         self._cameras = [world.model.camera(i).name for i in range(world.model.ncam)]
-        self._renderer = mujoco.Renderer(world.model, height, width)
+        self._renderer = mujoco.Renderer(self._model, height, width)
 
-    def render(self, state: np.ndarray, camera: str) -> np.ndarray:
-        """(state_size,) -> (height, width, 3) uint8, RGB."""
+    def render(
+        self, state: np.ndarray, camera: str, model: mujoco.MjModel | None = None
+    ) -> np.ndarray:
+        """(state_size,) -> (height, width, 3) uint8, RGB. With a model that looks different, as it looks there."""
         if camera not in self._cameras:
             raise unknown_name("camera", camera, self._cameras)
+        if model is not None:
+            for name in LOOKS:
+                getattr(self._model, name)[:] = getattr(model, name)
         self._world.write(state, self._data)
-        mujoco.mj_kinematics(self._world.model, self._data)
-        mujoco.mj_camlight(self._world.model, self._data)
+        mujoco.mj_kinematics(self._model, self._data)
+        mujoco.mj_camlight(self._model, self._data)
         self._renderer.update_scene(self._data, camera)
         return self._renderer.render()
 

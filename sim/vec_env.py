@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import mujoco
 import numpy as np
 
 from sim.backends.rollout import RolloutBackend
@@ -88,6 +89,7 @@ class VecEnv:
         self.seed = seed
         self.dump_dir = dump_dir
         self.num_diverged = 0
+        self.models: list[mujoco.MjModel] | None = None  # one per environment, where they differ
         self.backend = make_backend(task.world, num_threads)
         # Physics after a fall need not be computed; a task that cannot fall need not be asked.
         self._stop = None if type(task).is_failure is Task.is_failure else task.is_failure
@@ -116,23 +118,37 @@ class VecEnv:
             rngs = [np.random.default_rng(seed) for seed in seeds]
         for i in range(self.num_envs):
             self._start(i, None if rngs is None else rngs[i])
-        return self._observe(self.state)
+        return self._observe(self.state, np.arange(self.num_envs))
 
-    def _observe(self, state: np.ndarray) -> Observation:
-        """What the policy sees of states (n, state_size). Images are drawn here and nowhere else: once per chunk."""
+    def _observe(self, state: np.ndarray, envs: np.ndarray) -> Observation:
+        """What the policy sees of states (n, state_size) of some environments (n,).
+
+        Images are drawn here and nowhere else: once per chunk.
+        """
         obs = self.task.observe(state)
         for f in self._images:
             draw = self._renderers[f.resolution].render
-            obs[f.name] = np.stack([draw(row, f.source) for row in state])
+            obs[f.name] = np.stack(
+                [draw(row, f.source, self._model(i)) for row, i in zip(state, envs, strict=True)]
+            )
         return {f.name: obs[f.name] for f in self.task.obs_fields}
 
-    def _start(self, i: int, rng: np.random.Generator | None = None) -> None:
+    def _model(self, env: int) -> mujoco.MjModel | None:
+        """The model of one environment, where it is not that of the world."""
+        return None if self.models is None else self.models[env]
+
+    def _seen(self, trail: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """The state (N, state_size) that the observation after step `last` (N,) of a chunk shows: that step's."""
+        return trail[np.arange(self.num_envs), 1 + last]
+
+    def _start(self, i: int, rng: np.random.Generator | None = None) -> np.random.Generator:
         rng = rng or np.random.default_rng((self.seed, self.first_env + i, self._episode[i]))
         self._episode[i] += 1
         self._steps[i] = 0
         self._held[i] = 0
         self.state[i] = self.task.initial_state(rng)
         self.command[i] = self.world.initial_command(self.state[i])
+        return rng
 
     def step(self, action_chunk: np.ndarray) -> ChunkStep:
         """Execute (N, h, A) actions open loop."""
@@ -162,16 +178,16 @@ class VecEnv:
         for i in np.flatnonzero(diverged):
             self._report_divergence(i, actions[i], int(self._steps[i] + last[i] + 1))
         self._steps += last + 1
-        final = states[rows, last]
-        self.state = final.copy()  # observations may be views
+        self.state = states[rows, last]
         self.command = commands[rows, last].copy()
-        final_obs = obs = self._observe(final)
+        # NOTE: observations may be views of what they show, so that must not be self.state.
+        final_obs = obs = self._observe(self._seen(trail, last), rows)
         begun = np.flatnonzero(ended)
         if len(begun):
             for i in begun:
                 self._start(i)
             obs = {name: values.copy() for name, values in final_obs.items()}
-            for name, values in self._observe(self.state[begun]).items():
+            for name, values in self._observe(self.state[begun], begun).items():
                 obs[name][begun] = values
         return ChunkStep(
             obs=obs,
@@ -209,8 +225,8 @@ class VecEnv:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fill `trail` (N, 1 + h, state_size) from its first state on; returns commands and where it broke down."""
         state, states = trail[:, 0], trail[:, 1:]
-        controls, commands = self.world.controls(command, actions)
-        self.backend.step(state, controls, states, self._stop)
+        controls, commands = self._controls(command, actions)
+        self.backend.step(state, controls, states, self._stop, self.models)
         # MuJoCo restarts a simulation that broke down from time zero, so its clock tells as well as its numbers.
         due = state[:, :1] + (1 + np.arange(actions.shape[1])) * self.world.control_dt
         moving = states[..., 1 : 1 + self.world.model.nq + self.world.model.nv]
@@ -219,6 +235,10 @@ class VecEnv:
         env, step = np.nonzero(diverged)
         states[env, step] = state[env]
         return commands, diverged
+
+    def _controls(self, command: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What reaches the actuators, as `World.controls` has it."""
+        return self.world.controls(command, actions)
 
     def _report_divergence(self, env: int, actions: np.ndarray, step: int) -> None:
         """Count it, say so, and keep what is needed to see it again: the state before the chunk, and the chunk."""

@@ -7,6 +7,8 @@ import pytest
 import torch
 from toys import ROOT
 
+import sim  # noqa: F401  (before mujoco, for which it chooses how to draw)
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 

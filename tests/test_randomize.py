@@ -1,0 +1,223 @@
+"""Domain randomisation: nominal changes nothing, each range does what it says, an episode's draw can be looked up."""
+
+import dataclasses
+import json
+
+import mujoco
+import numpy as np
+import pytest
+
+from flow_policy_rl import cli
+from sim.errors import SimulationError
+from sim.randomize import PRESETS, Randomization, RandomizedVecEnv, Randomizer, preset
+from sim.tasks import make_task
+from sim.vec_env import VecEnv
+
+SEEDS = [3, 4, 5]
+
+
+@pytest.fixture(scope="module")
+def task():
+    return make_task("lift")
+
+
+def hold(env: VecEnv, steps: int = 8) -> np.ndarray:
+    return np.tile(env.command[:, None], (1, steps, 1))
+
+
+def swing(env: VecEnv, steps: int = 8) -> np.ndarray:
+    """Away from home, slowly enough for the velocity limits."""
+    way = np.linspace(0, 0.3, steps + 1)[1:, None] * ([1.0] * 7 + [0.0])
+    return hold(env, steps) + way
+
+
+def randomized(task, **ranges) -> RandomizedVecEnv:
+    env = RandomizedVecEnv(task, len(SEEDS), randomization=Randomization(**ranges))
+    env.first = env.reset(SEEDS)
+    return env
+
+
+@pytest.mark.parametrize("name", ["lift", "hopper"])
+def test_nominal_is_the_plain_environment_bit_for_bit(name):
+    task = make_task(name)
+    plain, nominal = VecEnv(task, 3), RandomizedVecEnv(task, 3, randomization=Randomization())
+    plain.reset(SEEDS), nominal.reset(SEEDS)
+    low, high = task.world.target_low, task.world.target_high
+    for k in range(4):
+        actions = np.random.default_rng(k).uniform(low, high, (3, 6, len(low)))
+        one, other = plain.step(actions), nominal.step(actions)
+        assert np.array_equal(one.states, other.states)
+        assert np.array_equal(one.reward, other.reward)
+        assert all(np.array_equal(one.obs[f], other.obs[f]) for f in one.obs)
+    plain.close(), nominal.close()
+
+
+@pytest.mark.parametrize("name", ["mild", "hard"])
+def test_a_draw_depends_on_the_seed_alone_and_leaves_the_start_state_alone(task, name):
+    config = preset(name, task)
+    many = RandomizedVecEnv(task, 3, randomization=config)
+    one = RandomizedVecEnv(task, 1, randomization=config, num_threads=1)
+    plain = VecEnv(task, 3)
+    many.reset(SEEDS), one.reset([SEEDS[1]]), plain.reset(SEEDS)
+    assert np.array_equal(many.state, plain.state)
+    looked_up = Randomizer(task, config).for_seed(SEEDS[1])
+    assert set(looked_up) == {f.name for f in dataclasses.fields(Randomization)}
+    for key, value in looked_up.items():
+        assert np.array_equal(many.draws[1][key], value)
+        low, high = getattr(config, key)
+        assert low == high or not np.array_equal(many.draws[0][key], value)
+        assert (np.asarray(value) >= low).all()
+        assert (np.asarray(value) <= high).all()
+    steps = many.step(swing(many)), one.step(swing(one))
+    assert np.array_equal(steps[0].states[1], steps[1].states[0])
+    assert all(np.array_equal(steps[0].obs[f][1], steps[1].obs[f][0]) for f in steps[0].obs)
+
+
+def test_models_get_what_was_drawn_and_nothing_remains_of_it(task):
+    randomizer = Randomizer(task, preset("hard", task))
+    model = make_task("lift").world.model
+    nominal = randomizer.nominal
+    draw = randomizer.draw(np.random.default_rng(0))
+    randomizer.apply(model, draw)
+    cube = nominal.body("cube").id
+    size = draw["object_size"][0]
+    geom = nominal.body("cube").geomadr[0]
+    assert np.allclose(model.geom_size[geom], nominal.geom_size[geom] * size)
+    expected = nominal.body_mass[cube] * draw["mass"][cube] * size**3
+    assert model.body_mass[cube] == pytest.approx(expected)
+    assert np.allclose(model.geom_friction, nominal.geom_friction * draw["friction"])
+    assert np.allclose(model.dof_damping, nominal.dof_damping * draw["damping"])
+    assert model.body_subtreemass[0] == pytest.approx(model.body_mass.sum())  # constants follow
+    turn = np.zeros(3)
+    mujoco.mju_subQuat(turn, model.cam_quat[0], nominal.cam_quat[0])
+    assert np.allclose(turn, draw["camera_turn"][0], atol=1e-9)
+    randomizer.apply(model, Randomizer(task, Randomization()).draw(np.random.default_rng(0)))
+    for name in ("body_mass", "body_inertia", "geom_size", "geom_rbound", "cam_quat", "geom_rgba",
+                 "actuator_gainprm", "actuator_biasprm", "dof_invweight0", "light_diffuse"):  # fmt: skip
+        assert np.allclose(getattr(model, name), getattr(nominal, name), rtol=1e-9), name
+
+
+def test_latency_and_jitter_shift_what_the_arm_does(task):
+    physics = task.world.physics_dt
+    plain, late = VecEnv(task, 3), randomized(task, action_latency=(4 * physics, 4 * physics))
+    plain.reset(SEEDS)
+    joint = task.world.joint_qpos[0]
+    one, other = plain.step(swing(plain)), late.step(swing(late))
+    # The arm lags by 4 physics steps of a ramp of 0.3 rad in 8 control steps.
+    lag = task.world.qpos(one.states - other.states)[:, -1, joint]
+    assert np.allclose(lag, 0.3 / 8 / task.control_dt * 4 * physics, rtol=0.1)
+    # What was still under way arrives in the next chunk.
+    one, other = plain.step(hold(plain)), late.step(hold(late))
+    assert np.allclose(
+        task.world.qpos(one.states)[:, -1], task.world.qpos(other.states)[:, -1], atol=2e-3
+    )
+
+
+def test_lost_actions_leave_the_last_one_in_force(task):
+    env = randomized(task, packet_loss=(1.0, 1.0))
+    start = env.command.copy()
+    step = env.step(swing(env))
+    assert np.array_equal(step.commands, np.repeat(start[:, None], 8, axis=1))
+
+
+def test_observations_come_late_across_chunks(task):
+    """Delayed by two control steps, with chunks of one."""
+    env = randomized(task, observation_delay=(2 * task.control_dt, 2 * task.control_dt))
+    moves, shown, true = swing(env, 6), [env.first], [task.observe(env.state)]
+    for h in range(6):
+        step = env.step(moves[:, h : h + 1])
+        shown.append(step.obs)
+        true.append(task.observe(step.states[:, 0]))
+    for h, obs in enumerate(shown):
+        assert np.array_equal(obs["joint_pos"], true[max(h - 2, 0)]["joint_pos"])
+
+
+def test_noise_has_the_spread_that_was_asked_for(task):
+    randomizer = Randomizer(task, Randomization(observation_noise=(0.01, 0.01)))
+    state = task.initial_state(np.random.default_rng(0))
+    obs, rng = task.observe(state), np.random.default_rng(1)
+    draw = randomizer.draw(rng)
+    seen = [randomizer.sense(obs, draw, rng) for _ in range(2000)]
+    for field, spread in (("joint_pos", 0.01), ("joint_vel", 0.1)):
+        error = np.stack([s[field] for s in seen]) - obs[field]
+        assert error.std() == pytest.approx(spread, rel=0.05)
+    poses = np.stack([s["object_pose"] for s in seen])
+    assert (poses[:, :3] - obs["object_pose"][:3]).std() == pytest.approx(0.01, rel=0.05)
+    assert np.allclose(np.linalg.norm(poses[:, 3:], axis=1), 1)
+    assert (poses[:, 6] >= 0).all()
+
+
+def test_joint_offsets_are_seen_and_followed(task):
+    """Where the encoders err, the arm reports its target and stands elsewhere."""
+    env = randomized(task, joint_offset=(0.01, 0.01))
+    target = hold(env, 40)
+    for _ in range(2):
+        step = env.step(target)
+    truth = task.observe(step.states[:, -1])["joint_pos"]
+    assert np.allclose(step.obs["joint_pos"] - truth, 0.01)
+    assert np.allclose(step.obs["joint_pos"], target[:, -1, :7], atol=3e-3)
+
+
+def test_cameras_show_the_world_of_their_environment():
+    task = make_task("lift", cameras=True)
+    env = RandomizedVecEnv(
+        task, 2, randomization=Randomization(light=(0.3, 1.5), color=(-0.2, 0.2))
+    )
+    obs = env.reset([0, 0])
+    assert np.array_equal(*obs["front_image"])
+    obs = env.reset([0, 1])
+    assert np.abs(obs["front_image"][0].astype(int) - obs["front_image"][1]).mean() > 5
+    env.close()
+
+
+def test_bad_ranges_are_refused(task):
+    with pytest.raises(SimulationError, match="mass"):
+        Randomization(mass=(1.2, 0.8))
+    with pytest.raises(SimulationError, match="friction"):
+        Randomization(friction=(0.0, 1.0))
+    with pytest.raises(SimulationError, match="packet_loss"):
+        Randomization(packet_loss=(0.0, 1.5))
+    with pytest.raises(SimulationError, match="did you mean 'mild'") as error:
+        preset("mildd", task)
+    assert all(name in str(error.value) for name in PRESETS)
+
+
+def test_eval_randomize_prints_a_table_and_a_heat_map(small_checkpoint, tmp_path, capsys):
+    flags = ["--policy", str(small_checkpoint), "--episodes", "3", "--randomize"]
+    flags += ["--randomize-episodes", "2", "--out", str(tmp_path)]
+    assert cli.main(["eval", *flags, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["randomization"] for row in result["robustness"]] == list(PRESETS)
+    assert result["robustness"][0]["return_mean"] == pytest.approx(result["return_mean"], rel=1e-9)
+    assert len(result["heat_map"]) == 16
+    records = [json.loads(line) for line in (tmp_path / "robustness.jsonl").open()]
+    assert len(records) == 9
+    assert all(
+        set(r["draw"]) == {f.name for f in dataclasses.fields(Randomization)} for r in records
+    )
+    assert "action latency" in (tmp_path / "robustness.html").read_text()
+
+
+@pytest.fixture
+def small_checkpoint(tmp_path):
+    """A fresh policy for hopper, whose episodes are short."""
+    from flow_policy_rl import checkpoint
+    from flow_policy_rl.policy import FlowPolicy, NetworkConfig
+    from flow_policy_rl.spec import ObservationField, PolicySpec
+
+    task = make_task("hopper")
+    spec = PolicySpec(
+        task=task.name,
+        robot=task.robot,
+        joint_names=task.world.joint_names,
+        action_low=tuple(task.world.target_low.tolist()),
+        action_high=tuple(task.world.target_high.tolist()),
+        action_kind=task.world.interface,
+        observations=tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields),
+        control_dt=task.control_dt,
+        action_horizon=4,
+        execute_horizon=4,
+    )
+    path = tmp_path / "policy.safetensors"
+    checkpoint.save(path, FlowPolicy(spec, NetworkConfig(width=16, depth=1)))
+    return path
