@@ -59,6 +59,7 @@ COMMON_FLAGS = "Every command also takes --config FILE (flags as YAML or JSON) a
 # flow-policy bench NAME: each a module of flow_policy_rl.bench with Config, main and text
 BENCHES: dict[str, str] = {
     "sim": "environment steps per second, against raw MuJoCo, Gymnasium, robosuite",
+    "train": "training speed, shares of physics, policy and update, against its floor",
 }
 
 

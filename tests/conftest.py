@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import ROOT
+from toys import ROOT, scalar_policy
+
+from flow_policy_rl.algorithms import bc
+from flow_policy_rl.policy import FlowPolicy
 
 import sim  # noqa: F401  (before mujoco, for which it chooses how to draw)
 
@@ -23,3 +26,19 @@ def root() -> Path:
 def generator() -> torch.Generator:
     """Seeded randomness."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def bimodal() -> FlowPolicy:
+    """Imitates demonstrations with two modes, at -0.6 and 0.6, both with a spread of 0.3."""
+    policy, generator = scalar_policy(num_flow_steps=8, width=64), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
+    obs = {"joint_pos": torch.zeros(256, 1)}
+    for _ in range(600):
+        x_0, mode, rest = torch.randn(3, 256, 1, 1, generator=generator)
+        t = torch.rand(256, 1, generator=generator)
+        loss = bc.cfm_loss(policy, obs, 0.6 * mode.sign() + 0.3 * rest, x_0, t).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return policy

@@ -5,22 +5,13 @@ import math
 
 import pytest
 import torch
-from toys import random_obs, small_policy, small_spec
+from toys import draw, random_obs, scalar_policy, small_policy, two_mode_bandit
 
 from flow_policy_rl import flow
-from flow_policy_rl.algorithms import bc, ppo
+from flow_policy_rl.algorithms import ppo
 from flow_policy_rl.algorithms.fpo import FPO, FPOConfig, loss_weight
 from flow_policy_rl.algorithms.gaussian import Gaussian, GaussianConfig
 from flow_policy_rl.errors import InputError
-from flow_policy_rl.policy import FlowPolicy, NetworkConfig
-from flow_policy_rl.spec import ObservationField
-
-
-def draw(estimator, obs, generator, executed=4):
-    """A sample of which the first `executed` of the chunk's actions ran."""
-    chunk, trace = estimator.sample(obs, generator)
-    horizon = estimator.policy.chunk_shape[0]
-    return chunk, {**trace, "executed": torch.arange(horizon).expand(len(chunk), -1) < executed}
 
 
 def rows_of(tensors, rows):
@@ -84,21 +75,6 @@ class Denoiser(torch.nn.Module):
         variance = (1 - t) ** 2 + (t * self.std) ** 2
         rest = (x - t * self.mean) / variance
         return self.mean + t * self.std**2 * rest - (1 - t) * rest
-
-
-def scalar_policy(num_flow_steps: int = 4, **network) -> FlowPolicy:
-    """One joint, one action, one observed number; physical units are normalised units."""
-    spec = small_spec(
-        joint_names=("a",),
-        action_low=(-1.0,),
-        action_high=(1.0,),
-        observations=(ObservationField("joint_pos", "joint_position", ("a",), "rad"),),
-        action_horizon=1,
-        execute_horizon=1,
-        num_flow_steps=num_flow_steps,
-    )
-    torch.manual_seed(0)
-    return FlowPolicy(spec, NetworkConfig(**({"width": 32, "depth": 3} | network)))
 
 
 def exact_log_ratio(loss: str, old: tuple, new: tuple, action: float) -> float:
@@ -377,40 +353,6 @@ def test_gaussian_ratio_is_that_of_its_density(generator):
     assert torch.allclose(entropy, normal(old_mean, old_std).entropy().mean((1, 2)))
     deployed = estimator.policy.sample(obs, torch.zeros(9, 6, 2))
     assert torch.allclose(estimator.policy.denormalize_action(mean), deployed, atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def bimodal() -> FlowPolicy:
-    """Imitates demonstrations with two modes, at -0.6 and 0.6, both with a spread of 0.3."""
-    policy, generator = scalar_policy(num_flow_steps=8, width=64), torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
-    obs = {"joint_pos": torch.zeros(256, 1)}
-    for _ in range(600):
-        x_0, mode, rest = torch.randn(3, 256, 1, 1, generator=generator)
-        t = torch.rand(256, 1, generator=generator)
-        loss = bc.cfm_loss(policy, obs, 0.6 * mode.sign() + 0.3 * rest, x_0, t).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return policy
-
-
-def two_mode_bandit(estimator, trust_region: str, clip_range: float) -> tuple[float, float]:
-    """Train on a reward with equal peaks at both modes: share of good actions, and of those the share to the right."""
-    generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(estimator.parameter_groups(3e-4))
-    obs = {"joint_pos": torch.zeros(512, 1)}
-    for _ in range(50):
-        _, trace = draw(estimator, obs, generator, executed=1)
-        action = trace["x_1" if "x_1" in trace else "x"].flatten()
-        reward = torch.exp(-((action.abs() - 0.6) ** 2) / (2 * 0.15**2))
-        advantage = (reward - reward.mean()) / reward.std()
-        for _ in range(4):
-            log_ratio, _ = estimator.evaluate(obs, trace)
-            loss = ppo.surrogate_loss(log_ratio, advantage, clip_range, trust_region)
-            ppo.step(optimizer, loss, 1.0)
-    good = (action.abs() - 0.6).abs() < 0.3
-    return good.float().mean().item(), (action[good] > 0).float().mean().item()
 
 
 @pytest.mark.parametrize(("ratio", "trust_region"), [("per_action", "ppo"), ("per_sample", "aspo")])

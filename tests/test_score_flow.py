@@ -5,19 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from toys import random_obs, small_policy
+from toys import draw, random_obs, scalar_policy, small_policy, two_mode_bandit
 
-from flow_policy_rl import flow
+from flow_policy_rl import checkpoint, flow
 from flow_policy_rl.algorithms import ppo
 from flow_policy_rl.algorithms.score_flow import ScoreFlow, ScoreFlowConfig
-
-
-def draw(estimator, obs, generator):
-    """A sample whose whole executed horizon ran."""
-    chunk, trace = estimator.sample(obs, generator)
-    horizon, execute = estimator.policy.chunk_shape[0], estimator.policy.spec.execute_horizon
-    executed = torch.arange(horizon).expand(len(chunk), -1) < execute
-    return chunk, {**trace, "executed": executed}
+from flow_policy_rl.errors import InputError
 
 
 def make(drift: str = "learned", seed: int = 0, **kernel) -> ScoreFlow:
@@ -212,3 +205,250 @@ def test_base_policy_is_not_touched(generator):
     with torch.no_grad():
         noise = flow.time_grid(1).new_zeros(8, 6, 2)
         assert not torch.allclose(policy.sample(obs, noise), base.sample(obs, noise))
+
+
+# --- the distribution of the chain, on exact velocity fields of a scalar action ---
+
+
+class Mixture(torch.nn.Module):
+    """The exact marginal velocity of a scalar Gaussian mixture, in place of a network."""
+
+    shape = (1, 1)
+
+    def __init__(self, means, stds, weights):
+        super().__init__()
+        self.means, self.stds, self.weights = (
+            torch.tensor(v, dtype=torch.float64) for v in (means, stds, weights)
+        )
+
+    def from_obs(self, features):
+        return features
+
+    def forward(self, x, t, context):
+        t = t.unsqueeze(-1)
+        variance = (1 - t) ** 2 + (t * self.stds) ** 2
+        rest = x - t * self.means
+        share = torch.softmax(
+            torch.log(self.weights) - 0.5 * torch.log(variance) - 0.5 * rest**2 / variance, -1
+        )
+        velocity = self.means + (t * self.stds**2 - (1 - t)) / variance * rest
+        return (share * velocity).sum(-1, keepdim=True)
+
+    def draw(self, count, generator):
+        component = torch.multinomial(self.weights, count, True, generator=generator)
+        noise = torch.randn(count, generator=generator, dtype=torch.float64)
+        return self.means[component] + self.stds[component] * noise
+
+
+class Step(torch.nn.Module):
+    """A noise head that gives sigma_k^2 = 2 c (1 - t) / K."""
+
+    def __init__(self, coefficient: float, num_flow_steps: int):
+        super().__init__()
+        self.factor = 2 * coefficient / num_flow_steps
+
+    def forward(self, t, features):
+        return (self.factor * (1 - t)).sqrt().unsqueeze(-1)
+
+
+def exact_chain(drift: str, field: Mixture, num_flow_steps: int, coefficient: float) -> ScoreFlow:
+    config = ScoreFlowConfig(drift=drift, fixed_gain=coefficient or 1.0)
+    estimator = ScoreFlow(
+        ScoreFlow.prepare(scalar_policy(num_flow_steps=num_flow_steps), config), config
+    ).double()
+    estimator.policy.velocity_field = field
+    estimator.noise_head = Step(coefficient, num_flow_steps)
+    estimator.grid = flow.time_grid(num_flow_steps, dtype=torch.float64)
+    return estimator
+
+
+def ends(estimator: ScoreFlow, count: int, generator) -> torch.Tensor:
+    """Final states of many chains, in float64."""
+    torch.set_default_dtype(torch.float64)
+    _, trace = estimator.sample({"features": torch.zeros(count, 1)}, generator)
+    torch.set_default_dtype(torch.float32)
+    return trace["chain"][:, -1, 0, 0]
+
+
+def test_matched_drift_keeps_the_marginals_and_noise_alone_does_not(generator):
+    """Distance (Wasserstein-2) to the mixture with 256 steps, against that of two sets of true samples."""
+    field = Mixture([-0.8, 0.1, 0.9], [0.1, 0.2, 0.15], [0.3, 0.4, 0.3])
+    count = 5_000
+    target = [field.draw(count, generator).sort().values for _ in range(6)]
+    distance = lambda a, b: (a - b).square().mean().sqrt().item()  # noqa: E731
+    floor = max(distance(target[0], other) for other in target[1:])
+    found = {
+        drift: distance(
+            ends(exact_chain(drift, field, 256, 0.3), count, generator).sort().values, target[0]
+        )
+        for drift in ("matched", "none")
+    }
+    assert found["matched"] < 2 * floor
+    assert found["none"] > 4 * floor
+
+
+def exact_variance(estimator: ScoreFlow, with_noise: bool = True) -> float:
+    """Variance at the end of a chain whose kernel is linear in x, probed at x = 1."""
+    variance, one = 1.0, torch.ones(1, 1, 1, dtype=torch.float64)
+    features = torch.zeros(1, 1, dtype=torch.float64)
+    for t in estimator.grid:
+        mean, std = estimator.mean_std(one, t.view(1, 1), features, features)
+        variance = mean.item() ** 2 * variance + with_noise * std.item() ** 2
+    return variance
+
+
+def test_variance_of_a_scalar_gaussian_is_that_of_the_recursion(generator):
+    """Target 0.09, alpha = 0.2 (1 - t): the table of the research notes, and Monte Carlo."""
+    field = Mixture([0.0], [0.3], [1.0])
+    table = {  # drift, noise -> K = 4, K = 1024
+        ("none", False): (0.031, 0.0897),
+        ("matched", True): (0.054, 0.0898),
+        ("none", True): (0.089, 0.145),
+        ("fixed", False): (0.011, 0.048),
+    }
+    for (drift, noise), expected in table.items():
+        for steps, value in zip((4, 1024), expected, strict=True):
+            estimator = exact_chain(drift, field, steps, 0.2)
+            assert exact_variance(estimator, noise) == pytest.approx(value, abs=6e-4)
+    for drift in ("none", "matched"):
+        estimator = exact_chain(drift, field, 4, 0.2)
+        sampled = ends(estimator, 200_000, generator).var().item()
+        assert sampled == pytest.approx(exact_variance(estimator), rel=0.02)
+
+
+def test_error_of_the_matched_chain_is_of_first_order():
+    field = Mixture([0.0], [0.3], [1.0])
+    errors = [
+        abs(exact_variance(exact_chain("matched", field, steps, 0.2)) - 0.09)
+        for steps in (32, 64, 128, 256, 512)
+    ]
+    slopes = np.diff(np.log2(errors))
+    assert np.allclose(slopes, -1, atol=0.15)
+
+
+def test_matched_drift_is_flow_grpo_in_the_other_convention(generator):
+    """tau = 1 - t, u = -v, std a sqrt(tau / (1 - tau)) (arXiv 2505.05470)."""
+    steps, a = 8, 0.7
+    x, v = torch.randn(2, 50, 1, 1, generator=generator, dtype=torch.float64)
+    for k in range(1, steps):
+        t = torch.tensor(k / steps, dtype=torch.float64)
+        tau, u, dt = 1 - t, -v, -1 / steps
+        std = a * torch.sqrt(tau / (1 - tau))
+        theirs = x * (1 + std**2 / (2 * tau) * dt) + u * (1 + std**2 * (1 - tau) / (2 * tau)) * dt
+        gain = 0.5 * steps * (std**2 / steps) / (1 - t)
+        ours = x + flow.score_drift(x, v, t.view(1, 1), gain) / steps
+        assert torch.allclose(ours, theirs, atol=1e-12)
+
+
+def test_upper_bound_of_sigma_is_held_and_then_decays():
+    estimator = make(sigma_decay=0.3)
+    head = estimator.noise_head
+    bounds = {}
+    for progress in (0.0, 0.2, 0.35, 0.7, 1.0):
+        head.anneal(progress)
+        bounds[progress] = head.sigma_max.item()
+        sigma = head(torch.rand(500), 100 * torch.randn(500, 10))
+        assert sigma.max() <= head.sigma_max * (1 + 1e-5)
+    assert bounds[0.0] == bounds[0.2] == bounds[0.35] == pytest.approx(0.12)
+    assert bounds[1.0] == pytest.approx(0.3 * 0.05 + 0.7 * 0.12)
+    assert bounds[1.0] < bounds[0.7] < 0.12
+    assert "noise_head.sigma_max" in estimator.state_dict()
+
+
+def test_a_small_step_makes_good_chains_more_likely(generator):
+    estimator = make()
+    obs = random_obs(estimator.policy, 200, generator)
+    _, trace = draw(estimator, obs, generator)
+    advantage = torch.randn(200, generator=generator)
+    gain = lambda: (advantage * estimator.evaluate(obs, trace)[0]).mean().item()  # noqa: E731
+    before = gain()
+    optimizer = torch.optim.SGD(estimator.parameters(), lr=1e-3)
+    ppo.step(optimizer, ppo.surrogate_loss(estimator.evaluate(obs, trace)[0], advantage, 0.2), 1.0)
+    assert gain() > before
+
+
+def test_gradient_of_a_gaussian_bandit_is_the_analytic_one(generator):
+    """K = 1, where the mean of the chunk is mu: d E[-(x - 1)^2] / d mu = 2 (1 - mu)."""
+
+    class Mean(torch.nn.Module):
+        shape = (1, 1)
+
+        def __init__(self):
+            super().__init__()
+            self.mu = torch.nn.Parameter(torch.tensor(0.4))
+
+        def from_obs(self, features):
+            return features
+
+        def forward(self, x, t, context):
+            return self.mu - x
+
+    config = ScoreFlowConfig(drift="none", sigma_min=0.2, sigma_max=0.4)
+    estimator = ScoreFlow(ScoreFlow.prepare(scalar_policy(num_flow_steps=1), config), config)
+    field = estimator.policy.velocity_field = Mean()
+    obs = {"joint_pos": torch.zeros(400_000, 1)}
+    _, trace = draw(estimator, obs, generator, executed=1)
+    reward = -((trace["chain"][:, -1].flatten() - 1) ** 2)
+    log_ratio, _ = estimator.evaluate(obs, trace)
+    ppo.surrogate_loss(log_ratio, reward - reward.mean(), 0.2).backward()
+    assert -field.mu.grad.item() == pytest.approx(1.2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [{}, {"drift": "fixed"}, {"score": "base"}, {"drift": "matched", "score": "base"}],
+    ids=str,
+)
+def test_a_checkpoint_keeps_all_that_the_robot_needs(kernel, tmp_path, generator):
+    """Gain and frozen base field included: reloaded, the policy gives the same actions, bit for bit."""
+    estimator = make(**kernel)
+    with torch.no_grad():  # so that base and present field differ
+        estimator.policy.velocity_field.head.weight += 0.1
+    obs = random_obs(estimator.policy, 5, generator)
+    noise = torch.randn(5, 6, 2, generator=generator)
+    checkpoint.save(tmp_path / "p.safetensors", estimator.policy)
+    loaded = checkpoint.load(tmp_path / "p.safetensors")
+    with torch.no_grad():
+        assert torch.equal(loaded.sample(obs, noise), estimator.policy.sample(obs, noise))
+
+
+def test_a_frozen_base_field_is_the_base_and_is_not_trained(generator):
+    base = small_policy()
+    config = ScoreFlowConfig(score="base")
+    estimator = ScoreFlow(ScoreFlow.prepare(base, config), config)
+    policy = estimator.policy
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            policy.base_field.parameters(), base.velocity_field.parameters(), strict=True
+        )
+    )
+    held = {id(p) for group in estimator.parameter_groups(1e-3) for p in group["params"]}
+    assert not held & {id(p) for p in policy.base_field.parameters()}
+    x = torch.randn(4, 6, 2, generator=generator)
+    t = torch.full((4, 6), 0.5)
+    context = policy.embed(random_obs(policy, 4, generator))
+    with torch.no_grad():
+        plain = policy.velocity(x, t, context)
+        policy.velocity_field.head.bias += 1.0
+        moved = policy.velocity(x, t, context) - plain
+    assert torch.allclose(moved, torch.ones_like(moved), atol=1e-5)  # the score did not move
+
+
+@pytest.mark.parametrize("drift", ["none", "matched", "learned"])
+def test_improves_a_policy_with_two_modes(bimodal, drift):
+    """More good actions for every drift; ReinFlow and the matched drift keep both modes."""
+    config = ScoreFlowConfig(drift=drift, sigma_min=0.05, sigma_max=0.15)
+    estimator = ScoreFlow(ScoreFlow.prepare(copy.deepcopy(bimodal), config), config)
+    good, right = two_mode_bandit(estimator, "ppo", clip_range=0.02)
+    assert good > 0.75
+    if drift != "learned":
+        assert 0.25 < right < 0.75
+
+
+def test_a_drift_is_not_dropped_and_bad_settings_are_refused():
+    with pytest.raises(InputError, match="score drift"):
+        ScoreFlow.prepare(small_policy(score_drift=True), ScoreFlowConfig(drift="none"))
+    for wrong in ({"sigma_min": 0.2}, {"drift": "fixed", "fixed_gain": 0.0}, {"sigma_min": 0.0}):
+        with pytest.raises(InputError):
+            ScoreFlowConfig(**wrong)

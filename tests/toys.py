@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from flow_policy_rl.algorithms import ppo
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.spec import ObservationField, PolicySpec
 
@@ -62,3 +63,50 @@ def random_obs(
     return {
         f.name: torch.randn(batch, f.size, generator=generator) for f in policy.spec.observations
     }
+
+
+def scalar_policy(num_flow_steps: int = 4, **network) -> FlowPolicy:
+    """One joint, one action, one observed number; physical units are normalised units."""
+    spec = small_spec(
+        joint_names=("a",),
+        action_low=(-1.0,),
+        action_high=(1.0,),
+        observations=(ObservationField("joint_pos", "joint_position", ("a",), "rad"),),
+        action_horizon=1,
+        execute_horizon=1,
+        num_flow_steps=num_flow_steps,
+    )
+    torch.manual_seed(0)
+    return FlowPolicy(spec, NetworkConfig(**({"width": 32, "depth": 3} | network)))
+
+
+def draw(estimator, obs, generator, executed=4):
+    """A sample of which the first `executed` of the chunk's actions ran."""
+    chunk, trace = estimator.sample(obs, generator)
+    horizon = estimator.policy.chunk_shape[0]
+    return chunk, {**trace, "executed": torch.arange(horizon).expand(len(chunk), -1) < executed}
+
+
+def two_mode_bandit(estimator, trust_region: str, clip_range: float) -> tuple[float, float]:
+    """Train on a reward with equal peaks at both modes: share of good actions, and of those the share to the right."""
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(estimator.parameter_groups(3e-4))
+    obs = {"joint_pos": torch.zeros(512, 1)}
+    for _ in range(50):
+        _, trace = draw(estimator, obs, generator, executed=1)
+        action = last_of(trace).flatten()
+        reward = torch.exp(-((action.abs() - 0.6) ** 2) / (2 * 0.15**2))
+        advantage = (reward - reward.mean()) / reward.std()
+        for _ in range(4):
+            log_ratio, _ = estimator.evaluate(obs, trace)
+            loss = ppo.surrogate_loss(log_ratio, advantage, clip_range, trust_region)
+            ppo.step(optimizer, loss, 1.0)
+    good = (action.abs() - 0.6).abs() < 0.3
+    return good.float().mean().item(), (action[good] > 0).float().mean().item()
+
+
+def last_of(trace: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The normalised chunk that an estimator's trace keeps."""
+    if "chain" in trace:
+        return trace["chain"][:, -1]
+    return trace["x_1" if "x_1" in trace else "x"]
