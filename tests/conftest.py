@@ -7,10 +7,9 @@ import pytest
 import torch
 from toys import ROOT, scalar_policy
 
+import sim  # noqa: F401  (before mujoco, for which it chooses how to draw)
 from flow_policy_rl.algorithms import bc
 from flow_policy_rl.policy import FlowPolicy
-
-import sim  # noqa: F401  (before mujoco, for which it chooses how to draw)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
