@@ -56,7 +56,7 @@ def load(path: Path, config_type: type) -> list[str]:
     Raises:
         InputError: no such file, not a mapping, or a key that the config does not have.
     """
-    text = existing_file(path, "config file").read_text()
+    text = existing_file(path, "config file").read_text(errors="replace")
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
+
+from flow_policy_rl import plugins
+from flow_policy_rl.errors import InputError
 
 CHILD_S = 60
 NEEDED_GB = 4
@@ -19,6 +24,11 @@ RENDER = (
     "    frame = renderer.render(task.initial_state(np.random.default_rng(0)), 'front')\n"
     "print('draws frames' if frame.std() > 1 else 'draws blank frames')"
 )
+TORCH = (
+    "import torch; gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]\n"
+    "if gpus: torch.ones(8, device='cuda').sum().item()\n"
+    "print(torch.__version__ + ', CUDA ' + (', '.join(gpus) or 'no'))"
+)
 ROS_CALL = (
     "import rclpy; from sensor_msgs.msg import JointState; from trajectory_msgs.msg import JointTrajectory\n"
     "rclpy.init(); node = rclpy.create_node('doctor'); node.destroy_node(); rclpy.shutdown()\n"
@@ -28,14 +38,16 @@ ROS_CALL = (
 
 @dataclass(frozen=True)
 class Config:
-    """Check Python, packages, MuJoCo, rendering, onnxruntime, ROS 2 and disk.
+    """Check Python, packages, CUDA, MuJoCo, rendering, onnxruntime, plug-ins, ROS 2 and disk.
 
-    Example: flow-policy doctor
+    Example: flow-policy doctor --purpose serve
 
     Attributes:
+        purpose: check only what this needs: train (with simulation), serve (policy.onnx in Python), deploy (ROS 2).
         json: print one JSON object.
     """
 
+    purpose: Literal["all", "train", "serve", "deploy"] = "all"
     json: bool = False
 
 
@@ -51,25 +63,47 @@ class Check:
 
 def main(config: Config) -> dict:
     """Run every check; one that fails does not stop the others."""
-    checks = [check() for check in CHECKS]
+    wanted = lambda purposes: config.purpose == "all" or config.purpose in purposes.split()  # noqa: E731
+    found = [check() for check, purposes in CHECKS if wanted(purposes)]
+    checks = list({check.name: check for check in reversed(found)}.values())[::-1]
     return {"checks": [asdict(c) for c in checks], "ok": all(c.ok for c in checks)}
 
 
 def python() -> Check:
     """3.11 or newer trains; 3.10 serves."""
-    version = ".".join(str(v) for v in sys.version_info[:3])
-    return Check("python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer")
+    version = f"{platform.python_version()} at {sys.executable}"
+    mend = "python3.11 -m venv .venv (3.10 is enough to serve and deploy: flow-policy doctor --purpose deploy)"
+    return Check("python", sys.version_info >= (3, 11), version, mend)
 
 
-def package(name: str, distribution: str, purpose: str) -> Callable[[], Check]:
+def serving_python() -> Check:
+    """3.10, as Humble has it."""
+    version = f"{platform.python_version()} at {sys.executable}"
+    return Check("python", sys.version_info >= (3, 10), version, "python3.10 -m venv .venv")
+
+
+def package(name: str, distribution: str, purpose: str, extra: str) -> Callable[[], Check]:
     """A check that a package is installed."""
 
     def check() -> Check:
+        mend = f"make setup, or pip install 'flow_policy_rl[{extra}]'"
         if importlib.util.find_spec(name) is None:
-            return Check(name, False, f"not installed; needed for {purpose}", "make setup")
+            return Check(name, False, f"not installed; needed for {purpose}", mend)
         return Check(name, True, metadata.version(distribution))
 
     return check
+
+
+def torch() -> Check:
+    """PyTorch, and what it can compute on; in a child, for a broken CUDA may end it or take long."""
+    mend = "make setup, or pip install 'flow_policy_rl[train]' (CUDA: https://pytorch.org/get-started/locally)"
+    if importlib.util.find_spec("torch") is None:
+        return Check("torch", False, "not installed; needed for training", mend)
+    ok, detail = in_child(TORCH)
+    if ok and "CUDA no" in detail and shutil.which("nvidia-smi"):
+        mend = "this PyTorch sees no GPU though nvidia-smi is here: install its CUDA build, check the driver"
+        return Check("torch", False, detail, mend)
+    return Check("torch", ok, detail, "" if ok else mend)
 
 
 def rendering() -> Check:
@@ -86,10 +120,42 @@ def onnxruntime_providers() -> Check:
     try:
         import onnxruntime
     except ImportError as error:
-        return Check("onnxruntime", False, str(error), "make setup")
+        mend = "make setup, or pip install 'flow_policy_rl[serve]'"
+        return Check("onnxruntime", False, str(error), mend)
     names = [p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()]
+    detail = f"{onnxruntime.__version__}, providers {', '.join(names)}"
+    mend = "pip install --force-reinstall onnxruntime"
+    both = [d for d in ("onnxruntime", "onnxruntime-gpu") if installed(d)]
+    if len(both) > 1:
+        mend = "pip uninstall onnxruntime onnxruntime-gpu, then install one: they share their files"
+        return Check(
+            "onnxruntime", False, f"{detail}; {' and '.join(both)} are both installed", mend
+        )
+    return Check("onnxruntime", "CPU" in names, detail, "" if "CPU" in names else mend)
+
+
+def installed(distribution: str) -> bool:
+    """Whether pip knows it."""
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def plug_ins() -> Check:
+    """Every task, robot, algorithm and encoder that other packages register can be imported."""
+    found, problems = [], []
+    for group in plugins.GROUPS:
+        for entry in metadata.entry_points(group=group):
+            found.append(f"{entry.name} ({entry.dist.name})")
+            try:
+                plugins.load(entry)
+            except InputError as error:
+                problems.append(str(error))
+    detail = "; ".join(problems) or ", ".join(found) or "none"
     return Check(
-        "onnxruntime", "CPU" in names, f"{onnxruntime.__version__}, providers {', '.join(names)}"
+        "plug-ins", not problems, detail, "pip uninstall or mend that package" if problems else ""
     )
 
 
@@ -157,7 +223,11 @@ def optional_messages() -> Check:
 def disk() -> Check:
     """Room for runs."""
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    return Check("disk", free >= NEEDED_GB, f"{free:.0f} GB free", f"free at least {NEEDED_GB} GB")
+    detail = f"{free:.0f} GB free in {Path.cwd()}"
+    if not os.access(Path.cwd(), os.W_OK):
+        return Check("disk", False, f"{Path.cwd()} cannot be written", "cd to a folder of your own")
+    mend = f"free at least {NEEDED_GB} GB, or give --run-dir on another disk"
+    return Check("disk", free >= NEEDED_GB, detail, "" if free >= NEEDED_GB else mend)
 
 
 def in_child(code: str) -> tuple[bool, str]:
@@ -176,19 +246,22 @@ def in_child(code: str) -> tuple[bool, str]:
     return done.returncode == 0, lines[-1] if lines else f"exit code {done.returncode}"
 
 
+# Each check, and the purposes that need it.
 CHECKS = (
-    python,
-    package("torch", "torch", "training"),
-    package("mujoco", "mujoco", "simulation"),
-    package("mink", "mink", "scripted demonstrations"),
-    package("rosbags", "rosbags", "replay"),
-    rendering,
-    onnxruntime_providers,
-    ros,
-    ros_nodes,
-    ros_environment,
-    optional_messages,
-    disk,
+    (python, "train"),
+    (serving_python, "serve deploy"),
+    (torch, "train"),
+    (package("mujoco", "mujoco", "simulation", "sim"), "train"),
+    (package("mink", "mink", "scripted demonstrations", "train"), "train"),
+    (package("rosbags", "rosbags", "replay", "bags"), "train"),
+    (rendering, "train"),
+    (onnxruntime_providers, "train serve deploy"),
+    (plug_ins, "train serve deploy"),
+    (ros, "deploy"),
+    (ros_nodes, "deploy"),
+    (ros_environment, "deploy"),
+    (optional_messages, "deploy"),
+    (disk, "train deploy"),
 )
 
 

@@ -82,7 +82,7 @@ def load_robot(name: str) -> Robot:
     path = Path(name if own else plugins.find("robots", name, _shipped()))
     if not path.is_file():
         raise InputError(f"robot file '{path}' does not exist")
-    text = path.read_text()
+    text = path.read_text(errors="replace")
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
