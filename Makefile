@@ -1,5 +1,5 @@
 # The README's commands. `make demo` and `make test` work on a fresh clone.
-.PHONY: help setup demo test test-all lint format clean
+.PHONY: help setup demo test test-all lint format types licences docs docs-serve wheel clean
 STAMP := .venv/.installed
 
 help:  ## this list
@@ -28,5 +28,22 @@ format: $(STAMP)  ## let ruff write the code
 	@.venv/bin/ruff check --fix .
 	@.venv/bin/ruff format .
 
+types: $(STAMP)  ## check the types of the public API
+	@.venv/bin/mypy
+
+licences: $(STAMP)  ## licence of every package that is installed with this one
+	@.venv/bin/python scripts/licences.py
+
+docs: $(STAMP)  ## the documentation site, into site/; warnings are errors
+	@.venv/bin/pip install -q -c constraints.txt -e '.[docs]'
+	@.venv/bin/mkdocs build --strict
+
+docs-serve: $(STAMP)  ## the same, live at http://127.0.0.1:8000
+	@.venv/bin/pip install -q -c constraints.txt -e '.[docs]'
+	@.venv/bin/mkdocs serve
+
+wheel: $(STAMP)  ## wheel and source distribution, into dist/
+	@.venv/bin/python scripts/build.py dist
+
 clean:  ## remove .venv and what runs left
-	rm -rf .venv runs build install log *.egg-info ros_ws/build ros_ws/install ros_ws/log
+	rm -rf .venv runs build dist site install log *.egg-info ros_ws/build ros_ws/install ros_ws/log

@@ -16,9 +16,15 @@ SIM = [
 ]  # locomotion models come from gymnasium, whose renderer wants imageio
 SERVE = ["onnxruntime"]
 BAGS = ["rosbags", "mcap", "zstandard", "lz4"]
-DATASETS = ["h5py", "pyarrow", "av", "opencv-python-headless"]
+DATA = [*BAGS, "h5py", "pyarrow", "av", "opencv-python-headless"]
 REPORT = ["jinja2", "plotly", "matplotlib", "av", "opencv-python-headless"]
 TRAIN = [*SIM, "torch", "h5py", "safetensors", "mink", "daqp", "onnx", "onnxscript", "tensorboard"]
+ROS = [*SERVE, *BAGS, "opencv-python-headless"]  # what the nodes need beside ROS itself
+GPU = [
+    "onnxruntime-gpu"
+]  # in place of `serve`: the two share their files. PyTorch brings its own CUDA
+DOCS = ["mkdocs-material", "mkdocstrings-python"]
+
 
 setup(
     name=NAME,
@@ -48,17 +54,22 @@ setup(
         ),
     ],
     python_requires=">=3.10",
-    install_requires=["numpy", "pyyaml", "tyro", "tqdm"],
+    install_requires=["numpy", "pyyaml", "tyro", "rich"],
     extras_require={
         "sim": SIM,
         "serve": SERVE,
         "bags": BAGS,
-        "datasets": DATASETS,
+        "data": DATA,
         "report": REPORT,
         "train": TRAIN,
-        "all": sorted({*SIM, *SERVE, *BAGS, *DATASETS, *REPORT, *TRAIN}),
+        "ros": ROS,
+        "gpu": GPU,
+        "wandb": ["wandb"],
+        "trackio": ["trackio"],
+        "docs": DOCS,
+        "all": sorted({*SIM, *SERVE, *DATA, *REPORT, *TRAIN}),
         "test": ["pytest", "hypothesis"],
-        "dev": ["ruff"],
+        "dev": ["ruff", "mypy", "types-PyYAML", "pre-commit"],
     },
     entry_points={"console_scripts": ["flow-policy = flow_policy_rl.cli:main"]},
     zip_safe=False,

@@ -56,6 +56,27 @@ COMMANDS = {
 
 COMMON_FLAGS = "Every command also takes --config FILE (flags as YAML or JSON) and --dump-config (print them and stop)."
 
+# Package that a command may miss -> extra of setup.py that brings it
+EXTRAS = {
+    "torch": "train",
+    "safetensors": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+    "mink": "train",
+    "mujoco": "sim",
+    "gymnasium": "sim",
+    "onnxruntime": "serve",
+    "rosbags": "bags",
+    "mcap": "bags",
+    "h5py": "data",
+    "pyarrow": "data",
+    "jinja2": "report",
+    "plotly": "report",
+    "matplotlib": "report",
+    "av": "report",
+    "cv2": "report",
+}
+
 # flow-policy bench NAME: each a module of flow_policy_rl.bench with Config, main and text
 BENCHES: dict[str, str] = {
     "sim": "environment steps per second, against raw MuJoCo, Gymnasium, robosuite",
@@ -83,6 +104,15 @@ def main(arguments: list[str] | None = None) -> int:
     except RunFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRAS:
+            raise
+        mend = f"pip install 'flow_policy_rl[{EXTRAS[missing]}]', or make setup for everything"
+        print(
+            f"error: this command needs {missing}, which is not installed: {mend}", file=sys.stderr
+        )
+        return 2
     except ValueError as error:
         if not is_input_error(error):
             raise

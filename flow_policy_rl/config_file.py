@@ -103,7 +103,7 @@ def fields(config_type: type) -> dict[str, tuple[type | None, bool]]:
     for name, hint in typing.get_type_hints(config_type, include_extras=True).items():
         marks = getattr(hint, "__metadata__", ())
         hint = hint.__origin__ if marks else hint
-        nested = hint if dataclasses.is_dataclass(hint) else None
+        nested = hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
         found[name] = (nested, Positional in marks)
     return found
 

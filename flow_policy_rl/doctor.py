@@ -148,7 +148,7 @@ def plug_ins() -> Check:
     found, problems = [], []
     for group in plugins.GROUPS:
         for entry in metadata.entry_points(group=group):
-            found.append(f"{entry.name} ({entry.dist.name})")
+            found.append(f"{entry.name} ({plugins.package(entry)})")
             try:
                 plugins.load(entry)
             except InputError as error:

@@ -1,11 +1,13 @@
 """`flow-policy list`: the names that other commands take."""
 
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
-KINDS = ("tasks", "algorithms", "presets", "robots", "encoders")
+from flow_policy_rl import plugins
+from flow_policy_rl.serving.robot import robot_names
 
 
 @dataclass(frozen=True)
@@ -25,22 +27,54 @@ class Config:
     json: bool = False
 
 
-def main(config: Config) -> dict:
-    """Names by kind."""
-    from flow_policy_rl import plugins, presets
-    from flow_policy_rl.networks import ENCODERS
-    from flow_policy_rl.serving.robot import robot_names
-    from flow_policy_rl.train import ALGORITHMS
+def tasks() -> list[str]:
+    """Of the simulation."""
     from sim.tasks import task_names
 
-    names = {
-        "tasks": task_names(),
-        "algorithms": [*ALGORITHMS, *plugins.names("algorithms")],
-        "presets": [f"{name} (task {task})" for name in presets.PRESETS for task in task_names()],
-        "robots": robot_names(),
-        "encoders": [*ENCODERS, *plugins.names("encoders")],
-    }
-    return {kind: names[kind] for kind in KINDS if config.what in ("all", kind)}
+    return task_names()
+
+
+def algorithms() -> list[str]:
+    """What flow-policy train takes."""
+    from flow_policy_rl.train import ALGORITHMS
+
+    return [*ALGORITHMS, *plugins.names("algorithms")]
+
+
+def preset_names() -> list[str]:
+    """Settings by algorithm: ours, and the published ones. Each is a function of the task."""
+    from flow_policy_rl.presets import PRESETS
+
+    return [f"{algorithm} --preset {kind}" for algorithm in PRESETS for kind in ("clean", "paper")]
+
+
+def encoders() -> list[str]:
+    """What images go through."""
+    from flow_policy_rl.networks import ENCODERS
+
+    return [*ENCODERS, *plugins.names("encoders")]
+
+
+NAMES = {
+    "tasks": tasks,
+    "algorithms": algorithms,
+    "presets": preset_names,
+    "robots": robot_names,
+    "encoders": encoders,
+}
+
+
+def main(config: Config) -> dict:
+    """Names by kind; of all kinds, those that this installation has."""
+    if config.what != "all":
+        return {config.what: NAMES[config.what]()}
+    found = {}
+    for kind, names in NAMES.items():
+        try:
+            found[kind] = names()
+        except ModuleNotFoundError as error:
+            print(f"{kind} need {error.name}, which is not installed", file=sys.stderr)
+    return found
 
 
 def text(result: dict) -> str:

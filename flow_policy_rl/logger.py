@@ -1,7 +1,15 @@
-"""A run's numbers: `metrics.csv` always, TensorBoard events where TensorBoard is installed."""
+"""A run's numbers: `metrics.csv` always, TensorBoard events where it is installed, trackers where asked for."""
 
 import csv
+import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
+
+from flow_policy_rl.errors import InputError
+
+Tracker = Literal["wandb", "trackio"]  # modules with the same init, log and finish
+PROJECT = "flow_policy_rl"
 
 
 class RunLogger:
@@ -9,9 +17,21 @@ class RunLogger:
 
     Args:
         resume_from: keep the rows up to this step of a run that goes on; 0 begins a new file.
+        trackers: what else the numbers go to.
+        settings: of the run, for the trackers.
+
+    Raises:
+        InputError: a tracker that is not installed.
     """
 
-    def __init__(self, run_dir: Path, resume_from: int = 0):
+    def __init__(
+        self,
+        run_dir: Path,
+        resume_from: int = 0,
+        trackers: Sequence[Tracker] = (),
+        settings: Mapping = {},
+    ):
+        self._trackers = [start_tracker(name, run_dir, settings) for name in trackers]
         run_dir.mkdir(parents=True, exist_ok=True)
         self._path = run_dir / "metrics.csv"
         self._rows: list[dict[str, float]] = []
@@ -42,6 +62,8 @@ class RunLogger:
         if self._events is not None:
             for name, value in metrics.items():
                 self._events.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.log(dict(metrics), step=step)
 
     def _write(self, mode: str, rows: list[dict[str, float]]) -> None:
         with self._path.open(mode, newline="") as file:
@@ -51,9 +73,23 @@ class RunLogger:
             writer.writerows(rows)
 
     def close(self) -> None:
-        """Flush the event file."""
+        """Flush the event file, and tell the trackers that this is all."""
         if self._events is not None:
             self._events.close()
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def start_tracker(name: Tracker, run_dir: Path, settings: Mapping):
+    """Begin a run in Weights & Biases or trackio, named like its folder; returns the module."""
+    try:
+        tracker = importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise InputError(
+            f"--track {name}: not installed; pip install 'flow_policy_rl[{name}]'"
+        ) from None
+    tracker.init(project=PROJECT, name=str(run_dir), config=dict(settings))
+    return tracker
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

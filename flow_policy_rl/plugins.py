@@ -35,7 +35,7 @@ def find(kind: str, name: str, ours: Mapping[str, Any]) -> Any:
     if not found:
         raise unknown_name(one, name, {*ours, *names(kind)})
     if len(found) > 1:
-        packages = " and ".join(sorted(entry.dist.name for entry in found))
+        packages = " and ".join(sorted(map(package, found)))
         raise InputError(f"{one} '{name}' is registered by {packages}: uninstall one of them")
     return load(next(iter(found)))
 
@@ -50,6 +50,11 @@ def load(entry: metadata.EntryPoint) -> Any:
         return entry.load()
     except Exception as error:
         raise InputError(
-            f"'{entry.name}' of package '{entry.dist.name}' ({entry.value}) cannot be imported: "
+            f"'{entry.name}' of package '{package(entry)}' ({entry.value}) cannot be imported: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def package(entry: metadata.EntryPoint) -> str:
+    """Name of the package that registers it."""
+    return entry.dist.name if entry.dist else "?"

@@ -1,12 +1,14 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere. Always
-on standard error."""
+"""Progress of long work, on standard error: on a terminal a bar with rate and time left, under a live table of the
+metrics where there are any; plain lines elsewhere.
+"""
 
 import sys
 import time
-
-from tqdm import tqdm
+from collections.abc import Mapping
 
 LINE_EVERY_S = 10.0
+SPARKS = "▁▂▃▄▅▆▇█"
+SPARK_POINTS = 24  # latest values that a spark line shows
 
 
 class Progress:
@@ -14,27 +16,22 @@ class Progress:
 
     def __init__(self, label: str, total: int, unit: str = "it", quiet: bool = False):
         self._label, self._total, self._unit = label, total, unit
-        self._bar = (
-            tqdm(total=total, desc=label, unit=unit, leave=False)
-            if sys.stderr.isatty() and not quiet
-            else None
-        )
+        self._screen = Screen(label, total, unit) if sys.stderr.isatty() and not quiet else None
         self._done, self._note, self._quiet = 0, "", quiet
         self._start = self._last_line = time.monotonic()
 
-    def update(self, count: int = 1, note: str = "") -> None:
-        """`count` more are done; `note` is shown beside the bar until the next one."""
+    def update(self, count: int = 1, note: str = "", metrics: Mapping[str, float] = {}) -> None:
+        """`count` more are done; `note` is shown beside the bar until the next one, `metrics` in the table."""
         self._done += count
         self._note = note or self._note
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._note, refresh=False)
-            self._bar.update(count)
+        if self._screen is not None:
+            self._screen.update(self._done, self._note, metrics)
         elif not self._quiet and time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._line()
 
-    def reach(self, done: int, note: str = "") -> None:
+    def reach(self, done: int, note: str = "", metrics: Mapping[str, float] = {}) -> None:
         """`done` are done in all."""
-        self.update(done - self._done, note)
+        self.update(done - self._done, note, metrics)
 
     def _line(self) -> None:
         self._last_line = time.monotonic()
@@ -49,8 +46,73 @@ class Progress:
         )
 
     def __enter__(self) -> "Progress":
+        if self._screen is not None:
+            self._screen.start()
         return self
 
     def __exit__(self, *exc) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        if self._screen is not None:
+            self._screen.stop()
+
+
+class Screen:
+    """What a terminal shows while work goes on; the bar goes away at the end, the table stays."""
+
+    def __init__(self, label: str, total: int, unit: str, console=None):
+        from rich import progress
+        from rich.console import Console
+        from rich.live import Live
+
+        self._bar = progress.Progress(
+            progress.TextColumn("[bold]{task.description}"),
+            progress.BarColumn(),
+            progress.TextColumn(f"{{task.completed:.0f}}/{{task.total:.0f}} {unit}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[note]}", markup=False),
+        )
+        self._task = self._bar.add_task(label, total=total, note="")
+        self._history: dict[str, list[float]] = {}
+        self._over = False
+        console = console or Console(stderr=True)
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
+
+    def start(self) -> None:
+        """Begin to draw."""
+        self._live.start()
+
+    def stop(self) -> None:
+        """Leave the table behind."""
+        self._over = True
+        self._live.stop()
+
+    def update(self, done: int, note: str, metrics: Mapping[str, float]) -> None:
+        """Take in the latest numbers."""
+        self._bar.update(self._task, completed=done, note=note)
+        for name, value in metrics.items():
+            self._history.setdefault(name, []).append(value)
+
+    def _render(self):
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        parts = [] if self._over else [self._bar]
+        if self._history:
+            table = Table(box=None, pad_edge=False, header_style="dim")
+            for column in ("metric", "now", "lowest", "highest"):
+                table.add_column(column, justify="left" if column == "metric" else "right")
+            table.add_column(f"last {SPARK_POINTS}")
+            for name, values in sorted(self._history.items()):
+                numbers = (f"{v:.4g}" for v in (values[-1], min(values), max(values)))
+                table.add_row(Text(name), *numbers, spark_line(values[-SPARK_POINTS:]))
+            parts.insert(0, table)
+        return Group(*parts)
+
+
+def spark_line(values: list[float]) -> str:
+    """Values as a row of little bars, the lowest one empty and the highest full."""
+    low, high = min(values), max(values)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((v - low) * scale)] for v in values)

@@ -18,7 +18,13 @@ from flow_policy_rl import distributed
 from flow_policy_rl.errors import InputError
 
 FORMAT = "flow_policy_rl.state.1"
-MAY_DIFFER = ("resume", "json", "run_dir", "peer_timeout_s")  # in a resumed run; and num_iterations
+MAY_DIFFER = (
+    "track",
+    "resume",
+    "json",
+    "run_dir",
+    "peer_timeout_s",
+)  # in a resumed run; and num_iterations
 
 
 def state_file(run_dir: Path) -> Path:

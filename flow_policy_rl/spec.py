@@ -181,7 +181,13 @@ class PolicySpec:
         return _build(cls, raw, "policy spec")
 
 
-_PYTHON_TYPES = {str: str, int: int, float: (int, float), dict: dict, tuple: (list, tuple)}
+_PYTHON_TYPES: dict[Any, Any] = {
+    str: str,
+    int: int,
+    float: (int, float),
+    dict: dict,
+    tuple: (list, tuple),
+}
 
 
 def _build(cls, raw: Any, where: str):

@@ -27,7 +27,7 @@ from flow_policy_rl.data import demonstrations
 from flow_policy_rl.data.demonstrations import ChunkDataset, Demonstrations
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.evaluate import check_fits, evaluate, task_of, torch_policy
-from flow_policy_rl.logger import RunLogger
+from flow_policy_rl.logger import RunLogger, Tracker
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.presets import Preset
 from flow_policy_rl.progress import Progress
@@ -77,6 +77,7 @@ class TrainBC:
             0 is none.
         network: size of the velocity field.
         bc: optimisation.
+        track: send metrics to these as well: wandb, trackio.
         json: print one JSON object.
     """
 
@@ -90,6 +91,7 @@ class TrainBC:
     prefix_horizon: int = 0
     network: NetworkConfig = field(default_factory=NetworkConfig)
     bc: BCConfig = field(default_factory=BCConfig)
+    track: tuple[Tracker, ...] = ()
     json: bool = False
 
 
@@ -111,6 +113,7 @@ class TrainRL:
         device: where networks and rollouts live; `auto` is CUDA where there is some. Physics stays on the CPU.
         peer_timeout_s: how long the processes of torchrun wait for one another.
         scratch: the policy, where there is no checkpoint.
+        track: send metrics to these as well: wandb, trackio.
         json: print one JSON object.
     """
 
@@ -127,6 +130,7 @@ class TrainRL:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     peer_timeout_s: float = 60.0
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    track: tuple[Tracker, ...] = ()
     json: bool = False
 
 
@@ -273,7 +277,8 @@ def train_bc(config: TrainBC) -> dict:
         },
     )
     data = ChunkDataset(demos.episodes, config.action_horizon)
-    logger = RunLogger(config.run_dir)
+    settings = dataclasses.asdict(config)
+    logger = RunLogger(config.run_dir, trackers=config.track, settings=settings)
     start = time.monotonic()
     with Progress("train bc", config.bc.num_steps, "step") as progress:
 
@@ -285,7 +290,8 @@ def train_bc(config: TrainBC) -> dict:
                     f"training stopped at step {step}: {error}; lower the learning rate"
                 ) from None
             logger.log(step, metrics | {"time/wall_s": time.monotonic() - start})
-            progress.reach(step, f"held-out loss {metrics.get('eval/cfm_loss', math.nan):.3f}")
+            note = f"held-out loss {metrics.get('eval/cfm_loss', math.nan):.3f}"
+            progress.reach(step, note, metrics)
 
         policy = imitation.train(
             FlowPolicy(spec, config.network), data, config.bc, generator, on_step
@@ -393,7 +399,9 @@ def train_rl(config: TrainRL) -> dict:
     env_steps = resume.load(state, learner, settings) if config.resume else 0
     leads = distributed.rank() == 0
     watch = VecEnv(task, config.eval_episodes) if config.eval_every and leads else None
-    logger = RunLogger(config.run_dir, learner.iteration) if leads else None
+    logger = None
+    if leads:
+        logger = RunLogger(config.run_dir, learner.iteration, config.track, settings)
     start, last = time.monotonic(), config.loop.num_iterations
     with Progress(f"train {config.algorithm}", last, "it", quiet=not leads) as progress:
         progress.reach(learner.iteration)
@@ -427,7 +435,7 @@ def train_rl(config: TrainRL) -> dict:
             note = f"return {metrics['rollout/return']:.3g} while exploring"
             if task.success_hold_steps is not None:
                 note = f"success {metrics['rollout/success_rate']:.0%} while exploring"
-            progress.update(1, note)
+            progress.update(1, note, metrics)
     for simulation in (env, watch):
         if simulation is not None:
             simulation.close()

@@ -1,10 +1,15 @@
 """Both packages build with colcon, plain and with symlinks, and versions agree everywhere."""
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import types
+import zipfile
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -51,6 +56,149 @@ def test_everything_installed_is_pinned():
     text = (ROOT / "setup.py").read_text()
     required = set(re.findall(r'"([a-z0-9-]+)"', text.partition("SIM =")[2].partition("setup(")[0]))
     assert required - pinned == set()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Wheel and source distribution of the tracked files, in a copy of them."""
+    folder = tmp_path_factory.mktemp("built")
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in tracked.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / "source" / name)
+    command = [sys.executable, folder / "source/scripts/build.py", folder / "dist"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+def test_the_wheel_has_every_file_that_the_code_opens(built):
+    (wheel,) = (built / "dist").glob("*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    missing = [
+        name
+        for top in ("flow_policy_rl", "sim", "robots")
+        for path in (built / "source" / top).rglob("*")
+        if path.is_file()
+        and "__pycache__" not in path.parts
+        and (name := str(path.relative_to(built / "source"))) not in inside
+    ]
+    assert missing == []
+    assert not [name for name in inside if name.startswith(("tests", "examples", "docs"))]
+
+
+def test_the_source_distribution_builds_the_same_wheel(built, tmp_path):
+    (archive,) = (built / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    assert (source / "LICENSE").exists()
+    code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=source, check=True, capture_output=True
+    )
+    (wheel,) = (built / "dist").glob("*.whl")
+    (again,) = tmp_path.glob("*.whl")
+    names = lambda path: sorted(zipfile.ZipFile(path).namelist())  # noqa: E731
+    assert names(again) == names(wheel)
+
+
+def test_an_installed_wheel_works_away_from_the_source(built, tmp_path):
+    (wheel,) = (built / "dist").glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = (
+        "import flow_policy_rl, sim, json; from flow_policy_rl import cli, report; from sim.tasks import make_task;"
+        "assert flow_policy_rl.__file__.startswith(__import__('sys').argv[1]), flow_policy_rl.__file__;"
+        "make_task('lift'); report.write(__import__('pathlib').Path('page.html'), 't', 's', []);"
+        "raise SystemExit(cli.main(['list', 'robots']))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "panda" in done.stdout
+
+
+def test_every_dependency_has_a_licence_that_somebody_has_looked_at():
+    spec = importlib.util.spec_from_file_location("licences", ROOT / "scripts/licences.py")
+    licences = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(licences)
+    names = licences.requirements()
+    assert {"numpy", "torch", "mujoco", "onnxruntime"} <= set(names)
+    assert [name for name in names if licences.unknown(name)] == []
+
+
+def test_serving_needs_nothing_of_training():
+    """Extras are honest: `serve` and `ros` name no torch and no mujoco, `all` has what every other one needs."""
+    extras = {}
+    fake = types.ModuleType("setuptools")
+    fake.setup = lambda **given: extras.update(
+        given["extras_require"], base=given["install_requires"]
+    )
+    fake.find_packages = lambda **given: []
+    code = compile((ROOT / "setup.py").read_text(), str(ROOT / "setup.py"), "exec")
+    saved = sys.modules.get("setuptools")
+    sys.modules["setuptools"] = fake
+    try:
+        exec(code, {"__file__": str(ROOT / "setup.py")})
+    finally:
+        del sys.modules["setuptools"]
+        if saved is not None:
+            sys.modules["setuptools"] = saved
+    heavy = {"torch", "mujoco", "plotly", "matplotlib", "onnx", "gymnasium"}
+    for name in ("base", "serve", "ros", "bags", "gpu"):
+        assert not heavy & set(extras[name])
+    wanted = set().union(
+        *(extras[name] for name in ("sim", "serve", "bags", "data", "report", "train", "ros"))
+    )
+    assert set(extras["all"]) == wanted
+    assert set(extras) >= {"sim", "train", "serve", "ros", "gpu", "data", "docs"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
+def test_serving_installs_alone_small_and_quick_to_import(built, tmp_path, version):
+    """In a clean environment: pip check, under 200 MB, and no torch."""
+    own = map(
+        str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python")
+    )  # before pyenv's shims
+    found = next(own, None) or shutil.which(f"python{version}")
+    if found is None:
+        pytest.skip(f"no Python {version} on this machine")
+    subprocess.run([found, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    (wheel,) = (built / "dist").glob("*.whl")
+    size = lambda: sum(p.stat().st_size for p in (tmp_path / "venv/lib").rglob("*") if p.is_file())  # noqa: E731
+    before = size()
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*pip, "install", "-q", f"{wheel}[serve]"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"onnxruntime cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+    assert subprocess.run([*pip, "check"], check=False).returncode == 0
+    assert (size() - before) / 1e6 < 200
+    keep = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    code = "import sys, flow_policy_rl.serving.onnx_policy; print(sorted({'torch', 'mujoco'} & set(sys.modules)))"
+    done = subprocess.run(
+        [python, "-c", code], cwd=tmp_path, env=keep, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+    command = [tmp_path / "venv/bin/flow-policy", "eval", "--policy", "x.onnx"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=keep, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "this command needs" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,8 @@ class _Buffers:
         # One block for all floating-point inputs: one call decides whether every number is finite.
         self._block = np.zeros(sum(int(np.prod(s)) for s in floats.values()), np.float32)
         self._finite = np.empty(self._block.shape, bool)
-        self._inputs, at = {}, 0
+        self._inputs: dict[str, np.ndarray] = {}
+        at = 0
         for name, (shape, dtype) in shapes.items():
             if name in floats:
                 size = int(np.prod(floats[name]))
@@ -263,6 +264,7 @@ def _copy(name: str, values: np.ndarray, buffer: np.ndarray) -> None:
 def graph_inputs(spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """What the graph of a spec takes: {name: (shape without batch, type)}."""
     real, picture = np.dtype(np.float32), np.dtype(np.uint8)
+    inputs: dict[str, tuple[tuple[int, ...], np.dtype]]
     inputs = {f.name: (f.shape, picture if f.kind == "image" else real) for f in spec.observations}
     if spec.prefix_horizon:
         shapes = ((spec.prefix_horizon, spec.num_joints), ())
