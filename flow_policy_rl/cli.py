@@ -81,6 +81,7 @@ EXTRAS = {
 BENCHES: dict[str, str] = {
     "sim": "environment steps per second, against raw MuJoCo, Gymnasium, robosuite",
     "train": "training speed, shares of physics, policy and update, against its floor",
+    "serve": "milliseconds per inference, against torch and a numpy floor",
 }
 
 
