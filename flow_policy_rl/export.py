@@ -49,6 +49,9 @@ class ExportConfig:
         batch: fixed number of rows (default: any).
         camera_size: height and width of the pictures that will arrive (default: as trained); cropped and
             resized inside.
+        sweep: also evaluate K of 1 to 10 with every integrator in simulation, and draw what each costs and brings.
+        sweep_episodes: episodes of each.
+        sweep_report: page to write (default: beside the policy).
         json: print one JSON object.
     """
 
@@ -59,6 +62,9 @@ class ExportConfig:
     precision: Literal["fp32", "fp16"] = "fp32"
     batch: int | None = None
     camera_size: tuple[int, int] | None = None
+    sweep: bool = False
+    sweep_episodes: int = 100
+    sweep_report: Path | None = None
     json: bool = False
 
 
@@ -206,22 +212,29 @@ def with_export(spec: PolicySpec, facts: dict) -> PolicySpec:
 # --- the gate ---
 
 
-def parity(policy: FlowPolicy, exported: OnnxPolicy, seed: int = 0) -> dict:
+def parity(
+    policy: FlowPolicy,
+    exported: OnnxPolicy,
+    seed: int = 0,
+    observations: list[dict[str, np.ndarray]] | None = None,
+) -> dict:
     """Largest differences of the exported file from torch, and from onnx.reference, over several batch sizes.
 
-    Integrator, K and precision are those of the file.
+    Integrator, K and precision are those of the file. Observations are simulated where none are given.
     """
     spec = exported.spec
     kind = spec.provenance.get("export", {}).get("precision", "fp32")
     span = np.asarray(spec.action_high) - np.asarray(spec.action_low)
     rng = np.random.default_rng(seed)
+    if observations is None:
+        observations = observations_to_check(policy, rng, spec)
     policy_spec, policy.spec = policy.spec, spec
     act = torch_policy(policy)
     by_joint, cases, exact = np.zeros(spec.num_joints), 0, True
     independent = 0.0
     evaluator = ReferenceEvaluator(onnx.load_from_string(exported.path.read_bytes()))
     try:
-        for number, obs in enumerate(observations_to_check(policy, rng)):
+        for number, obs in enumerate(observations):
             rows = len(next(iter(obs.values())))
             for batch in sorted({min(b, rows) for b in BATCH_SIZES}):
                 if exported.batch not in (None, batch):
@@ -269,9 +282,9 @@ def keeps_prefix(obs: dict[str, np.ndarray], chunk: np.ndarray) -> bool:
 
 
 def observations_to_check(
-    policy: FlowPolicy, rng: np.random.Generator
+    policy: FlowPolicy, rng: np.random.Generator, spec: PolicySpec
 ) -> list[dict[str, np.ndarray]]:
-    """What the policy meets in simulation, and observations far outside of it."""
+    """What the policy meets in simulation, and observations far outside of it, as the file with `spec` takes them."""
     env = VecEnv(task_of(policy.spec), 32, seed=int(rng.integers(2**31)))
     obs, seen = env.reset(), []
     act = torch_policy(policy)
@@ -280,8 +293,8 @@ def observations_to_check(
         noise = rng.standard_normal((env.num_envs, *policy.chunk_shape), dtype=np.float32)
         obs = env.step(act(obs, noise)[:, : policy.spec.execute_horizon]).obs
     env.close()
-    seen.append(extreme_observations(policy.spec, 32, rng))
-    return [with_prefix(policy.spec, sized(policy.spec, obs), rng) for obs in seen]
+    seen.append(extreme_observations(spec, 32, rng))
+    return [with_prefix(spec, sized(spec, obs), rng) for obs in seen]
 
 
 def extreme_observations(spec: PolicySpec, rows: int, rng: np.random.Generator) -> dict:
@@ -328,7 +341,13 @@ def main(config: ExportConfig) -> dict:
     policy = checkpoint.load(config.checkpoint)
     spec = exported_spec(policy.spec, config)
     report = export_policy(policy, config.out, spec=spec, kind=config.precision, batch=config.batch)
-    return {"policy": str(config.out), **report}
+    result = {"policy": str(config.out), **report}
+    if config.sweep:
+        from flow_policy_rl import sweep
+
+        page = config.sweep_report or config.out.with_suffix(".sweep.html")
+        result["sweep"] = sweep.run(policy, spec, config.sweep_episodes, page, config.precision)
+    return result
 
 
 def exported_spec(spec: PolicySpec, config: ExportConfig) -> PolicySpec:
@@ -339,6 +358,8 @@ def exported_spec(spec: PolicySpec, config: ExportConfig) -> PolicySpec:
         )
     if config.batch is not None and config.batch < 1:
         raise InputError(f"--batch must be at least 1, not {config.batch}")
+    if config.sweep_episodes < 1:
+        raise InputError(f"--sweep-episodes must be at least 1, not {config.sweep_episodes}")
     if config.camera_size:
         if not spec.cameras:
             raise InputError(f"--camera-size: policy '{config.checkpoint}' has no camera")
@@ -378,6 +399,7 @@ def verify(config: VerifyConfig) -> dict:
 def verify_every(policy: FlowPolicy, spec: PolicySpec, kind: str) -> list[dict]:
     """Parity of every integrator with K of 1, 2, 4 and 10, from one trace."""
     pieces, rows = trace_policy(policy, spec, kind), []
+    observations = observations_to_check(policy, np.random.default_rng(0), spec)
     with tempfile.TemporaryDirectory() as folder:
         for integrator in INTEGRATORS:
             for steps in (1, 2, 4, 10):
@@ -386,7 +408,8 @@ def verify_every(policy: FlowPolicy, spec: PolicySpec, kind: str) -> list[dict]:
                 )
                 path = Path(folder) / f"{integrator}_{steps}.onnx"
                 write(build(pieces, variant), variant, path)
-                rows.append(parity(policy, OnnxPolicy(path, first_load_in_child=False)))
+                exported = OnnxPolicy(path, first_load_in_child=False)
+                rows.append(parity(policy, exported, observations=observations))
     return rows
 
 
@@ -402,4 +425,12 @@ def text(result: dict) -> str:
         f"  {r['integrator']:<9} K={r['num_flow_steps']:<3} {r['max_error_in_action_range']:.1e} of the action range"
         for r in result.get("every", [])
     ]
+    if "sweep" in result:
+        lines += [
+            f"  {r['integrator']:<9} K={r['num_flow_steps']:<3} {r['success_rate'] or r['return_mean']:.3f} "
+            f"at {r['p50_ms']:.3f} ms"
+            for r in result["sweep"]["rows"]
+            if r["frontier"]
+        ]
+        lines.append(f"sweep: {result['sweep']['report']} (above: what no other variant beats)")
     return "\n".join(lines)

@@ -22,8 +22,7 @@ def toy_observations(monkeypatch):
     monkeypatch.setattr(export, "observations_to_check", draw_observations)
 
 
-def draw_observations(policy, rng):
-    spec = policy.spec
+def draw_observations(policy, rng, spec):
     seen = [export.extreme_observations(spec, 32, rng) for _ in range(2)]
     seen[0] = {k: v if v.dtype == np.uint8 else 0.1 * v for k, v in seen[0].items()}
     return [export.with_prefix(spec, obs, rng) for obs in seen]
@@ -273,3 +272,52 @@ def test_broken_checkpoints_are_refused(tmp_path):
             checkpoint.load(tmp_path / name)
     with pytest.raises(InputError, match=r"does not exist; that folder has: p\.safetensors"):
         checkpoint.load(tmp_path / "q.safetensors")
+
+
+def test_sweep_evaluates_every_variant_and_draws_the_frontier(tmp_path, monkeypatch):
+    """An untrained policy on a real task: what is measured is the sweep, not the policy."""
+    from flow_policy_rl import sweep
+    from sim.tasks import make_task
+
+    monkeypatch.undo()  # observations come from simulation here
+    task = make_task("lift")
+    spec = small_spec(
+        task="lift",
+        robot="panda",
+        joint_names=task.world.joint_names,
+        action_low=tuple(task.world.target_low.tolist()),
+        action_high=tuple(task.world.target_high.tolist()),
+        observations=tuple(
+            ObservationField(f.name, f.kind, f.elements, f.unit, f.source) for f in task.obs_fields
+        ),
+        action_horizon=30,
+        execute_horizon=30,
+    )
+    torch.manual_seed(0)
+    policy = FlowPolicy(spec, NetworkConfig(width=8, depth=2)).eval()
+    page = tmp_path / "sweep.html"
+    result = sweep.run(policy, spec, 2, page, steps=(1, 2), integrators=("euler", "rk4"))
+    found = [(r["integrator"], r["num_flow_steps"], r["noise"]) for r in result["rows"]]
+    noises = ("zero", "seeded", "fresh")
+    expected = [("euler", k, n) for k in (1, 2) for n in noises]
+    assert found == expected + [("rk4", k, "zero") for k in (1, 2)]
+    assert all(r["episodes"] == 2 and r["success_ci95"] for r in result["rows"])
+    assert any(r["frontier"] for r in result["rows"])
+    assert "What a millisecond buys" in page.read_text()
+
+
+def test_the_frontier_is_what_nothing_beats():
+    from flow_policy_rl.sweep import mark_frontier
+
+    rows = [
+        {"p50_ms": ms, "success_rate": rate, "noise": noise, "return_mean": 0.0}
+        for ms, rate, noise in (
+            (1.0, 0.5, "zero"),
+            (2.0, 0.9, "zero"),
+            (3.0, 0.9, "zero"),  # as good, slower
+            (1.5, 0.4, "zero"),  # slower and worse
+            (1.0, 1.0, "fresh"),  # another noise
+        )
+    ]
+    mark_frontier(rows)
+    assert [r["frontier"] for r in rows] == [True, True, False, False, False]
