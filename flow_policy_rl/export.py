@@ -186,7 +186,11 @@ def export_policy(
     """
     spec = spec or policy.spec
     model = build(pieces or trace_policy(policy, spec, kind), spec, batch)
-    facts = {"precision": kind, "versions": provenance.versions()}
+    facts = {
+        "precision": kind,
+        "versions": provenance.versions(),
+        "git_revision": provenance.git_revision(),
+    }
     partial = out.with_suffix(".partial")
     try:
         write(model, with_export(spec, facts), partial)

@@ -34,6 +34,7 @@ def main(config: Config) -> dict:
         "sha256": file.sha256,
         "opset": file.opset,
         "operators": file.operators,
+        "chunk_joining": "prefix" if file.spec.prefix_horizon else "none",
         "spec": dataclasses.asdict(file.spec),
     }
 
@@ -43,13 +44,18 @@ def text(result: dict) -> str:
     spec = result["spec"]
     rate = 1 / spec["control_dt"]
     lines = [
-        f"{result['file']} ({result['bytes'] / 1e6:.2f} MB, sha256 {result['sha256'][:16]}...)",
-        f"task {spec['task']}, robot {spec['robot']}, trained by {spec['algorithm']}",
+        f"{result['file']} ({result['bytes'] / 1e6:.2f} MB, sha256 {result['sha256'][:16]}..., "
+        f"opset {result['opset']})",
+        f"task {spec['task']}, robot {spec['robot']}, trained by {spec['algorithm'] or 'unknown'}",
         f"chunk of {spec['action_horizon']} actions at {rate:g} Hz, {spec['execute_horizon']} executed; "
         f"{spec['num_flow_steps']} {spec['integrator']} steps",
+        f"continues up to {spec['prefix_horizon']} actions under way (training-time real-time chunking)"
+        if spec["prefix_horizon"]
+        else "not trained to continue actions under way",
+        *provenance_lines(spec["provenance"]),
         "inputs",
         *(
-            f"  {f['name']:<14} {f['kind']:<15} {len(f['elements'])} x {f['unit']:<6} {' '.join(f['elements'])}"
+            f"  {f['name']:<14} {f['kind']:<15} {shape_of(f)} {' '.join(f['elements'])}"
             + (f" (of {f['source']})" if f["source"] else "")
             for f in spec["observations"]
         ),
@@ -63,3 +69,32 @@ def text(result: dict) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def shape_of(field: dict) -> str:
+    """How much of what an observation field is."""
+    if field["kind"] == "image":
+        height, width = field["resolution"]
+        return f"{height} x {width} x 3 uint8 RGB"
+    return f"{len(field['elements'])} x {field['unit']:<6}"
+
+
+def provenance_lines(provenance: dict) -> list[str]:
+    """What is known of results, data, code and the export, one line each."""
+    export, results = provenance.get("export", {}), provenance.get("results", {})
+    parity, demos = export.get("parity", {}), provenance.get("demos", {})
+    revision = provenance.get("environment", {}).get("git_revision")
+    facts = {
+        "results": ", ".join(
+            f"{k} {v:g}" for k, v in results.items() if isinstance(v, int | float)
+        ),
+        "data": f"{demos.get('episodes')} episodes, sha256 {demos['sha256'][:16]}..."
+        if "sha256" in demos
+        else "",
+        "code": f"revision {revision}" if revision else "",
+        "parity": f"{export.get('precision')}, largest error {parity['max_abs_error']:.1e} rad or m "
+        f"({parity['max_error_in_action_range']:.1e} of the action range)"
+        if parity
+        else "",
+    }
+    return [f"{name}: {value}" for name, value in facts.items() if value]

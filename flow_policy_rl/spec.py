@@ -169,8 +169,10 @@ class PolicySpec:
             raise InputError("policy spec is not a JSON object")
         version = raw.get("schema_version")
         if version != SCHEMA_VERSION:
+            newer = isinstance(version, int) and version > SCHEMA_VERSION
+            mend = "upgrade flow_policy_rl" if newer else "export or train again with this version"
             raise InputError(
-                f"policy spec has schema_version {version!r}; this version reads {SCHEMA_VERSION}"
+                f"policy spec has schema_version {version!r}; this version reads {SCHEMA_VERSION}: {mend}"
             )
         observations = raw.get("observations")
         if not isinstance(observations, list):

@@ -14,6 +14,7 @@ from flow_policy_rl import export
 from flow_policy_rl.errors import PolicyFileError
 from flow_policy_rl.inspection import Config as InspectConfig
 from flow_policy_rl.inspection import main as inspect
+from flow_policy_rl.inspection import text as inspect_text
 from flow_policy_rl.serving import model_file, trial
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.spec import METADATA_KEY
@@ -250,6 +251,31 @@ def test_inspect_needs_no_runtime(data, write, monkeypatch):
     assert result["spec"]["action_horizon"] == 6
     assert result["opset"] == 20
     assert result["operators"]["Gemm"] == 7
+    assert result["chunk_joining"] == "none"
+    assert "not trained to continue" in inspect_text(result)
+
+
+def test_inspect_tells_results_data_and_parity(write, monkeypatch):
+    policy = looks_trained(small_policy(execute_horizon=3, prefix_horizon=3))
+    policy.spec = policy.spec.replace(
+        provenance={
+            "results": {"step": 10, "eval/success_rate": 0.75},
+            "demos": {"sha256": "ab" * 32, "episodes": 50},
+            "environment": {"git_revision": "0123456789ab"},
+        }
+    )
+    path = write(b"")
+    monkeypatch.setattr(
+        export,
+        "observations_to_check",
+        lambda _, rng, spec: [
+            export.with_prefix(spec, export.extreme_observations(spec, 2, rng), rng)
+        ],
+    )
+    export.export_policy(policy, path)
+    text = inspect_text(inspect(InspectConfig(path)))
+    for says in ("up to 3 actions", "success_rate 0.75", "50 episodes", "0123456789ab", "fp32"):
+        assert says in text
 
 
 # --- fuzz ---
