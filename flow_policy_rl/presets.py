@@ -11,7 +11,7 @@ from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.algorithms.fpo import FPOConfig
 from flow_policy_rl.algorithms.gaussian import GaussianConfig
 from flow_policy_rl.algorithms.ppo import PPOConfig
-from flow_policy_rl.algorithms.rldt import CriticConfig, RLDTConfig, TransportConfig
+from flow_policy_rl.algorithms.rldt import CriticConfig, RLDTConfig
 from flow_policy_rl.algorithms.score_flow import ScoreFlowConfig
 
 Preset = Literal["clean", "paper"]
@@ -232,13 +232,12 @@ def rldt(task: str, preset: Preset = "clean") -> dict:
     bounded = {} if dense or task in STAGED else {"value_low": 0.0, "value_high": 1.0}
     return {
         "rldt": RLDTConfig(
-            num_iterations=16,
+            num_iterations=12,
             num_envs=128,
             segments_per_block=64,
             critic_steps=8,
             balanced_replay=not dense,
             actor_learning_rate=1e-4,
-            transport=TransportConfig(row_normalized=True, median_of_others=True),
             critic=CriticConfig(
                 layer_norm=True, normalize_reward=dense, stage_input=task in STAGED, **bounded
             ),

@@ -1,0 +1,118 @@
+"""Learning curves: several runs become a mean with an interval, and a picture in plain SVG that Markdown can show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.sax.saxutils import escape
+
+import numpy as np
+
+from flow_policy_rl.report import COLORS
+
+Run = list[tuple[float, float]]  # (env steps or seconds, metric), in order
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean of a metric over seeds, (n,) each, with the 95 % interval of the mean."""
+
+    task: str
+    label: str
+    axis: str
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    seeds: int
+
+    def rows(self) -> list[dict]:
+        """One per point."""
+        return [
+            {
+                "task": self.task,
+                "algorithm": self.label,
+                "axis": self.axis,
+                "x": float(x),
+                "mean": float(m),
+                "low": float(low),
+                "high": float(high),
+                "seeds": self.seeds,
+            }
+            for x, m, low, high in zip(self.x, self.mean, self.low, self.high, strict=True)
+        ]
+
+
+def mean_curve(
+    task: str, label: str, axis: str, runs: Sequence[Run], points: int = 40, draws: int = 1000
+) -> Curve:
+    """Runs on a common grid over the range that all of them cover; the interval resamples runs."""
+    if not runs:
+        nothing = np.zeros(0)
+        return Curve(task, label, axis, nothing, nothing, nothing, nothing, 0)
+    first, last = max(run[0][0] for run in runs), min(run[-1][0] for run in runs)
+    x = np.linspace(first, last, points) if last > first else np.array([last])
+    values = np.stack([np.interp(x, *np.array(run).T) for run in runs])  # (seeds, n)
+    rng = np.random.default_rng(0)
+    resampled = values[rng.integers(len(runs), size=(draws, len(runs)))].mean(1)
+    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    return Curve(task, label, axis, x, values.mean(0), low, high, len(runs))
+
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 560, 340, 56, 40, 28, 150
+
+
+def draw(curves: Sequence[Curve], title: str, x_label: str, y_label: str) -> str:
+    """An SVG: lines, their intervals as bands, axes, a legend."""
+    shown = [c for c in curves if len(c.x)]
+    if not shown:
+        return f'<svg xmlns="http://www.w3.org/2000/svg"><title>{escape(title)}</title></svg>'
+    x_low, x_high = span(np.concatenate([c.x for c in shown]))
+    y_low, y_high = span(np.concatenate([[*c.low, *c.high] for c in shown]))
+    plot_w, plot_h = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+
+    def at(x: float, y: float) -> str:
+        across = LEFT + plot_w * (x - x_low) / (x_high - x_low)
+        return f"{across:.1f},{TOP + plot_h * (1 - (y - y_low) / (y_high - y_low)):.1f}"
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        'font-family="sans-serif" font-size="11">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        f'<text x="{LEFT}" y="16" font-size="13">{escape(title)}: {escape(y_label)}</text>',
+        f'<text x="{LEFT + plot_w / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>',
+    ]
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, y = x_low + share * (x_high - x_low), y_low + share * (y_high - y_low)
+        left, right = at(x_low, y), at(x_high, y)
+        column, row = at(x, y_low).split(",")[0], left.split(",")[1]
+        parts += [
+            f'<polyline points="{left} {right}" stroke="#ddd" fill="none"/>',
+            f'<text x="{LEFT - 6}" y="{row}" dy="4" text-anchor="end">{y:.3g}</text>',
+            f'<text x="{column}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{short(x)}</text>',
+        ]
+    for i, curve in enumerate(shown):
+        color = COLORS[i % len(COLORS)]
+        there = [at(x, y) for x, y in zip(curve.x, curve.high, strict=True)]
+        back = [at(x, y) for x, y in zip(curve.x[::-1], curve.low[::-1], strict=True)]
+        line = [at(x, y) for x, y in zip(curve.x, curve.mean, strict=True)]
+        row = TOP + 14 * (i + 1)
+        parts += [
+            f'<polygon points="{" ".join(there + back)}" fill="{color}" opacity="0.15"/>',
+            f'<polyline points="{" ".join(line)}" stroke="{color}" stroke-width="1.8" fill="none"/>',
+            f'<rect x="{WIDTH - RIGHT + 10}" y="{row - 4}" width="12" height="3" fill="{color}"/>',
+            f'<text x="{WIDTH - RIGHT + 26}" y="{row}">{escape(curve.label)}</text>',
+        ]
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def span(values: np.ndarray) -> tuple[float, float]:
+    """Smallest and largest, never the same."""
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def short(value: float) -> str:
+    """1,200,000 -> 1.2M."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"

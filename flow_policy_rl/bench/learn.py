@@ -1,0 +1,463 @@
+"""`flow-policy bench learn`: every algorithm from the same base policies, on the same episodes and seeds.
+
+A study (`studies.py`) is algorithms x tasks x seeds. Each cell is a chain of ordinary commands in its own
+folder; what a cell has finished is kept, so an interrupted study goes on where it was.
+
+    OUT/bases/<task>-<seed>/     expert, demonstrations, base policy and its evaluation
+    OUT/cells/<task>-<label>-<seed>/   the run folder of `train`, both evaluations, result.json
+    OUT/results.csv  curves.csv  curve_<task>_<axis>.svg  README.md
+"""
+
+import csv
+import dataclasses
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from flow_policy_rl import provenance, train
+from flow_policy_rl.bench.curves import Curve, draw, mean_curve
+from flow_policy_rl.bench.studies import STUDIES, Base, Budget, Study, Variant
+from flow_policy_rl.errors import InputError, RunFailed, unknown_name
+from flow_policy_rl.evaluate import wilson_interval
+from flow_policy_rl.logger import read_metrics
+from flow_policy_rl.progress import Progress
+from sim.tasks import task_names
+
+EVAL_SEED = 10_000  # episodes of the table; training watches others
+NOISES = ("zero", "random")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A fair comparison of algorithms: table, CSV, learning curves and a page.
+
+    Example: flow-policy bench learn --study manipulation --tasks lift --seeds 3
+
+    Attributes:
+        study: name of the study.
+        budget: `small` ends within half an hour per cell on two cores; `tiny` only shows that everything runs.
+        seeds: of every cell: 0, 1, ...
+        tasks: only these (default: all of the study).
+        variants: only these labels (default: all of the study).
+        out: folder of the study (default: runs/learn/STUDY-BUDGET).
+        env_steps: control steps of training per cell, in place of the budget's.
+        page: where to write the page as well, e.g. docs/learn_manipulation.md, with its pictures beside it.
+        json: print one JSON object.
+    """
+
+    study: str = "manipulation"
+    budget: Literal["tiny", "small", "full"] = "small"
+    seeds: int = 3
+    tasks: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    out: Path | None = None
+    env_steps: int | None = None
+    page: Path | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command, and the file that tells that it has been done."""
+
+    command: tuple[str, ...]
+    done: Path
+    keep_output: bool = False  # its JSON becomes the file
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One algorithm on one task with one seed."""
+
+    task: str
+    label: str
+    seed: int
+    dir: Path
+    stages: tuple[Stage, ...]
+    threshold: float | None
+
+
+# --- what a study comes to ---
+
+
+def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
+    """The study, its cells in order, and the tasks that are not there.
+
+    Raises:
+        InputError: unknown study, task or label, or no seed.
+    """
+    if config.study not in STUDIES:
+        raise unknown_name("study", config.study, STUDIES)
+    if config.seeds < 1:
+        raise InputError(f"--seeds must be at least 1, not {config.seeds}")
+    study = STUDIES[config.study]
+    for kind, chosen, valid in (
+        ("task of the study", config.tasks, study.tasks),
+        ("variant of the study", config.variants, study.variants),
+    ):
+        for name in chosen:
+            if name not in valid:
+                raise unknown_name(kind, name, valid)
+    tasks = [t for t in study.tasks if not config.tasks or t in config.tasks]
+    missing = [t for t in tasks if t not in task_names()]
+    labels = [v for v in study.variants if not config.variants or v in config.variants]
+    budget = getattr(study, config.budget)
+    if config.env_steps is not None:
+        budget = dataclasses.replace(budget, env_steps=config.env_steps)
+    root = folder(config)
+    cells = []
+    for task in tasks:
+        if task in missing:
+            continue
+        for seed in range(config.seeds):
+            base_dir = root / "bases" / f"{task}-{seed}"
+            base = base_stages(study.base, task, seed, budget, base_dir) if study.base else ()
+            start, horizon = (), train.ScratchConfig().execute_horizon
+            if study.base:
+                start = ("--checkpoint", str(base_dir / "base" / train.POLICY_FILE))
+                horizon = study.base.execute_horizon
+            for label in labels:
+                where = root / "cells" / f"{task}-{slug(label)}-{seed}"
+                variant = study.variants[label]
+                length = training_length(
+                    variant.algorithm, task, budget.env_steps, horizon, budget.points
+                )
+                own = cell_stages(variant, task, seed, budget, (*start, *length), where)
+                threshold = study.threshold.get(task, study.threshold.get("*"))
+                cells.append(Cell(task, label, seed, where, (*base, *own), threshold))
+    return study, cells, missing
+
+
+def folder(config: Config) -> Path:
+    """Where the study lives."""
+    return config.out or Path("runs/learn") / f"{config.study}-{config.budget}"
+
+
+def slug(label: str) -> str:
+    """A label as part of a file name."""
+    return re.sub(r"[^a-z0-9_]+", "-", label.lower()).strip("-")
+
+
+def base_stages(base: Base, task: str, seed: int, budget: Budget, where: Path) -> tuple[Stage, ...]:
+    """Expert if it has to be learned, demonstrations, imitation, evaluation."""
+    stages, demonstrator = [], ()
+    if base.expert:
+        expert = where / "expert"
+        flags = (*base.expert, *training_length(base.expert[0], task, budget.expert_steps, 4, 0))
+        stages.append(
+            Stage(
+                ("train", *flags, "--task", task, "--seed", str(seed), "--run-dir", str(expert)),
+                expert / train.POLICY_FILE,
+            )
+        )
+        demonstrator = ("--policy", str(expert / train.POLICY_FILE))
+    demos, run_dir = where / "demos.hdf5", where / "base"
+    common = ("--task", task, "--seed", str(seed))
+    stages.append(
+        Stage(("collect", *common, *demonstrator, *base.collect, "--out", str(demos)), demos)
+    )
+    imitate = ("train", "bc", *common, *base.imitate, "--demos", str(demos))
+    imitate += ("--action-horizon", str(base.action_horizon))
+    imitate += ("--execute-horizon", str(base.execute_horizon))
+    if budget.imitation_steps is not None:  # a later flag wins
+        imitate += ("--bc.num-steps", str(budget.imitation_steps))
+    policy = run_dir / train.POLICY_FILE
+    stages.append(Stage((*imitate, "--run-dir", str(run_dir)), policy))
+    return (*stages, *evaluations(policy, task, where, budget))
+
+
+def cell_stages(
+    variant: Variant, task: str, seed: int, budget: Budget, flags: tuple[str, ...], where: Path
+) -> tuple[Stage, ...]:
+    """Training and evaluation of one cell."""
+    common = ("--task", task, "--seed", str(seed), "--run-dir", str(where))
+    watch = ("--eval-episodes", str(min(100, budget.episodes)))
+    policy = where / train.POLICY_FILE
+    command = ("train", variant.algorithm, *common, *flags, *watch, *variant.flags)
+    return (Stage(command, policy), *evaluations(policy, task, where, budget))
+
+
+def training_length(
+    algorithm: str, task: str, env_steps: int, execute_horizon: int, points: int
+) -> tuple[str, ...]:
+    """Flags that make an algorithm's preset train for so many control steps, with so many evaluations on the way."""
+    config = train.default_config(algorithm, task)
+    per_iteration = config.loop.num_envs * config.loop.num_steps * execute_horizon
+    iterations = max(2, round(env_steps / per_iteration))
+    group = "rldt" if isinstance(config, train.TrainRLDT) else "ppo"
+    every = max(1, iterations // points) if points else 0
+    return (f"--{group}.num-iterations", str(iterations), "--eval-every", str(every))
+
+
+def evaluations(policy: Path, task: str, where: Path, budget: Budget) -> tuple[Stage, ...]:
+    """Whole episodes on fixed seeds, from zero and from random noise."""
+    command = ("eval", "--policy", str(policy), "--task", task, "--json")
+    command += ("--seed", str(EVAL_SEED), "--episodes", str(budget.episodes))
+    return tuple(
+        Stage((*command, "--noise", noise), where / f"eval_{noise}.json", keep_output=True)
+        for noise in NOISES
+    )
+
+
+# --- running it ---
+
+
+def main(config: Config) -> dict:
+    """Run what is not finished, then write table, curves and page."""
+    study, cells, missing = plan(config)
+    root = folder(config)
+    begin(root, config)
+    with Progress(f"study {config.study}", len(cells), "cell") as progress:
+        for cell in cells:
+            for stage in cell.stages:
+                run_stage(stage)
+            write_result(cell)
+            progress.update(1, cell.dir.name)
+    rows = [json.loads((cell.dir / "result.json").read_text()) for cell in cells]
+    curves = learning_curves(cells, study.metric)
+    write_csv(root / "results.csv", rows)
+    write_csv(root / "curves.csv", [point for c in curves for point in c.rows()])
+    pictures = write_pictures(root, study, curves)
+    page = markdown(config, study, cells, rows, missing, pictures)
+    (root / "README.md").write_text(page)
+    if config.page is not None:
+        copy_page(root, config.page, page, pictures)
+    return {"study": config.study, "rows": rows, "page": str(config.page or root / "README.md")}
+
+
+def begin(root: Path, config: Config) -> None:
+    """Write down what runs; refuse to mix two budgets in one folder.
+
+    Raises:
+        InputError: the folder holds the same study with other settings.
+    """
+    settings = {"study": config.study, "budget": config.budget, "env_steps": config.env_steps}
+    file = root / "study.json"
+    if file.is_file() and json.loads(file.read_text()) != settings:
+        raise InputError(f"'{root}' holds a study with other settings: choose another --out")
+    root.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings) + "\n")
+    (root / "environment.json").write_text(json.dumps(provenance.environment(), indent=2) + "\n")
+
+
+def run_stage(stage: Stage) -> None:
+    """Run a command unless its file is there; its output goes to a log beside that file.
+
+    Raises:
+        RunFailed: the command did; with its last line.
+    """
+    if stage.done.is_file():
+        return
+    stage.done.parent.mkdir(parents=True, exist_ok=True)
+    log = stage.done.with_suffix(".log")
+    start = time.monotonic()
+    with log.open("w") as errors:
+        done = subprocess.run(
+            [sys.executable, "-m", "flow_policy_rl.cli", *stage.command],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            check=False,
+        )
+    if done.returncode != 0:
+        last = (log.read_text().strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise RunFailed(f"{shlex.join(('flow-policy', *stage.command))}: {last} (log: {log})")
+    if stage.keep_output:
+        partial = stage.done.with_suffix(".partial")
+        partial.write_text(done.stdout)
+        partial.rename(stage.done)
+    with stage.done.with_suffix(".seconds").open("w") as file:
+        file.write(f"{time.monotonic() - start:.1f}\n")
+
+
+def write_result(cell: Cell) -> None:
+    """One row of the table, from what the cell's commands left."""
+    history = read_metrics(cell.dir / "metrics.csv")
+    zero, random = (json.loads((cell.dir / f"eval_{n}.json").read_text()) for n in NOISES)
+    metric = "eval/return" if zero["success_rate"] is None else "eval/success_rate"
+    crossed = [
+        row["time/env_steps"]
+        for row in history
+        if cell.threshold is not None and row.get(metric, -np.inf) >= cell.threshold
+    ]
+    row = {
+        "algorithm": cell.label,
+        "task": cell.task,
+        "seed": cell.seed,
+        "env_steps": int(history[-1]["time/env_steps"]),
+        "wall_s": round(history[-1]["time/wall_s"], 1),
+        "return_mean": zero["return_mean"],
+        "success_rate": zero["success_rate"],
+        "steps_to_threshold": int(crossed[0]) if crossed else None,
+        "return_mean_random_noise": random["return_mean"],
+        "success_rate_random_noise": random["success_rate"],
+        "episodes": zero["episodes"],
+    }
+    (cell.dir / "result.json").write_text(json.dumps(row) + "\n")
+
+
+# --- what comes out ---
+
+
+def learning_curves(cells: Sequence[Cell], metric: str) -> list[Curve]:
+    """One curve per task, label and axis: the mean over seeds with its interval."""
+    curves = []
+    for task, label in dict.fromkeys((c.task, c.label) for c in cells):
+        histories = [
+            read_metrics(c.dir / "metrics.csv") for c in cells if (c.task, c.label) == (task, label)
+        ]
+        for axis, column in (("env_steps", "time/env_steps"), ("wall_s", "time/wall_s")):
+            runs = [
+                [(row[column], row[f"eval/{metric}"]) for row in history if f"eval/{metric}" in row]
+                for history in histories
+            ]
+            curves.append(mean_curve(task, label, axis, [run for run in runs if run]))
+    return curves
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """A table with the keys of its first row as header."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["empty"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_pictures(root: Path, study: Study, curves: list[Curve]) -> list[Path]:
+    """One SVG per task and axis."""
+    pictures = []
+    axes = {"env_steps": "control steps", "wall_s": "seconds"}
+    for task, axis in dict.fromkeys((c.task, c.axis) for c in curves):
+        chosen = [c for c in curves if (c.task, c.axis) == (task, axis)]
+        path = root / f"curve_{task}_{axis}.svg"
+        path.write_text(draw(chosen, task, axes[axis], study.metric.replace("_", " ")))
+        pictures.append(path)
+    return pictures
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """Mean of the middle half: as robust as the median, and less noisy (Agarwal et al., arXiv 2108.13264)."""
+    values = np.sort(values)
+    cut = len(values) // 4
+    return float(values[cut : len(values) - cut].mean())
+
+
+def bootstrap_interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
+    """95 % interval of the inter-quartile mean over runs, by resampling the runs."""
+    rng = np.random.default_rng(0)
+    means = [interquartile_mean(rng.choice(values, len(values))) for _ in range(draws)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def summarize(rows: list[dict], task: str, label: str) -> list[str]:
+    """One line of the page: label, success, return, steps to the threshold, wall time."""
+    mine = [r for r in rows if (r["task"], r["algorithm"]) == (task, label)]
+    cells = [label]
+    for key in ("success_rate", "success_rate_random_noise"):
+        if mine[0][key] is None:
+            cells.append("")
+            continue
+        trials = sum(r["episodes"] for r in mine)
+        successes = round(sum(r[key] * r["episodes"] for r in mine))
+        low, high = wilson_interval(successes, trials)
+        cells.append(f"{successes / trials:.1%} ({low:.1%} to {high:.1%})")
+    returns = np.array([r["return_mean"] for r in mine])
+    low, high = bootstrap_interval(returns)
+    cells.append(f"{interquartile_mean(returns):.4g} ({low:.4g} to {high:.4g})")
+    reached = [r["steps_to_threshold"] for r in mine if r["steps_to_threshold"] is not None]
+    steps = f"{np.median(reached):,.0f}" if reached else "never"
+    cells.append(f"{steps} ({len(reached)} of {len(mine)} seeds)")
+    cells.append(f"{np.mean([r['env_steps'] for r in mine]):,.0f}")
+    cells.append(f"{np.mean([r['wall_s'] for r in mine]):.0f}")
+    return cells
+
+
+def markdown(
+    config: Config,
+    study: Study,
+    cells: Sequence[Cell],
+    rows: list[dict],
+    missing: list[str],
+    pictures: list[Path],
+) -> str:
+    """The page."""
+    environment = provenance.environment()
+    command = f"flow-policy bench learn --study {config.study} --budget {config.budget} --seeds {config.seeds}"
+    command += f" --env-steps {config.env_steps}" if config.env_steps else ""
+    header = ["algorithm", "success, zero noise", "success, random noise", "return (IQM of seeds)"]
+    header += ["control steps to threshold (median)", "control steps", "seconds"]
+    parts = [
+        f"# Study: {config.study}",
+        study.question,
+        f"`{command}`: budget `{config.budget}`, seeds 0 to {config.seeds - 1}, "
+        f"{rows[0]['episodes'] if rows else 0} whole episodes per cell and noise on seeds from {EVAL_SEED}. "
+        "Success pools the seeds' episodes (Wilson, 95 %); the interval of the return resamples seeds. The full "
+        f"budget: the same command with `--budget full` ({study.full.env_steps:,} control steps a cell).",
+    ]
+    for task in dict.fromkeys(c.task for c in cells):
+        threshold = study.threshold.get(task, study.threshold.get("*"))
+        lines = [summarize(rows, task, v) for v in dict.fromkeys(c.label for c in cells)]
+        base = base_line(config, study, task)
+        parts += [
+            f"## {task}",
+            f"{base}Threshold: {study.metric.replace('_', ' ')} of {threshold:g}.",
+            table(header, lines),
+            " ".join(
+                f"![{p.stem}]({p.name})" for p in pictures if p.stem.startswith(f"curve_{task}_")
+            ),
+        ]
+    if missing:
+        parts.append(f"Not in this installation, hence not run: {', '.join(missing)}.")
+    versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
+    parts.append(f"Machine: {json.dumps(environment['machine'])}. Versions: {versions}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def base_line(config: Config, study: Study, task: str) -> str:
+    """What the common base policies of a task do, one number per seed."""
+    if study.base is None:
+        return "From scratch. "
+    numbers = []
+    for seed in range(config.seeds):
+        where = folder(config) / "bases" / f"{task}-{seed}"
+        result = json.loads((where / "eval_zero.json").read_text())
+        rate = result["success_rate"]
+        numbers.append(f"{result['return_mean']:.4g}" if rate is None else f"{rate:.1%}")
+    return f"Base policies at zero noise, by seed: {', '.join(numbers)}. "
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def copy_page(root: Path, page: Path, body: str, pictures: list[Path]) -> None:
+    """The page and its pictures somewhere else, the pictures named after the page."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        name = f"{page.stem}_{picture.name}"
+        (page.parent / name).write_text(picture.read_text())
+        body = body.replace(f"({picture.name})", f"({name})")
+    page.write_text(body)
+
+
+def text(result: dict) -> str:
+    """For people."""
+    lines = [f"{'task':<12} {'algorithm':<28} seed  success  return"]
+    for row in result["rows"]:
+        rate = "" if row["success_rate"] is None else f"{row['success_rate']:.1%}"
+        lines.append(
+            f"{row['task']:<12} {row['algorithm']:<28} {row['seed']:<5} {rate:<8} {row['return_mean']:.4g}"
+        )
+    return "\n".join([*lines, f"page: {result['page']}"])

@@ -1,0 +1,176 @@
+"""The studies of `flow-policy bench learn`, as data: a question, its tasks, its variants, where policies start."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a study.
+
+    Attributes:
+        algorithm: as `flow-policy train` calls it.
+        flags: what differs from the algorithm's preset.
+    """
+
+    algorithm: str
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Base:
+    """How the policy that everybody starts from is made. Flags of the commands, task and files left out.
+
+    Attributes:
+        expert: `train` arguments of a policy that demonstrates, its algorithm first (default: the scripted expert).
+        collect, imitate: of `collect` and `train bc`.
+        action_horizon, execute_horizon: chunks of everybody's policy.
+    """
+
+    collect: tuple[str, ...]
+    imitate: tuple[str, ...] = ()
+    expert: tuple[str, ...] = ()
+    action_horizon: int = 12
+    execute_horizon: int = 8
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a cell may cost.
+
+    Attributes:
+        env_steps: control steps of training.
+        episodes: of each final evaluation.
+        points: evaluations on the way.
+        imitation_steps: gradient steps of the base policy, where fewer than its recipe says.
+        expert_steps: control steps of the policy that demonstrates.
+    """
+
+    env_steps: int
+    episodes: int = 200
+    points: int = 20
+    imitation_steps: int | None = None
+    expert_steps: int = 2_000_000
+
+
+@dataclass(frozen=True)
+class Study:
+    """Variants x tasks x seeds.
+
+    Attributes:
+        question: what the table answers.
+        tasks: names; those that this installation does not have are left out, and named.
+        variants: rows, by label.
+        metric: what the curves show: `success_rate` or `return`.
+        threshold: value of the metric whose first crossing counts, by task, `*` for all others.
+        base: how the common base policy is made; None: from scratch.
+        small, full: budgets; `small` is at most half an hour per cell on two cores.
+    """
+
+    question: str
+    tasks: tuple[str, ...]
+    variants: dict[str, Variant]
+    metric: str
+    threshold: dict[str, float]
+    base: Base | None
+    small: Budget
+    full: Budget
+    tiny: Budget = field(
+        default_factory=lambda: Budget(
+            2_000, episodes=4, points=2, imitation_steps=20, expert_steps=2_000
+        )
+    )
+
+
+LOCOMOTION = ("hopper", "walker2d", "halfcheetah", "ant", "humanoid")
+SCORE_FLOW = {
+    "score_flow": Variant("score_flow"),
+    "reinflow": Variant("reinflow"),
+}
+FPO = {"fpo": Variant("fpo"), "fpo_plus_plus": Variant("fpo_plus_plus")}
+OTHERS = {"rldt": Variant("rldt"), "gaussian_ppo": Variant("gaussian_ppo")}
+MATCHED = {"score_flow matched": Variant("score_flow", ("--score-flow.drift", "matched"))}
+IMITATE = ("--bc.num-steps", "3500", "--bc.ema-decay", "0.999")
+
+STUDIES = {
+    "locomotion": Study(
+        question="From the same medium policy, who improves a walker with fewest steps? (ScoRe-Flow's claim: "
+        "ReinFlow's level in 2.4 times fewer steps. RLDT's: twice the return of the best baseline on HalfCheetah.)",
+        tasks=LOCOMOTION,
+        variants=SCORE_FLOW | MATCHED | FPO | OTHERS,
+        metric="return",
+        threshold={"hopper": 2500.0, "walker2d": 3500.0, "halfcheetah": 4500.0, "ant": 3000.0}
+        | {"humanoid": 1000.0},
+        base=Base(
+            expert=("gaussian_ppo",),
+            collect=("--episodes", "100", "--noise", "0"),
+            imitate=IMITATE,
+            action_horizon=4,
+            execute_horizon=4,
+        ),
+        small=Budget(1_000_000),
+        full=Budget(5_000_000, expert_steps=5_000_000),
+    ),
+    "from-scratch": Study(
+        question="Without demonstrations, does the ratio of FPO learn what a Gaussian learns? (FPO's claim: Hopper "
+        "1,220, HalfCheetah 2,860, Walker2d 635, Humanoid 372 within 3 M steps.)",
+        tasks=LOCOMOTION,
+        variants=FPO | {"gaussian_ppo": Variant("gaussian_ppo")},
+        metric="return",
+        threshold={"hopper": 1220.0, "walker2d": 635.0, "halfcheetah": 2860.0, "humanoid": 372.0}
+        | {"ant": 1000.0},
+        base=None,
+        small=Budget(1_000_000),
+        full=Budget(3_000_000),
+    ),
+    "manipulation": Study(
+        question="With a sparse reward, who lifts a weak base policy? (RLDT's claim: 70 % where on-policy methods stay "
+        "near 30 % on hard assembly. ScoRe-Flow's: up to 5 points over ReinFlow.)",
+        tasks=("lift", "pick_place", "insert", "one_leg", "lamp", "kitchen"),
+        variants=SCORE_FLOW | FPO | OTHERS,
+        metric="success_rate",
+        threshold={"*": 0.9},
+        base=Base(collect=("--episodes", "50", "--noise", "0.03"), imitate=IMITATE),
+        small=Budget(720_000),
+        full=Budget(5_000_000),
+    ),
+    "vision": Study(
+        question="The same through one camera and the joint state.",
+        tasks=("lift", "pick_place"),
+        variants=SCORE_FLOW | FPO | OTHERS,
+        metric="success_rate",
+        threshold={"*": 0.9},
+        base=Base(
+            collect=("--episodes", "200", "--noise", "0.03", "--cameras"),
+            imitate=("--bc.num-steps", "3000", "--bc.batch-size", "128", "--bc.ema-decay", "0.998"),
+        ),
+        small=Budget(300_000, episodes=100, points=10),
+        full=Budget(2_000_000),
+    ),
+    "ablations": Study(
+        question="Which settings carry the results? One change at a time.",
+        tasks=("lift",),
+        variants={
+            "score_flow": Variant("score_flow"),
+            "score_flow, matched drift": Variant("score_flow", ("--score-flow.drift", "matched")),
+            "score_flow, wide sigma": Variant(
+                "score_flow", ("--score-flow.sigma-min", "0.08", "--score-flow.sigma-max", "0.16")
+            ),
+            "fpo_plus_plus": Variant("fpo_plus_plus"),
+            "fpo_plus_plus, plain clip": Variant("fpo_plus_plus", ("--ppo.trust-region", "ppo")),
+            "fpo_plus_plus, 16 draws": Variant("fpo_plus_plus", ("--fpo.num-mc-samples", "16")),
+            "rldt": Variant("rldt"),
+            "rldt, no repulsion": Variant("rldt", ("--rldt.transport.temperature", "0")),
+            "rldt, hot repulsion": Variant("rldt", ("--rldt.transport.temperature", "0.1")),
+            "rldt, no kernel": Variant("rldt", ("--rldt.transport.kernel", "delta")),
+            "rldt, base as reference": Variant("rldt", ("--rldt.reference", "base")),
+            "rldt, replay unbalanced": Variant("rldt", ("--rldt.no-balanced-replay",)),
+            "rldt, one-step targets": Variant("rldt", ("--rldt.critic.td-lambda", "0")),
+            "rldt, no constraint": Variant("rldt", ("--rldt.constraint-coef", "0")),
+        },
+        metric="success_rate",
+        threshold={"*": 0.9},
+        base=Base(collect=("--episodes", "50", "--noise", "0.03"), imitate=IMITATE),
+        small=Budget(400_000),
+        full=Budget(2_000_000),
+    ),
+}
