@@ -21,6 +21,7 @@ class PointEnv:
     num_envs: int
     seed: int = 0
     episode_steps: int = 8
+    first_env: int = 0
 
     def __post_init__(self):
         self.rng = np.random.default_rng(self.seed)

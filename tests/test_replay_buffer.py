@@ -8,6 +8,7 @@ import torch
 from point_world import PointEnv, point_policy
 
 from flow_policy_rl.advantages import lambda_returns
+from flow_policy_rl.algorithms import rldt
 from flow_policy_rl.algorithms.rldt import RLDT, CriticConfig, RLDTConfig
 from flow_policy_rl.buffers import ChunkReplay, flat, nested, rollout_segments
 from flow_policy_rl.errors import RunFailed
@@ -317,3 +318,13 @@ def test_exploration_noise_follows_the_curvature_of_the_flow(generator):
         assert torch.allclose(learner.explore(obs)[1]["exploration_std"], torch.tensor(std))
     limit = learner.policy.normalize_action(learner.policy.action_high)
     assert (trace["action"] <= limit + 1e-6).all()  # what is kept is what is executed
+
+
+@pytest.mark.parametrize(("spread", "warned"), [(0.05, True), (0.5, False)])
+def test_samples_that_collapse_are_reported(spread, warned, monkeypatch, caplog):
+    learner = tiny()
+    spreads = iter([torch.tensor(spread), torch.tensor(1.0)])
+    monkeypatch.setattr(rldt, "sample_spread", lambda actions: next(spreads))
+    metrics = learner.iterate()  # the policy's spread, then the base policy's
+    assert metrics["train/spread_ratio"] == pytest.approx(spread)
+    assert ("mode collapse" in caplog.text) == warned

@@ -23,6 +23,7 @@ Deviations from the paper and the released code; the `paper` presets undo those 
 """
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -43,6 +44,7 @@ from flow_policy_rl.rollout import Collector
 from sim.vec_env import VecEnv
 
 EXPLODED = 1e6  # a loss beyond this ends the run
+COLLAPSED = 0.1  # share of the base policy's sample spread below which a warning is printed
 SPREAD_STATES = 128  # on which the variety of the policy is compared with that of the base policy
 
 
@@ -392,6 +394,11 @@ class RLDT:
         self.replay.add(segments)
         self._observe_rewards(rollout.reward)
         metrics = self.health(segments) | self.update()
+        if metrics["train/spread_ratio"] < COLLAPSED:
+            logging.getLogger(__name__).warning(
+                "mode collapse: samples of a state keep %.1f %% of the base policy's spread",
+                100 * metrics["train/spread_ratio"],
+            )
         self.iteration += 1
         return {
             "rollout/success_rate": rollout.successes / max(rollout.episodes, 1),

@@ -67,11 +67,19 @@ class Config:
 
 @dataclass(frozen=True)
 class Stage:
-    """One command, and the file that tells that it has been done."""
+    """One command.
+
+    Attributes:
+        command: without `flow-policy`.
+        name: PATH.log keeps what it said, PATH.json its JSON result, PATH.done that it ended well.
+        state: file from which an interrupted run goes on.
+        needs: file without which there is nothing to do.
+    """
 
     command: tuple[str, ...]
-    done: Path
-    keep_output: bool = False  # its JSON becomes the file
+    name: Path
+    state: Path | None = None
+    needs: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -150,40 +158,41 @@ def slug(label: str) -> str:
 def base_stages(base: Base, task: str, seed: int, budget: Budget, where: Path) -> tuple[Stage, ...]:
     """Expert if it has to be learned, demonstrations, imitation, evaluation."""
     stages, demonstrator = [], ()
+    common = ("--task", task, "--seed", str(seed))
     if base.expert:
         expert = where / "expert"
-        flags = (*base.expert, *training_length(base.expert[0], task, budget.expert_steps, 4, 0))
-        stages.append(
-            Stage(
-                ("train", *flags, "--task", task, "--seed", str(seed), "--run-dir", str(expert)),
-                expert / train.POLICY_FILE,
-            )
-        )
+        algorithm, *flags = base.expert
+        length = training_length(algorithm, task, budget.expert_steps, 4, 0)
+        stages.append(training(("train", algorithm, *common, *length, *flags), expert))
         demonstrator = ("--policy", str(expert / train.POLICY_FILE))
     demos, run_dir = where / "demos.hdf5", where / "base"
-    common = ("--task", task, "--seed", str(seed))
-    stages.append(
-        Stage(("collect", *common, *demonstrator, *base.collect, "--out", str(demos)), demos)
-    )
-    imitate = ("train", "bc", *common, *base.imitate, "--demos", str(demos))
+    collect = ("collect", *common, *demonstrator, *base.collect, "--out", str(demos), "--json")
+    imitate = ("train", "bc", *common, "--demos", str(demos), "--run-dir", str(run_dir), "--json")
     imitate += ("--action-horizon", str(base.action_horizon))
-    imitate += ("--execute-horizon", str(base.execute_horizon))
+    imitate += ("--execute-horizon", str(base.execute_horizon), *base.imitate)
     if budget.imitation_steps is not None:  # a later flag wins
         imitate += ("--bc.num-steps", str(budget.imitation_steps))
-    policy = run_dir / train.POLICY_FILE
-    stages.append(Stage((*imitate, "--run-dir", str(run_dir)), policy))
-    return (*stages, *evaluations(policy, task, where, budget))
+    stages += [Stage(collect, where / "collect"), Stage(imitate, where / "imitate")]
+    return (*stages, *evaluations(run_dir, task, where, budget))
 
 
 def cell_stages(
     variant: Variant, task: str, seed: int, budget: Budget, flags: tuple[str, ...], where: Path
 ) -> tuple[Stage, ...]:
     """Training and evaluation of one cell."""
-    common = ("--task", task, "--seed", str(seed), "--run-dir", str(where))
     watch = ("--eval-episodes", str(min(100, budget.episodes)))
-    policy = where / train.POLICY_FILE
+    common = ("--task", task, "--seed", str(seed))
     command = ("train", variant.algorithm, *common, *flags, *watch, *variant.flags)
-    return (Stage(command, policy), *evaluations(policy, task, where, budget))
+    return (training(command, where), *evaluations(where, task, where, budget))
+
+
+def training(command: tuple[str, ...], run_dir: Path) -> Stage:
+    """An RL run, which goes on from its own state."""
+    return Stage(
+        (*command, "--run-dir", str(run_dir), "--json"),
+        run_dir / "train",
+        state=run_dir / "state.safetensors",
+    )
 
 
 def training_length(
@@ -198,14 +207,16 @@ def training_length(
     return (f"--{group}.num-iterations", str(iterations), "--eval-every", str(every))
 
 
-def evaluations(policy: Path, task: str, where: Path, budget: Budget) -> tuple[Stage, ...]:
-    """Whole episodes on fixed seeds, from zero and from random noise."""
-    command = ("eval", "--policy", str(policy), "--task", task, "--json")
-    command += ("--seed", str(EVAL_SEED), "--episodes", str(budget.episodes))
-    return tuple(
-        Stage((*command, "--noise", noise), where / f"eval_{noise}.json", keep_output=True)
-        for noise in NOISES
-    )
+def evaluations(run_dir: Path, task: str, where: Path, budget: Budget) -> tuple[Stage, ...]:
+    """Whole episodes on fixed seeds, from zero and from random noise, and of the raw weights where they are apart."""
+    policies = [(train.POLICY_FILE, noise, noise) for noise in NOISES]
+    policies.append((train.RAW_POLICY_FILE, "zero", "raw"))
+    stages = []
+    for file, noise, name in policies:
+        command = ("eval", "--policy", str(run_dir / file), "--task", task, "--noise", noise)
+        command += ("--seed", str(EVAL_SEED), "--episodes", str(budget.episodes), "--json")
+        stages.append(Stage(command, where / f"eval_{name}", needs=run_dir / file))
+    return tuple(stages)
 
 
 # --- running it ---
@@ -250,39 +261,44 @@ def begin(root: Path, config: Config) -> None:
 
 
 def run_stage(stage: Stage) -> None:
-    """Run a command unless its file is there; its output goes to a log beside that file.
+    """Run a command that has not ended well yet.
 
     Raises:
-        RunFailed: the command did; with its last line.
+        RunFailed: it did not this time either; with its last line.
     """
-    if stage.done.is_file():
+    done = stage.name.with_suffix(".done")
+    if done.is_file() or (stage.needs is not None and not stage.needs.is_file()):
         return
-    stage.done.parent.mkdir(parents=True, exist_ok=True)
-    log = stage.done.with_suffix(".log")
-    start = time.monotonic()
-    with log.open("w") as errors:
-        done = subprocess.run(
-            [sys.executable, "-m", "flow_policy_rl.cli", *stage.command],
+    stage.name.parent.mkdir(parents=True, exist_ok=True)
+    begun = stage.state is not None and stage.state.is_file()
+    command = (*stage.command, "--resume") if begun else stage.command
+    log, start = stage.name.with_suffix(".log"), time.monotonic()
+    with log.open("a") as said:
+        process = subprocess.run(
+            [sys.executable, "-m", "flow_policy_rl.cli", *command],
             stdout=subprocess.PIPE,
-            stderr=errors,
+            stderr=said,
             text=True,
             check=False,
         )
-    if done.returncode != 0:
-        last = (log.read_text().strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise RunFailed(f"{shlex.join(('flow-policy', *stage.command))}: {last} (log: {log})")
-    if stage.keep_output:
-        partial = stage.done.with_suffix(".partial")
-        partial.write_text(done.stdout)
-        partial.rename(stage.done)
-    with stage.done.with_suffix(".seconds").open("w") as file:
-        file.write(f"{time.monotonic() - start:.1f}\n")
+    if process.returncode != 0:
+        lines = log.read_text().strip().splitlines() or [f"exit code {process.returncode}"]
+        raise RunFailed(f"{shlex.join(('flow-policy', *command))}: {lines[-1]} (log: {log})")
+    stage.name.with_suffix(".json").write_text(process.stdout)
+    done.write_text(f"{time.monotonic() - start:.1f} s\n")
+
+
+def result_of(stage_name: Path) -> dict:
+    """The JSON that a command of the study printed."""
+    return json.loads(stage_name.with_suffix(".json").read_text())
 
 
 def write_result(cell: Cell) -> None:
     """One row of the table, from what the cell's commands left."""
     history = read_metrics(cell.dir / "metrics.csv")
-    zero, random = (json.loads((cell.dir / f"eval_{n}.json").read_text()) for n in NOISES)
+    zero, random = (result_of(cell.dir / f"eval_{noise}") for noise in NOISES)
+    raw = cell.dir / "eval_raw"
+    raw = result_of(raw) if raw.with_suffix(".done").is_file() else zero
     metric = "eval/return" if zero["success_rate"] is None else "eval/success_rate"
     crossed = [
         row["time/env_steps"]
@@ -300,6 +316,8 @@ def write_result(cell: Cell) -> None:
         "steps_to_threshold": int(crossed[0]) if crossed else None,
         "return_mean_random_noise": random["return_mean"],
         "success_rate_random_noise": random["success_rate"],
+        "return_mean_raw_weights": raw["return_mean"],
+        "success_rate_raw_weights": raw["success_rate"],
         "episodes": zero["episodes"],
     }
     (cell.dir / "result.json").write_text(json.dumps(row) + "\n")
@@ -429,8 +447,7 @@ def base_line(config: Config, study: Study, task: str) -> str:
         return "From scratch. "
     numbers = []
     for seed in range(config.seeds):
-        where = folder(config) / "bases" / f"{task}-{seed}"
-        result = json.loads((where / "eval_zero.json").read_text())
+        result = result_of(folder(config) / "bases" / f"{task}-{seed}" / "eval_zero")
         rate = result["success_rate"]
         numbers.append(f"{result['return_mean']:.4g}" if rate is None else f"{rate:.1%}")
     return f"Base policies at zero noise, by seed: {', '.join(numbers)}. "

@@ -1,0 +1,230 @@
+"""`bench learn`: what a study comes to, how it goes on after an interruption, and the arithmetic of its page."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flow_policy_rl import cli
+from flow_policy_rl.bench import learn
+from flow_policy_rl.bench.curves import draw, mean_curve
+from flow_policy_rl.bench.studies import STUDIES, Budget, Variant
+from flow_policy_rl.errors import InputError, RunFailed
+
+
+def words(stage: learn.Stage) -> str:
+    return " ".join(stage.command)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_command_of_every_study_parses(study, tmp_path, monkeypatch):
+    """All flags exist: the command line accepts each command up to the point where it would run."""
+    ran = []
+    monkeypatch.setattr(cli, "parse_train", checked(cli.parse_train, ran))
+    config = learn.Config(study=study, seeds=1, out=tmp_path)
+    _, cells, missing = learn.plan(config)
+    assert cells
+    assert set(missing).isdisjoint({c.task for c in cells})
+    from flow_policy_rl import train
+
+    for cell in cells:
+        for stage in cell.stages:
+            if stage.command[0] == "train":
+                cli.parse_train(train, list(stage.command[1:]), None)
+    assert ran
+
+
+def checked(parse, ran):
+    def call(*arguments):
+        ran.append(arguments)
+        return parse(*arguments)
+
+    return call
+
+
+def test_everybody_of_a_task_and_seed_starts_from_the_same_file(tmp_path):
+    _, cells, _ = learn.plan(
+        learn.Config(study="manipulation", tasks=("lift",), seeds=2, out=tmp_path)
+    )
+    for seed in (0, 1):
+        mine = [c for c in cells if c.seed == seed]
+        assert len({c.label for c in mine}) == len(mine) == len(STUDIES["manipulation"].variants)
+        starts = {
+            c.stages[-4].command[c.stages[-4].command.index("--checkpoint") + 1] for c in mine
+        }
+        assert starts == {str(tmp_path / f"bases/lift-{seed}/base/policy.safetensors")}
+    assert all(
+        "--checkpoint" not in words(c.stages[0])
+        for c in learn.plan(learn.Config(study="from-scratch", tasks=("hopper",), out=tmp_path))[1]
+    )
+
+
+def test_training_is_as_long_as_the_budget_says():
+    from flow_policy_rl import train
+
+    for algorithm in ("rldt", "fpo_plus_plus"):
+        flags = learn.training_length(algorithm, "lift", 1_000_000, 8, 10)
+        iterations = int(flags[1])
+        loop = train.default_config(algorithm, "lift").loop
+        steps = iterations * loop.num_envs * loop.num_steps * 8
+        assert steps == pytest.approx(1_000_000, rel=0.05)
+        assert int(flags[3]) == max(1, iterations // 10)
+
+
+def python(code: str, name: Path, **kwargs) -> learn.Stage:
+    return learn.Stage(("-c", code), name, **kwargs)
+
+
+@pytest.fixture
+def plain_python(monkeypatch):
+    """Stages run python code in place of a command."""
+    run = learn.subprocess.run
+
+    def start(command, **options):
+        return run([sys.executable, *command[3:]], **options)
+
+    monkeypatch.setattr(learn.subprocess, "run", start)
+
+
+def test_a_stage_runs_once_goes_on_from_its_state_and_names_its_failure(tmp_path, plain_python):
+    code = "import sys; print('{\"n\": 1}'); open(sys.argv[-1] if 0 else 'count', 'a').write('x')"
+    count = tmp_path / "count"
+    code = f"print('{{\"n\": 1}}'); open({str(count)!r}, 'a').write('x')"
+    stage = python(code, tmp_path / "a")
+    learn.run_stage(stage)
+    learn.run_stage(stage)
+    assert count.read_text() == "x"
+    assert learn.result_of(tmp_path / "a") == {"n": 1}
+
+    resumed = python("import sys; print(sys.argv[1:])", tmp_path / "b", state=count)
+    learn.run_stage(resumed)
+    assert "--resume" in (tmp_path / "b.json").read_text()
+
+    failing = python("raise SystemExit('no such joint')", tmp_path / "c")
+    with pytest.raises(RunFailed, match="no such joint"):
+        learn.run_stage(failing)
+    assert not (tmp_path / "c.done").exists()
+    learn.run_stage(python("1 / 0", tmp_path / "d", needs=tmp_path / "absent"))  # nothing to do
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"study": "manipulaton"}, "did you mean 'manipulation'"),
+        ({"tasks": ("hopper",)}, "unknown task of the study 'hopper'"),
+        ({"variants": ("ppo",)}, "unknown variant of the study 'ppo'"),
+        ({"seeds": 0}, "--seeds must be at least 1"),
+    ],
+)
+def test_bad_input_is_refused(wrong, says):
+    with pytest.raises(InputError, match=says):
+        learn.plan(learn.Config(**wrong))
+
+
+def test_two_budgets_do_not_mix_in_one_folder(tmp_path):
+    learn.begin(tmp_path, learn.Config(budget="small"))
+    learn.begin(tmp_path, learn.Config(budget="small", seeds=9))
+    with pytest.raises(InputError, match="other settings"):
+        learn.begin(tmp_path, learn.Config(budget="full"))
+
+
+def test_interquartile_mean_and_its_interval():
+    assert learn.interquartile_mean(np.array([0.0, 1, 2, 3, 4, 5, 6, 100])) == 3.5
+    assert learn.interquartile_mean(np.array([1.0, 5.0, 6.0])) == 4.0
+    low, high = learn.bootstrap_interval(np.array([1.0, 2.0, 3.0, 4.0]))
+    assert 1 <= low < 2.5 < high <= 4
+
+
+def test_curves_share_a_grid_and_their_interval_holds_their_mean():
+    runs = [[(0, 0.0), (10, 1.0)], [(2, 0.0), (8, 0.6), (12, 1.0)]]
+    curve = mean_curve("lift", "rldt", "env_steps", runs, points=5)
+    assert curve.x.tolist() == [2, 4, 6, 8, 10]
+    assert curve.mean[3] == pytest.approx((0.8 + 0.6) / 2)
+    assert (curve.low <= curve.mean).all()
+    assert (curve.mean <= curve.high).all()
+    assert curve.low[3] == pytest.approx(0.6)
+    picture = draw([curve], "a < b", "steps", "success")
+    assert picture.startswith("<svg")
+    assert "a &lt; b" in picture
+    import xml.etree.ElementTree as ElementTree
+
+    ElementTree.fromstring(picture)
+    assert draw([mean_curve("t", "l", "a", [])], "t", "x", "y").startswith("<svg")
+
+
+def fake_cell(root: Path, label: str, seed: int, rates: list[float]) -> learn.Cell:
+    """A cell whose commands have run, with these success rates on the way and the last at the end."""
+    where = root / "cells" / f"lift-{label}-{seed}"
+    where.mkdir(parents=True)
+    lines = ["step,time/env_steps,time/wall_s,eval/success_rate"]
+    lines += [f"{i},{1000 * i},{10 * i},{rate}" for i, rate in enumerate(rates, start=1)]
+    (where / "metrics.csv").write_text("\n".join(lines) + "\n")
+    result = {"return_mean": rates[-1], "success_rate": rates[-1], "episodes": 100}
+    for noise in learn.NOISES:
+        (where / f"eval_{noise}.json").write_text(json.dumps(result))
+    return learn.Cell("lift", label, seed, where, (), 0.9)
+
+
+def test_results_and_page_say_what_the_cells_did(tmp_path):
+    rates = {
+        "rldt": [[0.5, 0.92, 0.95], [0.4, 0.6, 0.91]],
+        "fpo": [[0.4, 0.5, 0.5], [0.5, 0.6, 0.9]],
+    }
+    cells = [fake_cell(tmp_path, n, s, r) for n, both in rates.items() for s, r in enumerate(both)]
+    for cell in cells:
+        learn.write_result(cell)
+    rows = [json.loads((c.dir / "result.json").read_text()) for c in cells]
+    assert [r["steps_to_threshold"] for r in rows] == [2000, 3000, None, 3000]
+    assert {
+        "algorithm",
+        "task",
+        "seed",
+        "env_steps",
+        "wall_s",
+        "return_mean",
+        "success_rate",
+    } <= set(rows[0])
+    study = dataclasses.replace(STUDIES["manipulation"], base=None)
+    curves = learn.learning_curves(cells, "success_rate")
+    pictures = learn.write_pictures(tmp_path, study, curves)
+    page = learn.markdown(
+        learn.Config(seeds=2, out=tmp_path), study, cells, rows, ["lamp"], pictures
+    )
+    line = next(part for part in page.splitlines() if part.startswith("| rldt"))
+    assert "93.0% (88.6% to 95.8%)" in line  # 186 of 200
+    assert "2,500 (2 of 2 seeds)" in line
+    assert "never" not in line
+    assert "hence not run: lamp" in page
+    learn.copy_page(tmp_path, tmp_path / "docs/learn.md", page, pictures)
+    copied = (tmp_path / "docs/learn.md").read_text()
+    for name in {part.split(")")[0] for part in copied.split("](")[1:]}:
+        assert (tmp_path / "docs" / name).is_file()
+
+
+@pytest.mark.slow
+def test_a_study_runs_from_nothing_to_its_page(tmp_path, monkeypatch, capsys):
+    small = (
+        *("--rldt.num-envs", "4", "--rldt.num-blocks", "2", "--rldt.critic-warmup", "1"),
+        *("--rldt.segments-per-block", "4", "--rldt.num-steps", "4"),
+    )
+    study = dataclasses.replace(
+        STUDIES["manipulation"],
+        tasks=("lift", "no_such_task"),
+        variants={"rldt": Variant("rldt", small)},
+        tiny=Budget(2_000, episodes=3, points=2, imitation_steps=20),
+    )
+    monkeypatch.setitem(STUDIES, "manipulation", study)
+    flags = ["bench", "learn", "--budget", "tiny", "--seeds", "1", "--out", str(tmp_path), "--json"]
+    assert cli.main(flags) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["study"] == "manipulation"
+    assert len(result["rows"]) == 1
+    page = (tmp_path / "README.md").read_text()
+    assert "no_such_task" in page
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.done")}
+    assert len(stamps) == 7  # collect, imitate, two evaluations; train, two evaluations
+    assert cli.main(flags) == 0
+    assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.done")}
