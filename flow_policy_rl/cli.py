@@ -83,6 +83,7 @@ BENCHES: dict[str, str] = {
     "sim": "environment steps per second, against raw MuJoCo, Gymnasium, robosuite",
     "train": "training speed, shares of physics, policy and update, against its floor",
     "serve": "milliseconds per inference, against torch and a numpy floor",
+    "joining": "methods of joining chunks under injected inference delay",
 }
 
 

@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from toys import small_spec
 
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving import decode
 from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
 from flow_policy_rl.serving.decode import DecodeError
-from flow_policy_rl.serving.robot import Topics, load_robot
-from flow_policy_rl.serving.safety import Rejected, SafetyFilter
+from flow_policy_rl.serving.robot import Topics, load_robot, robot_names
 from flow_policy_rl.serving.streams import NotReady, Streams, topics_of
-from flow_policy_rl.serving.trajectory_controller import TrajectoryController, TrajectoryRejected
+from flow_policy_rl.serving.trajectory_controller import (
+    ForwardController,
+    TrajectoryController,
+    TrajectoryRejected,
+)
 
 MS = 1_000_000
 
@@ -149,16 +151,77 @@ def test_a_pose_the_robot_does_not_know_is_refused():
 # --- schedule ---
 
 
-def test_late_points_are_dropped_and_the_rest_keep_their_place_in_time():
+def test_late_actions_are_dropped_and_the_rest_keep_their_place_in_time():
     scheduler = ChunkScheduler(small_spec(), min_lead_s=0.01)
     chunk = np.arange(12.0).reshape(6, 2)
-    rest = scheduler.trajectory(chunk, stamp=1000 * MS, now=1000 * MS + 95 * MS)
+    rest = scheduler.join(chunk, stamp=1000 * MS, now=1000 * MS + 95 * MS)
     # Due at 50, 100, 150, ... ms: the first is past, the second is closer than the lead.
-    assert np.allclose(rest.times, [0.055, 0.105, 0.155, 0.205])
+    assert (rest.due - 1000 * MS).tolist() == [150 * MS, 200 * MS, 250 * MS, 300 * MS]
     assert np.array_equal(rest.positions, chunk[2:])
-    assert np.allclose(rest.velocities[0], 2 / 0.05)
-    assert np.array_equal(rest.velocities[-1], [0, 0])
-    assert scheduler.trajectory(chunk, 0, 10_000 * MS) is None
+    assert scheduler.join(chunk, 0, 10_000 * MS) is None
+
+
+def ramp(start: float, slope: float) -> np.ndarray:
+    """Chunk (6, 2) of two equal joints."""
+    return np.repeat((start + slope * np.arange(1, 7))[:, None], 2, axis=1)
+
+
+@pytest.mark.parametrize("joining", ["replace", "crossfade", "ensemble"])
+def test_chunks_that_agree_join_without_a_seam(joining):
+    scheduler = ChunkScheduler(small_spec(), joining=joining)
+    scheduler.join(ramp(0.0, 0.1), 0, 0)
+    joined = scheduler.join(ramp(0.2, 0.1), 100 * MS, 120 * MS)
+    assert np.allclose(joined.positions, ramp(0.2, 0.1))
+    assert np.allclose(joined.seam_jump, 0, atol=1e-9)
+
+
+def test_a_crossfade_begins_with_the_old_chunk_and_ends_with_the_new():
+    scheduler = ChunkScheduler(small_spec(), joining="crossfade")
+    scheduler.join(np.zeros((6, 2)), 0, 0)
+    joined = scheduler.join(np.ones((6, 2)), 50 * MS, 50 * MS).positions[:, 0]
+    # The old chunk ends at 300 ms, the new one begins at 100 ms with weight 1/5.
+    assert np.allclose(joined, [0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def test_an_ensemble_is_the_weighted_mean_of_all_predictions_for_a_moment():
+    scheduler = ChunkScheduler(small_spec(), joining="ensemble")
+    assert scheduler.period == 50 * MS
+    scheduler.join(np.zeros((6, 2)), 0, 0)
+    scheduler.join(np.ones((6, 2)), 50 * MS, 50 * MS)
+    joined = scheduler.join(np.full((6, 2), 4.0), 100 * MS, 100 * MS).positions[:, 0]
+    w = np.exp(-0.01 * np.arange(3))
+    assert np.allclose(
+        joined[:4], (w @ [0, 1, 4]) / w.sum()
+    )  # due at 150 to 300 ms: three predictions
+    assert np.isclose(joined[4], (w[:2] @ [1, 4]) / w[:2].sum())  # 350 ms: the first chunk is over
+    assert joined[5] == 4.0
+
+
+def test_sync_executes_then_looks_again():
+    scheduler = ChunkScheduler(small_spec(), joining="sync")
+    scheduler.started(0)
+    assert not scheduler.due(10_000 * MS)  # while the inference runs
+    targets = scheduler.join(ramp(0.0, 0.1), 0, 300 * MS)
+    assert targets.due.tolist() == [350 * MS, 400 * MS, 450 * MS, 500 * MS]
+    assert not scheduler.due(499 * MS)
+    assert scheduler.due(500 * MS)
+
+
+def test_rtc_hands_the_policy_what_will_be_executed_meanwhile():
+    with pytest.raises(InputError, match="rtc needs a policy trained with a prefix"):
+        ChunkScheduler(small_spec(), joining="rtc")
+    scheduler = ChunkScheduler(small_spec(prefix_horizon=2), joining="rtc")
+    assert scheduler.prefix(0).delay == 0  # nothing is in force
+    scheduler.join(ramp(0.0, 0.1), 0, 60 * MS)  # a delay of more than one step
+    prefix = scheduler.prefix(100 * MS)
+    assert prefix.delay == 2
+    assert np.allclose(prefix.actions[:, 0], [0.3, 0.4])  # due at 150 and 200 ms
+    assert scheduler.prefix(260 * MS).delay == 1  # one action is left of the chunk
+
+
+def test_unknown_joining_names_the_methods():
+    with pytest.raises(InputError, match="replace, crossfade, ensemble, rtc, sync"):
+        ChunkScheduler(small_spec(), joining="blend")
 
 
 def test_inference_is_due_once_per_executed_horizon_and_again_after_a_jump():
@@ -169,46 +232,6 @@ def test_inference_is_due_once_per_executed_horizon_and_again_after_a_jump():
     assert scheduler.due(200 * MS)
     scheduler.started(200 * MS)
     assert scheduler.due(0)
-
-
-# --- safety ---
-
-PANDA = load_robot("panda")
-PANDA_JOINTS = tuple(PANDA.limits)
-
-
-@given(
-    chunk=arrays(np.float64, (12, 8), elements=st.floats(-50, 50)),
-    start=arrays(np.float64, 8, elements=st.floats(0, 1)),
-    control_dt=st.sampled_from([0.01, 0.05, 0.2]),
-)
-def test_nothing_outside_position_or_velocity_limits_passes(chunk, start, control_dt):
-    low, high = PANDA.limit_array(PANDA_JOINTS, "position").T
-    start = low + start * (high - low)
-    safe = SafetyFilter(PANDA, PANDA_JOINTS, control_dt).check(chunk, start).chunk
-    assert (safe >= low - 1e-12).all()
-    assert (safe <= high + 1e-12).all()
-    speed = np.abs(np.diff(np.vstack([start, safe]), axis=0)) / control_dt
-    assert (speed <= PANDA.limit_array(PANDA_JOINTS, "velocity") * (1 + 1e-9)).all()
-
-
-def test_a_chunk_within_limits_is_not_changed():
-    start = np.array([0, -0.785, 0, -2.356, 0, 1.571, 0.785, 0.02])
-    chunk = start + np.linspace(0, 0.01, 12)[:, None]
-    checked = SafetyFilter(PANDA, PANDA_JOINTS, 0.05).check(chunk, start, first=True)
-    assert np.array_equal(checked.chunk, chunk)
-    assert checked.num_changed == 0
-
-
-def test_nonsense_and_a_far_start_are_refused():
-    safety = SafetyFilter(PANDA, PANDA_JOINTS, 0.05, max_start_distance=0.3)
-    start = np.array([0, -0.785, 0, -2.356, 0, 1.571, 0.785, 0.02])
-    chunk = np.tile(start, (12, 1))
-    chunk[3, 2] = np.nan
-    with pytest.raises(Rejected, match="not a finite target for panda_joint3"):
-        safety.check(chunk, start)
-    with pytest.raises(Rejected, match="first target of panda_joint1 is 0.400 away"):
-        safety.check(np.tile(start + np.eye(8)[0] * 0.4, (12, 1)), start, first=True)
 
 
 # --- robot files ---
@@ -241,6 +264,64 @@ def test_bad_robot_files_name_the_key(tmp_path, root, change, says):
     assert "\n" not in str(error.value)
 
 
+URDF = """<robot name="r"><link name="base"/>
+<joint name="j1" type="revolute"><parent link="base"/><child link="l1"/><origin xyz="0 0 0.5"/><axis xyz="0 0 1"/>
+  <limit lower="-1.5" upper="2.5" velocity="1.25" effort="9"/></joint>
+<joint name="j2" type="prismatic"><parent link="l1"/><child link="l2"/><origin xyz="0.2 0 0" rpy="0
+1.5707963267948966 0"/>
+  <axis xyz="0 0 1"/><limit lower="0" upper="0.3" velocity="0.1" effort="9"/></joint>
+<joint name="flange" type="fixed"><parent link="l2"/><child link="tool"/><origin xyz="0 0 0.1"/></joint></robot>"""
+ROBOT = """name: mine
+urdf: r.urdf
+tool: tool
+arm:
+  j1: {acceleration: 2.0, jerk: 100.0}
+  j2: {acceleration: 1.0, jerk: 50.0, velocity: 0.05}
+gripper: {}
+workspace: {low: [-1, -1, 0], high: [1, 1, 1]}
+topics: {joint_states: /joint_states, command: /arm/joint_trajectory}
+"""
+
+
+def test_limits_and_kinematics_come_from_a_urdf(tmp_path):
+    (tmp_path / "r.urdf").write_text(URDF)
+    (tmp_path / "r.yaml").write_text(ROBOT)
+    robot = load_robot(str(tmp_path / "r.yaml"))
+    assert robot.arm["j1"].position == (-1.5, 2.5)
+    assert robot.arm["j1"].velocity == 1.25
+    assert robot.arm["j2"].velocity == 0.05  # the robot file has the last word
+    tool = robot.chain.tool_position(("j1", "j2"), np.array([[0.0, 0.0], [np.pi / 2, 0.3]]))
+    assert np.allclose(tool, [[0.3, 0, 0.5], [0, 0.6, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("r.urdf", "s.urdf"), "cannot be read"),
+        (("tool: tool", "tool: tol"), "did you mean 'tool'"),
+        (("j1: {acceleration: 2.0, ", "j1: {"), "key 'acceleration' is missing"),
+        (("j1:", "j9:"), "key 'position' is missing"),
+        (("low: [-1, -1, 0]", "low: [-1, -1]"), "list of 3 numbers"),
+        (("low:", "lo:"), "did you mean 'low'"),
+        (("tool: tool\n", ""), "workspace needs chain"),
+        (("/joint_states", "joint states"), "not a topic name"),
+    ],
+)
+def test_bad_robot_files_with_a_urdf_name_the_key(tmp_path, change, says):
+    assert change[0] in ROBOT
+    (tmp_path / "r.urdf").write_text(URDF)
+    (tmp_path / "r.yaml").write_text(ROBOT.replace(*change, 1))
+    with pytest.raises(InputError) as error:
+        load_robot(str(tmp_path / "r.yaml"))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", robot_names())
+def test_robots_that_ship_can_be_loaded(name):
+    assert load_robot(name).name == name
+
+
 def test_unknown_robot_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'panda'"):
         load_robot("pnada")
@@ -255,14 +336,14 @@ def test_controller_passes_its_points_with_their_velocities():
     velocities = np.array([[1.0, 0], [5, -5], [0, 0]])
     controller.accept(["a", "b"], times, points, velocities, now=10.0)
     for time, point, velocity in zip(times, points, velocities, strict=True):
-        position, speed = controller.sample(10 + time - 1e-9)
+        position, speed, _ = controller.sample(10 + time - 1e-9)
         assert np.allclose(position, point, atol=1e-6)
         assert np.allclose(speed, velocity, atol=1e-5)
     step = 1e-6
     for time in (10.05, 10.17, 10.28):  # the slope is the derivative of the position
         slope = (controller.sample(time + step)[0] - controller.sample(time - step)[0]) / (2 * step)
         assert np.allclose(slope, controller.sample(time)[1], atol=1e-4)
-    position, speed = controller.sample(99.0)
+    position, speed, _ = controller.sample(99.0)
     assert np.array_equal(position, points[-1])
     assert np.array_equal(speed, [0, 0])
 
@@ -297,3 +378,42 @@ def test_controller_drops_what_a_real_one_drops(names, times, velocities):
             0.0,
         )
     assert np.array_equal(controller.sample(1.0)[0], [0, 0])
+
+
+def test_controller_of_partial_joints_holds_the_others():
+    controller = TrajectoryController(["a", "b"], np.array([0.5, 0.7]), allow_partial=True)
+    controller.accept(["b"], np.array([1.0]), np.array([[2.0]]), None, now=0.0)
+    assert np.allclose(controller.sample(1.0)[0], [0.5, 2.0])
+
+
+def test_controller_with_a_stamp_in_the_past_jumps_and_drops_what_is_over():
+    controller = TrajectoryController(["a"], np.zeros(1))
+    times, points = np.arange(1, 11) * 0.1, np.arange(1.0, 11)[:, None]
+    controller.accept(["a"], times, points, None, now=10.0, start=9.6)
+    assert np.allclose(controller.sample(10.0)[0], [4.0])  # the reference jumps: no blend
+    with pytest.raises(TrajectoryRejected, match="ended 1.000 s before"):
+        controller.accept(["a"], times, points, None, now=12.0, start=10.0)
+    controller.accept(
+        ["a"], times, points, None, now=10.0, start=10.8
+    )  # future: from now on toward the first point
+    assert 4.0 > controller.sample(10.4)[0][0] > 1.0
+
+
+def test_controller_with_accelerations_follows_quintics():
+    controller = TrajectoryController(["a"], np.zeros(1))
+    t = np.linspace(0.1, 1.0, 10)
+    f = np.polynomial.Polynomial([0, 0, 0, 1, -2, 1])  # t^3 (1 - t)^2: at rest at 1
+    p, v, a = f(t)[:, None], f.deriv()(t)[:, None], f.deriv(2)(t)[:, None]
+    v[-1] = 0
+    controller.accept(["a"], t, p, v, 0.0, accelerations=a)
+    moments = np.linspace(0, 0.99, 50)
+    followed = np.array([controller.sample(m)[0][0] for m in moments])
+    assert np.allclose(followed, f(moments), atol=1e-9)
+
+
+def test_forward_controller_takes_the_last_command():
+    controller = ForwardController(["a", "b"], np.zeros(2))
+    controller.accept([1.0, 2.0])
+    assert controller.sample(0.0)[0].tolist() == [1.0, 2.0]
+    with pytest.raises(TrajectoryRejected, match="1 values for 2 joints"):
+        controller.accept([1.0])

@@ -1,60 +1,185 @@
-"""When to infer, and how a chunk becomes a timed trajectory for a joint_trajectory_controller.
+"""When to infer, and how consecutive chunks become one sequence of timed targets.
 
-Action k of a chunk is due (k + 1) * control_dt after its observation. By the time the chunk is ready
-some of it is past: those points are dropped, and the rest keep their place in time, so that the delay
-does not shift the motion.
+Action k of a chunk is due (k + 1) * control_dt after its observation. By the time the chunk is ready some of it is
+past:
+those actions are dropped, and the rest keep their place in time, so that the delay does not shift the motion.
+
+Joining methods:
+
+    replace     the new chunk takes over at once
+    crossfade   over the first actions it takes over with growing weight
+    ensemble    an inference per control step; all predictions for a moment are averaged, weights exp(-m i), oldest
+                first (ACT, Zhao et al. 2023, with m = 0.01)
+    rtc         training-time real-time chunking (arXiv 2512.05964): the actions that will be executed while the
+                inference runs are given to the policy as a prefix, and its chunk begins with exactly these
+    sync        execute, stop, look again: no overlap, at the price of pauses
 """
 
+import math
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
+from flow_policy_rl.errors import InputError
 from flow_policy_rl.spec import PolicySpec
+
+METHODS = ("replace", "crossfade", "ensemble", "rtc", "sync")
+ENSEMBLE_DECAY = 0.01
+CROSSFADE_STEPS = 4
+SHORTEST = 0.2  # of a control step: an action due sooner is past, it would be a jerk
+DELAYS_KEPT = 20
+REMEMBERED = 64
 
 
 @dataclass(frozen=True)
-class Trajectory:
-    """Points for the controller: times (n,) in seconds from now, positions and velocities (n, A).
-    The last point is at rest."""
+class Targets:
+    """What is to be executed.
 
-    times: np.ndarray
+    Attributes:
+        due: (n,) ns, strictly increasing.
+        positions: (n, A).
+        seam_jump: (A,) how much the velocity of the targets changes where they take over; None when nothing was in
+        force.
+    """
+
+    due: np.ndarray
     positions: np.ndarray
-    velocities: np.ndarray
+    seam_jump: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Actions that will be executed before the next chunk is ready.
+
+    Attributes:
+        actions: (P, A); rows from `delay` on repeat the last one and mean nothing.
+        delay: how many of them are given, 0 to P.
+    """
+
+    actions: np.ndarray
+    delay: int
 
 
 class ChunkScheduler:
-    """Keeps the chunk in force."""
+    """Knows the chunks so far; times are ns of one clock.
 
-    def __init__(self, spec: PolicySpec, min_lead_s: float = 0.01):
+    Args:
+        min_lead_s: actions due sooner than this from now are past.
+        joining: one of `METHODS`.
+
+    Raises:
+        InputError: unknown method, or `rtc` for a policy that takes no prefix.
+    """
+
+    def __init__(self, spec: PolicySpec, min_lead_s: float = 0.01, joining: str = "replace"):
+        if joining not in METHODS:
+            raise InputError(f"joining must be one of {', '.join(METHODS)}, not '{joining}'")
+        self.prefix_horizon = spec.prefix_horizon
+        if joining == "rtc" and not self.prefix_horizon:
+            others = ", ".join(m for m in METHODS if m != "rtc")
+            raise InputError(
+                f"joining rtc needs a policy trained with a prefix; this one has none. Others: {others}"
+            )
+        self.joining = joining
+        self.num_joints = spec.num_joints
         self.control_dt = spec.control_dt
-        self.period = int(spec.execute_horizon * spec.control_dt * 1e9)
-        self.min_lead_s = min_lead_s
-        self._last_stamp: int | None = None
+        self.step = round(spec.control_dt * 1e9)
+        self.execute_horizon = spec.execute_horizon
+        self.action_horizon = spec.action_horizon
+        self.period = self.step * (1 if joining == "ensemble" else spec.execute_horizon)
+        self.min_lead = round(min_lead_s * 1e9)
+        self._delays: deque[int] = deque(maxlen=DELAYS_KEPT)
+        self.reset()
 
     def reset(self) -> None:
-        """Infer at the next observation."""
-        self._last_stamp = None
+        """Forget the chunks and infer at the next observation. Known delays stay."""
+        self._last_stamp: int | None = None
+        self._busy_until: int | None = None
+        self._due = np.zeros(0, dtype=np.int64)  # targets in force, and those executed of late
+        self._positions = np.zeros((0, self.num_joints))
+        self._chunks: deque[tuple[int, np.ndarray]] = deque(maxlen=REMEMBERED)  # for the ensemble
 
     def due(self, stamp: int) -> bool:
-        """Whether an observation of this time (ns) should start an inference."""
-        return (
-            self._last_stamp is None
-            or stamp - self._last_stamp >= self.period
-            or stamp < self._last_stamp
-        )
+        """Whether an observation of this time should start an inference."""
+        last = self._last_stamp
+        if last is None or stamp < last:
+            return True
+        if self.joining == "sync":
+            return self._busy_until is not None and stamp >= self._busy_until
+        return stamp - last >= self.period
 
     def started(self, stamp: int) -> None:
         """An inference on the observation of this time has begun."""
         self._last_stamp = stamp
+        self._busy_until = None
 
-    def trajectory(self, chunk: np.ndarray, stamp: int, now: int) -> Trajectory | None:
-        """What is left of a chunk (H, A) observed at `stamp`, seen from `now` (ns); None when all of it is past."""
-        lead = (np.arange(len(chunk)) + 1) * self.control_dt - (now - stamp) / 1e9
-        keep = lead >= self.min_lead_s
+    # --- real-time chunking ---
+
+    @property
+    def delay_steps(self) -> int:
+        """Control steps until the next chunk takes over: the longest of the last delays, no more than the prefix."""
+        longest = max(self._delays, default=self.min_lead)
+        return min(math.ceil(longest / self.step - 1e-6), self.prefix_horizon)
+
+    def prefix(self, stamp: int) -> Prefix:
+        """What will be executed after an observation of this time while its inference runs; nothing unless `rtc`."""
+        if not len(self._due) or self.joining != "rtc":
+            return Prefix(np.zeros((self.prefix_horizon, self.num_joints)), 0)
+        due = stamp + self.step * np.arange(1, self.prefix_horizon + 1)
+        covered = int((due <= self._due[-1] + self.step // 2).sum())
+        return Prefix(self._in_force(due), min(self.delay_steps, covered))
+
+    # --- joining ---
+
+    def join(self, chunk: np.ndarray, stamp: int, now: int) -> Targets | None:
+        """Targets from now on, once the chunk (H, A) observed at `stamp` is there; None when all of it is past."""
+        self._delays.append(now + self.min_lead - stamp)
+        if self.joining == "sync":
+            due = now + self.step * np.arange(1, self.execute_horizon + 1)
+            self._busy_until = int(due[-1])
+            return self._take_over(due, chunk[: self.execute_horizon])
+        due = stamp + self.step * np.arange(1, len(chunk) + 1)
+        keep = due >= now + self.min_lead + round(SHORTEST * self.step)
         if not keep.any():
             return None
-        velocities = (
-            np.gradient(chunk, self.control_dt, axis=0) if len(chunk) > 1 else np.zeros_like(chunk)
-        )
-        velocities[-1] = 0.0
-        return Trajectory(lead[keep], chunk[keep], velocities[keep])
+        due, positions = due[keep], chunk[keep]
+        if self.joining == "crossfade" and len(self._due):
+            positions = self._crossfaded(due, positions)
+        if self.joining == "ensemble":
+            self._chunks.append((stamp, chunk))
+            positions = self._averaged(due)
+        return self._take_over(due, positions)
+
+    def _take_over(self, due: np.ndarray, positions: np.ndarray) -> Targets:
+        """New targets in force from their first on."""
+        jump = None
+        if len(self._due) and due[0] <= self._due[-1] + 1.5 * self.step:
+            last, one = self._in_force(due[0] - self.step * np.array([2, 1]))
+            jump = ((positions[0] - one) - (one - last)) / self.control_dt
+        kept = self._due < due[0] - self.step // 2
+        self._due = np.concatenate([self._due[kept][-REMEMBERED:], due])
+        self._positions = np.vstack([self._positions[kept][-REMEMBERED:], positions])
+        return Targets(due, positions, jump)
+
+    def _in_force(self, due: np.ndarray) -> np.ndarray:
+        """Targets in force (n, A) at given times; the first and the last hold beyond."""
+        return np.stack([np.interp(due, self._due, joint) for joint in self._positions.T], axis=1)
+
+    def _crossfaded(self, due: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        share = np.arange(1, len(due) + 1) / (CROSSFADE_STEPS + 1)
+        share = np.where(due > self._due[-1], 1.0, np.minimum(share, 1.0))[:, None]
+        return (1 - share) * self._in_force(due) + share * positions
+
+    def _averaged(self, due: np.ndarray) -> np.ndarray:
+        total, weights = np.zeros((len(due), self.num_joints)), np.zeros(len(due))
+        age = 0
+        for stamp, chunk in self._chunks:  # oldest first
+            steps = (due - stamp) / self.step - 1
+            covers = steps <= len(chunk) - 0.5
+            if covers.any():
+                weight = np.where(covers, np.exp(-ENSEMBLE_DECAY * age), 0.0)
+                grid = np.arange(len(chunk))
+                predicted = np.stack([np.interp(steps, grid, j) for j in chunk.T], axis=1)
+                total, weights, age = total + weight[:, None] * predicted, weights + weight, age + 1
+        return total / weights[:, None]

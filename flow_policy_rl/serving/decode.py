@@ -135,3 +135,20 @@ def fit(pixels: np.ndarray, resolution: tuple[int, ...]) -> np.ndarray:
     return cv2.resize(
         np.ascontiguousarray(pixels), tuple(resolution[::-1]), interpolation=cv2.INTER_AREA
     )
+
+
+def debug_record(msg: Any) -> tuple[int, dict[str, np.ndarray]]:
+    """What `~/debug_inference` of the policy node carries: time of the observation (ns), and every input of the graph
+    and its output by name, in their own shapes.
+
+    Each dimension of the layout is one array: its label is `name:rows,columns,...`, its size the count of numbers.
+    """
+    arrays, start = {}, 0
+    data = np.asarray(msg.data, dtype=np.float64)
+    for dim in msg.layout.dim:
+        name, _, shape = dim.label.partition(":")
+        values = data[start : start + dim.size]
+        arrays[name] = values.reshape([int(n) for n in shape.split(",") if n])
+        start += dim.size
+    seconds, nanoseconds = (int(v) for v in arrays.pop("stamp"))
+    return seconds * 1_000_000_000 + nanoseconds, arrays

@@ -1,5 +1,5 @@
 """Robot files: what a robot's joints may do, and which topics it speaks on. A user adds a robot
-without touching code."""
+without touching code: `--robot my_robot.yaml`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,6 +13,9 @@ import yaml
 
 from flow_policy_rl import plugins
 from flow_policy_rl.errors import InputError, unknown_name
+from flow_policy_rl.serving.kinematics import Kinematics, Link, UrdfJoint, chain, read_urdf
+
+LIMITS = ("position", "velocity", "acceleration", "jerk")
 
 
 @dataclass(frozen=True)
@@ -27,22 +30,51 @@ class JointLimits:
 
 @dataclass(frozen=True)
 class Topics:
-    """Topic names: joint states in, trajectory out, poses by object, images by camera."""
+    """Topic names.
+
+    Attributes:
+        joint_states: sensor_msgs/JointState, in.
+        command: trajectory_msgs/JointTrajectory, out.
+        poses: geometry_msgs/PoseStamped by object, in.
+        images: sensor_msgs/Image (or CompressedImage where the name ends in /compressed) by camera, in.
+        forward_command: std_msgs/Float64MultiArray of a forward_command_controller, out (output: per_tick).
+        gripper_command: JointTrajectory of a gripper controller of its own; without it the gripper is part of
+        `command`. controller_state: control_msgs/JointTrajectoryControllerState, read where control_msgs is installed.
+    """
 
     joint_states: str
     command: str
     poses: Mapping[str, str] = dataclasses.field(default_factory=dict)
     images: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    forward_command: str = "/forward_position_controller/commands"
+    gripper_command: str = ""
+    controller_state: str = ""
 
 
 @dataclass(frozen=True)
 class Robot:
-    """One robot file."""
+    """One robot file.
+
+    Attributes:
+        name: what a policy's spec calls it.
+        arm, gripper: limits by joint. A joint may leave out `position` and `velocity` where a URDF has them.
+        topics: see `Topics`.
+        home: a pose to start from, by joint.
+        urdf: path of a URDF, from the robot file's folder: limits, and with `tool` the kinematics.
+        tool: link of the URDF that must stay in the workspace.
+        chain: the kinematics by hand, from the base to the tool: a list of `Link` mappings.
+        workspace: box {low: [x, y, z], high: [x, y, z]} (m, base frame) for the tool; needs kinematics.
+    """
 
     name: str
     arm: Mapping[str, JointLimits]
     gripper: Mapping[str, JointLimits]
     topics: Topics
+    home: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    urdf: str = ""
+    tool: str = ""
+    chain: Kinematics | None = None
+    workspace: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def limits(self) -> dict[str, JointLimits]:
@@ -82,34 +114,42 @@ def load_robot(name: str) -> Robot:
     path = Path(name if own else plugins.find("robots", name, _shipped()))
     if not path.is_file():
         raise InputError(f"robot file '{path}' does not exist")
-    text = path.read_text(errors="replace")
+    text, folder = path.read_text(errors="replace"), path.parent
+    where = f"robot file '{name}'"
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(
-            f"robot file '{name}' is not YAML: {' '.join(str(error).split())}"
-        ) from None
-    raw = _keys(Robot, raw, f"robot file '{name}'")
-    joints = {}
+        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+    raw = dict(_keys(Robot, raw, where))
+    urdf = read_urdf(folder / str(raw["urdf"])) if raw.get("urdf") else {}
     for group in ("arm", "gripper"):
-        where = f"robot file '{name}': {group}"
-        joints[group] = {
-            joint: _limits(value, f"{where}.{joint}")
-            for joint, value in _mapping(raw[group], where).items()
+        raw[group] = {
+            joint: _limits(value, urdf.get(joint), f"{where}: {group}.{joint}")
+            for joint, value in _mapping(raw[group], f"{where}: {group}").items()
         }
-    if not joints["arm"]:
-        raise InputError(f"robot file '{name}': arm has no joints")
-    topics = Topics(**_keys(Topics, raw["topics"], f"robot file '{name}': topics"))
-    return Robot(str(raw["name"]), joints["arm"], joints["gripper"], topics)
+    if not raw["arm"]:
+        raise InputError(f"{where}: arm has no joints")
+    both = set(raw["arm"]) & set(raw["gripper"])
+    if both:
+        raise InputError(f"{where}: {sorted(both)[0]} is in arm and in gripper")
+    raw["name"] = str(raw["name"])
+    raw["topics"] = _topics(raw["topics"], f"{where}: topics")
+    joints = {**raw["arm"], **raw["gripper"]}
+    raw["home"] = _home(raw.get("home", {}), joints, f"{where}: home")
+    raw["chain"] = _kinematics(raw, urdf, joints, folder, where)
+    if "workspace" in raw:
+        if raw["chain"] is None:
+            raise InputError(f"{where}: workspace needs chain, or urdf and tool")
+        raw["workspace"] = _box(raw["workspace"], f"{where}: workspace")
+    return Robot(**raw)
 
 
-def _limits(raw: Any, where: str) -> JointLimits:
-    values = _keys(JointLimits, raw, where)
+def _limits(raw: Any, urdf: UrdfJoint | None, where: str) -> JointLimits:
+    known = {k: getattr(urdf, k) for k in ("position", "velocity") if urdf and getattr(urdf, k)}
+    values = _keys(JointLimits, known | dict(_mapping(raw, where)), where)
     try:
         low, high = (float(v) for v in values["position"])
-        limits = JointLimits(
-            (low, high), *(float(values[k]) for k in ("velocity", "acceleration", "jerk"))
-        )
+        limits = JointLimits((low, high), *(float(values[k]) for k in LIMITS[1:]))
     except (TypeError, ValueError):
         raise InputError(f"{where}: limits must be numbers, position a pair [low, high]") from None
     rest = (limits.velocity, limits.acceleration, limits.jerk)
@@ -118,6 +158,74 @@ def _limits(raw: Any, where: str) -> JointLimits:
             f"{where}: need low < high and positive, finite velocity, acceleration and jerk"
         )
     return limits
+
+
+def _topics(raw: Any, where: str) -> Topics:
+    values = _keys(Topics, raw, where)
+    for key, value in values.items():
+        named = _mapping(value, f"{where}.{key}") if key in ("poses", "images") else {"": value}
+        for name, topic in named.items():
+            text = str(topic) if topic is not None else ""
+            if not isinstance(topic, str) or " " in text or text.endswith("/") or "//" in text:
+                raise InputError(
+                    f"{where}.{key}{'.' if name else ''}{name}: '{topic}' is not a topic name"
+                )
+    return Topics(**values)
+
+
+def _home(raw: Any, joints: Mapping[str, JointLimits], where: str) -> dict[str, float]:
+    home = {}
+    for joint, value in _mapping(raw, where).items():
+        if joint not in joints:
+            raise unknown_name(f"joint in {where}:", str(joint), joints)
+        low, high = joints[joint].position
+        if not isinstance(value, int | float) or not low <= value <= high:
+            raise InputError(f"{where}.{joint}: {value} is not a number within [{low}, {high}]")
+        home[joint] = float(value)
+    return home
+
+
+def _kinematics(
+    raw: Mapping, urdf: dict[str, UrdfJoint], joints: Mapping, folder: Path, where: str
+) -> Kinematics | None:
+    if raw.get("tool"):
+        if not urdf:
+            raise InputError(f"{where}: tool names a link of a URDF; give urdf")
+        return chain(urdf, str(raw["tool"]), folder / str(raw["urdf"]))
+    if "chain" not in raw:
+        return None
+    if not isinstance(raw["chain"], list):
+        raise InputError(f"{where}: chain must be a list of links")
+    links = []
+    for i, entry in enumerate(raw["chain"]):
+        values = dict(_keys(Link, entry, f"{where}: chain[{i}]"))
+        if values.get("joint") and values["joint"] not in joints:
+            raise unknown_name(f"joint in {where}: chain[{i}]:", str(values["joint"]), joints)
+        for key in {"xyz", "rpy", "axis"} & set(values):
+            values[key] = tuple(_numbers(values[key], 3, f"{where}: chain[{i}].{key}"))
+        links.append(Link(**values))
+    return Kinematics(links)
+
+
+def _box(raw: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+    raw = _mapping(raw, where)
+    for key in raw:
+        if key not in ("low", "high"):
+            raise unknown_name(f"key in {where}:", str(key), ("low", "high"))
+    low, high = (np.array(_numbers(raw.get(key), 3, f"{where}.{key}")) for key in ("low", "high"))
+    if not (low < high).all():
+        raise InputError(f"{where}: low must be below high")
+    return low, high
+
+
+def _numbers(raw: Any, count: int, where: str) -> list[float]:
+    if (
+        not isinstance(raw, list)
+        or len(raw) != count
+        or any(not isinstance(v, int | float) for v in raw)
+    ):
+        raise InputError(f"{where} must be a list of {count} numbers")
+    return [float(v) for v in raw]
 
 
 def _mapping(raw: Any, where: str) -> Mapping:

@@ -12,6 +12,8 @@ from flow_policy_rl.serving.robot import Topics
 from flow_policy_rl.spec import ObservationField, PolicySpec
 
 KEPT = 256  # samples per stream: more than two seconds at 100 Hz
+KEPT_IMAGES = 32
+OTHER_CLOCK_S = 3600.0  # an age beyond this is no delay but another clock
 
 
 class NotReady(Exception):
@@ -54,13 +56,17 @@ class Streams:
     def __init__(self, fields: Mapping[str, Sequence[ObservationField]], max_age_s: float):
         self.fields = fields
         self.max_age = int(max_age_s * 1e9)
-        self._samples: dict[str, deque] = {topic: deque(maxlen=KEPT) for topic in fields}
+        self._samples: dict[str, deque] = {
+            topic: deque(maxlen=KEPT_IMAGES if any(f.kind == "image" for f in wanted) else KEPT)
+            for topic, wanted in fields.items()
+        }
         self._problem: dict[str, str] = {}
 
     def push(self, topic: str, stamp: int, msg) -> None:
         """Decode a message and keep it. One that cannot be decoded makes its stream not ready until the next good one.
 
-        A stamp older than the last one (a clock that jumped back, a bag that started again) empties all streams.
+        A stamp far behind the last one (a clock that jumped back, a bag that started again) empties all streams; one a
+        little behind is a message that came out of order, and is dropped.
         """
         try:
             values = {f.name: decode(f, msg) for f in self.fields[topic]}
@@ -70,8 +76,23 @@ class Streams:
         self._problem.pop(topic, None)
         samples = self._samples[topic]
         if samples and stamp < samples[-1][0]:
+            if samples[-1][0] - stamp <= self.max_age:
+                return
             self.clear()
         samples.append((stamp, values))
+
+    @property
+    def reference(self) -> int | None:
+        """The newest time that every stream has reached; None while one is empty."""
+        newest = [samples[-1][0] for samples in self._samples.values() if samples]
+        return min(newest) if len(newest) == len(self._samples) else None
+
+    def ages(self, now: int) -> dict[str, float]:
+        """Age (s) of the newest message by topic; nan where there is none."""
+        return {
+            topic: (now - samples[-1][0]) / 1e9 if samples else float("nan")
+            for topic, samples in self._samples.items()
+        }
 
     def clear(self) -> None:
         """Forget everything."""
@@ -91,8 +112,17 @@ class Streams:
                 raise NotReady(f"{topic}: no message yet")
             age = now - samples[-1][0]
             if age > self.max_age:
+                why = (
+                    ": another clock? play bags with --clock and use_sim_time"
+                    if age > OTHER_CLOCK_S * 1e9
+                    else ""
+                )
                 raise NotReady(
-                    f"{topic}: newest message is {age / 1e9:.3f} s old, limit {self.max_age / 1e9:.3f} s"
+                    f"{topic}: newest message is {age / 1e9:.3f} s old, limit {self.max_age / 1e9:.3f} s{why}"
+                )
+            if -age > self.max_age:
+                raise NotReady(
+                    f"{topic}: newest message is stamped {-age / 1e9:.3f} s in the future: do the clocks agree?"
                 )
         reference = min(samples[-1][0] for samples in self._samples.values())
         obs: dict[str, np.ndarray] = {}

@@ -9,6 +9,7 @@ from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Float64MultiArray, MultiArrayDimension, MultiArrayLayout
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 
@@ -99,3 +100,18 @@ def message_class(name: str) -> type | None:
         return getattr(importlib.import_module(f"{package}.{kind}"), message)
     except (ImportError, AttributeError):
         return None
+
+
+def debug_record(stamp: int, arrays: Mapping[str, np.ndarray]) -> Float64MultiArray:
+    """Named arrays in one message; `flow_policy_rl.serving.decode.debug_record` reads it."""
+    parts = {"stamp": np.array([stamp // 1_000_000_000, stamp % 1_000_000_000]), **arrays}
+    dims = [
+        MultiArrayDimension(
+            label=f"{name}:{','.join(str(n) for n in values.shape)}",
+            size=int(values.size),
+            stride=int(values.size),
+        )
+        for name, values in parts.items()
+    ]
+    data = np.concatenate([np.asarray(v, np.float64).ravel() for v in parts.values()])
+    return Float64MultiArray(layout=MultiArrayLayout(dim=dims), data=doubles(data))

@@ -39,6 +39,7 @@ class Peer:
         self.node: Node = rclpy.create_node("peer", context=self.context)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
+        self._others: list[Node] = []
 
     def listen(self, kind: type, topic: str, depth: int = 50) -> list:
         """Everything that arrives on a topic from now on."""
@@ -68,7 +69,16 @@ class Peer:
         self.until(future.done, f"answer of {name}")
         return future.result()
 
+    def second_node(self, name: str) -> Node:
+        """Another node of this process, served along."""
+        node = rclpy.create_node(name, context=self.context)
+        self._executor.add_node(node)
+        self._others.append(node)
+        return node
+
     def close(self) -> None:
+        for node in self._others:
+            node.destroy_node()
         self._executor.shutdown()
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
@@ -124,11 +134,11 @@ def policy_file(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("chain")
     demos, base, tuned, out = (folder / n for n in ("demos.hdf5", "base", "tuned", "policy.onnx"))
     for line in (
-        f"collect --task lift --episodes 6 --noise 0.01 --out {demos} --json",
-        f"train bc --task lift --demos {demos} --run-dir {base} --bc.num-steps 150 --bc.batch-size 64 "
+        f"collect --task lift --episodes 4 --noise 0.01 --out {demos} --json",
+        f"train bc --task lift --demos {demos} --run-dir {base} --bc.num-steps 120 --bc.batch-size 64 "
         "--network.width 64 --json",
         f"train score_flow --task lift --checkpoint {base}/policy.safetensors --run-dir {tuned} "
-        "--ppo.num-iterations 2 --ppo.num-envs 8 --ppo.num-steps 4 --eval-every 2 --eval-episodes 4 --json",
+        "--ppo.num-iterations 1 --ppo.num-envs 8 --ppo.num-steps 4 --eval-every 1 --eval-episodes 2 --json",
         f"export --checkpoint {tuned}/policy.safetensors --out {out} --json",
     ):
         assert cli.main(line.split()) == 0, line

@@ -2,54 +2,17 @@
 
 import signal
 import time
-from array import array
 
 import pytest
-from geometry_msgs.msg import PoseStamped
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from sensor_msgs.msg import JointState
+from robot_peer import NAMES, Robot, change_state, is_hold
 from trajectory_msgs.msg import JointTrajectory
-
-HOME = [0.0, -0.785, 0.0, -2.356, 0.0, 1.571, 0.785, 0.04, 0.04]
-NAMES = [f"panda_joint{i}" for i in range(1, 8)] + ["panda_finger_joint1", "panda_finger_joint2"]
-RATE_S = 0.02
-
-
-class Robot:
-    """Publishes joint states and a cube at 50 Hz, standing still at home."""
-
-    def __init__(self, peer):
-        self._joints = peer.node.create_publisher(JointState, "/joint_states", 10)
-        self._pose = peer.node.create_publisher(PoseStamped, "/cube/pose", 10)
-        self._clock = peer.node.get_clock()
-        self.names, self.position, self.silent = list(NAMES), list(HOME), False
-        peer.node.create_timer(RATE_S, self._publish)
-
-    def _publish(self) -> None:
-        if self.silent:
-            return
-        now = self._clock.now().to_msg()
-        pose = PoseStamped()
-        pose.header.stamp = now
-        pose.pose.position.x, pose.pose.position.z = 0.5, 0.0225
-        pose.pose.orientation.w = 1.0
-        self._pose.publish(pose)
-        msg = JointState(
-            name=self.names, position=array("d", self.position), velocity=array("d", [0.0] * 9)
-        )
-        msg.header.stamp = now
-        self._joints.publish(msg)
 
 
 @pytest.fixture
 def robot(peer) -> Robot:
     return Robot(peer)
-
-
-def is_hold(msg: JointTrajectory) -> bool:
-    """One point, at rest."""
-    return len(msg.points) == 1 and not any(msg.points[0].velocities)
 
 
 def test_dry_run_plans_and_commands_nothing(start, peer, robot, policy_file, commands):
@@ -93,11 +56,11 @@ def test_bad_input_means_hold_then_recovery(
     if fault == "silence":
         robot.silent = True
     elif fault == "nan":
-        robot.position[2] = float("nan")
+        robot.broken[2] = float("nan")
     elif fault == "renamed":
         robot.names[2] = "panda_joint_three"
     else:
-        robot.position.pop()
+        robot.broken[8] = None
     peer.until(
         lambda: "holding" in status() and says in status(), f"holding because of {fault}", 5.0
     )
@@ -106,9 +69,26 @@ def test_bad_input_means_hold_then_recovery(
     assert is_hold(commands[-1])
     peer.spin(1.0)
     assert len(commands) == held  # and then silence
-    robot.names, robot.position, robot.silent = list(NAMES), list(HOME), False
+    robot.names, robot.broken, robot.silent = list(NAMES), {}, False
     peer.until(lambda: len(commands) > held, "commands again")
     peer.until(lambda: status().startswith("active"), "diagnostics that say active")
+
+
+def test_an_arm_that_does_not_follow_is_noticed(start, peer, robot, policy_file, commands, status):
+    """A controller that was restarted, or never listened: it says so, and goes on when told to start from here."""
+    start(policy_node={"policy": str(policy_file), "armed": True, "max_tracking_error": 0.02})
+    robot.follows = False
+    peer.until(lambda: "from where it was commanded to be" in status(), "diagnostics say so")
+    peer.spin(0.3)
+    held = len(commands)
+    assert is_hold(commands[-1])
+    peer.spin(0.6)
+    assert len(commands) == held
+    robot.follows = True
+    assert change_state(peer, "deactivate")
+    assert change_state(peer, "activate")
+    held = len(commands)
+    peer.until(lambda: len(commands) >= held + 2, "commands again")
 
 
 def test_sigint_ends_with_a_hold(start, peer, robot, policy_file, commands):
@@ -128,11 +108,7 @@ def test_lifecycle_deactivate_holds_and_impossible_requests_are_survived(
     start(policy_node={"policy": str(policy_file), "armed": True})
     peer.until(lambda: len(commands) >= 1, "commands")
 
-    def change(number: int) -> bool:
-        request = ChangeState.Request(transition=Transition(id=number))
-        return peer.call(ChangeState, "/policy_node/change_state", request).success
-
-    assert change(Transition.TRANSITION_DEACTIVATE)
+    assert change_state(peer, "deactivate")
     peer.spin(0.3)
     count = len(commands)
     assert is_hold(commands[-1])
@@ -145,7 +121,7 @@ def test_lifecycle_deactivate_holds_and_impossible_requests_are_survived(
     peer.spin(0.5)
     state = peer.call(GetState, "/policy_node/get_state", GetState.Request()).current_state
     assert state.id == State.PRIMARY_STATE_INACTIVE
-    assert change(Transition.TRANSITION_ACTIVATE)
+    assert change_state(peer, "activate")
     peer.until(lambda: len(commands) > count, "commands again")
 
 
@@ -155,7 +131,7 @@ def test_lifecycle_deactivate_holds_and_impossible_requests_are_survived(
         ({"policy": "/nowhere/policy.onnx"}, "does not exist"),
         ({"policy": __file__}, "cannot be loaded"),
         ({"robot": "pnada"}, "did you mean 'panda'"),
-        ({"noise": "loud"}, "noise must be zero or random"),
+        ({"noise": "loud"}, "noise must be one of zero, random"),
     ],
 )
 def test_a_node_that_cannot_work_says_why_in_one_line_and_exits_with_2(

@@ -1,0 +1,189 @@
+"""From chunks to the plan that the robot follows: joining, safety, stopping. Used by the node, and by simulation
+without ROS."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler, Targets
+from flow_policy_rl.serving.safety import Checked, EmergencyStop, Motion, Rejected, SafetyFilter
+from flow_policy_rl.serving.spline import Spline
+
+JUST_BEFORE_S = 1e-6
+SHORTEST_SEGMENT = 1_000_000  # ns
+SLOWEST = 0.1  # share of the velocity limits with which a soft start begins
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A motion that is or may be commanded: a spline whose time zero is `start` (ns). It ends at rest."""
+
+    start: int
+    spline: Spline
+
+    def at(self, now: int) -> Motion:
+        """Commanded state at a time; the acceleration is the one before it."""
+        t = (now - self.start) / 1e9
+        position, velocity, _ = self.spline.sample(t)
+        return Motion(position, velocity, self.spline.sample(t - JUST_BEFORE_S)[2])
+
+    def settled(self, now: int) -> bool:
+        """Whether it has come to rest."""
+        return (now - self.start) / 1e9 >= self.spline.end
+
+    def points(self, now: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Times (n,) s from now, positions, velocities (n, A): what a trajectory message needs, the last at rest."""
+        times = self.spline.times - (now - self.start) / 1e9
+        ahead = times > 1e-4
+        if not ahead.any():
+            ahead[-1], times = True, times - times[-1] + 1e-3
+        return times[ahead], self.spline.positions[ahead], self.spline.velocities[ahead]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A new plan in force, the targets it came from, and what the safety filter did to them."""
+
+    plan: Plan
+    targets: Targets
+    checked: Checked
+
+
+class Commander:
+    """Keeps the plan in force. Not thread safe.
+
+    Args:
+        soft_start_s: time from the first command of a run until the full velocity limits are used.
+    """
+
+    def __init__(
+        self,
+        scheduler: ChunkScheduler,
+        safety: SafetyFilter,
+        emergency: EmergencyStop | None = None,
+        soft_start_s: float = 0.0,
+    ):
+        self.scheduler, self.safety = scheduler, safety
+        self.emergency = emergency or EmergencyStop()
+        self.soft_start_s = soft_start_s
+        self.plan: Plan | None = None
+        self._began: int | None = None
+
+    def forget(self) -> None:
+        """Nothing is commanded: the robot may be anywhere."""
+        self.plan, self._began = None, None
+        self.scheduler.reset()
+
+    def prefix_inputs(self, stamp: int) -> dict[str, np.ndarray]:
+        """`prefix` (1, P, A) and `inference_delay` (1,) for an observation of this time; empty for a policy without."""
+        if not self.scheduler.prefix_horizon:
+            return {}
+        prefix = self.scheduler.prefix(stamp)
+        return {"prefix": prefix.actions[None], "inference_delay": np.array([prefix.delay])}
+
+    def accept(self, chunk: np.ndarray, stamp: int, now: int, measured: np.ndarray) -> Outcome:
+        """Put a chunk (H, A) observed at `stamp` in force.
+
+        Args:
+            measured: (A,) where the joints are: a run starts there when nothing is commanded yet, and its first target
+                must be near.
+
+        Raises:
+            Rejected: nothing of it can be executed; the plan before stays in force.
+        """
+        if self.emergency.tripped:
+            raise Rejected(f"emergency stop: {self.emergency.reason}")
+        if not np.isfinite(chunk).all():
+            bad = [
+                name
+                for name, column in zip(self.safety.joint_names, chunk.T, strict=True)
+                if not np.isfinite(column).all()
+            ]
+            raise Rejected(f"not a finite target for {', '.join(bad)}")
+        targets = self.scheduler.join(chunk, stamp, now)
+        if targets is None:
+            raise Rejected("the chunk was late: all of its actions are past")
+        first = self._began is None
+        base = self._base(now, measured)
+        due = (targets.due - base.start) / 1e9
+        checked = self.safety.check(
+            base.at(base.start),
+            due,
+            targets.positions,
+            measured=measured if first else None,
+            speed_scale=self._speed_scale(now),
+        )
+        self.plan = self._continued(base, checked.spline, now)
+        self._began = now if first else self._began
+        self.emergency.count(checked)
+        return Outcome(self.plan, targets, checked)
+
+    def stop(self, now: int) -> Plan | None:
+        """Come to rest as quickly as the limits allow, from the commanded state; None when nothing is commanded."""
+        if self.plan is None:
+            return None
+        base = self._base(now, self.plan.at(now).position)
+        tail = self.safety.stop(base.at(base.start))
+        if tail is not None:
+            self.plan = self._continued(base, tail, now)
+        self.scheduler.reset()
+        self._began = None
+        return self.plan
+
+    def stay(self, now: int) -> None:
+        """The clock changed: the plan in force is over, and the robot stands where it was sent last."""
+        if self.plan is not None:
+            self.plan = Plan(now, _standing(self.plan.spline.positions[-1]))
+        self._began = None
+        self.scheduler.reset()
+
+    def _base(self, now: int, measured: np.ndarray) -> Plan:
+        """The plan in force, told from the moment from which it can still be changed."""
+        if self.plan is None:
+            return Plan(now, _standing(measured))
+        since = now + self.scheduler.min_lead
+        knots = self.plan.start + np.rint(self.plan.spline.times * 1e9).astype(np.int64)
+        near = knots[np.abs(knots - since) < SHORTEST_SEGMENT]
+        if len(near) and near[0] > now:  # a tiny segment would turn rounding into acceleration
+            since = int(near[0])
+        return Plan(since, _shifted(self.plan, since))
+
+    def _continued(self, base: Plan, spline: Spline, now: int) -> Plan:
+        """The plan in force until `base.start`, the new one from then on."""
+        if self.plan is None or base.start == now:
+            return Plan(base.start, spline)
+        old = self.plan.spline
+        times = old.times + (self.plan.start - now) / 1e9
+        change = (base.start - now) / 1e9
+        kept = (times > 1e-4) & (times < change - 1e-4)
+        here = self.plan.at(now)
+        return Plan(
+            now,
+            Spline(
+                np.concatenate([[0.0], times[kept], change + spline.times]),
+                np.vstack([here.position, old.positions[kept], spline.positions]),
+                np.vstack([here.velocity, old.velocities[kept], spline.velocities]),
+            ),
+        )
+
+    def _speed_scale(self, now: int) -> float:
+        if self.soft_start_s <= 0:
+            return 1.0
+        elapsed = 0.0 if self._began is None else (now - self._began) / 1e9
+        return min(1.0, SLOWEST + (1 - SLOWEST) * elapsed / self.soft_start_s)
+
+
+def _shifted(plan: Plan, since: int) -> Spline:
+    """The plan with its time zero moved."""
+    spline = plan.spline
+    return Spline(
+        spline.times + (plan.start - since) / 1e9,
+        spline.positions,
+        spline.velocities,
+    )
+
+
+def _standing(position: np.ndarray) -> Spline:
+    """No motion."""
+    knots = np.asarray(position, float)[None]
+    return Spline(np.zeros(1), knots, np.zeros_like(knots))

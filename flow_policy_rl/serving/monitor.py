@@ -1,0 +1,60 @@
+"""What a node keeps count of: latencies by stage, and observations unlike those of training."""
+
+from collections import deque
+from collections.abc import Mapping
+
+import numpy as np
+
+from flow_policy_rl.spec import PolicySpec
+
+WINDOW = 500
+SMALLEST_STD = 1e-6  # of a field that never moved in training: no judgement
+
+
+class Latencies:
+    """The last `WINDOW` values of every stage, in ms."""
+
+    def __init__(self):
+        self._stages: dict[str, deque] = {}
+
+    def add(self, stages: Mapping[str, float]) -> None:
+        """One value per stage."""
+        for name, value in stages.items():
+            self._stages.setdefault(name, deque(maxlen=WINDOW)).append(value)
+
+    def summary(self) -> dict[str, str]:
+        """`p50 / p95 / p99 / max` by stage."""
+        result = {}
+        for name, values in self._stages.items():
+            numbers = [*np.percentile(values, [50, 95, 99]), max(values)]
+            result[name] = " / ".join(f"{v:.3f}" for v in numbers)
+        return result
+
+
+class Familiarity:
+    """How far an observation is from what the policy was trained on, by the mean and spread in its spec.
+
+    Args:
+        max_sigma: standard deviations beyond which a number is unusual; 0 never is.
+    """
+
+    def __init__(self, spec: PolicySpec, max_sigma: float):
+        self.max_sigma = max_sigma
+        self._known = [
+            (f.name, f.elements, np.array(f.mean), np.array(f.std))
+            for f in spec.observations
+            if f.kind != "image" and len(f.mean) == len(f.std) == f.size > 0
+        ]
+
+    def unusual(self, obs: Mapping[str, np.ndarray]) -> str:
+        """The most unusual number of an observation, in words; empty when all are familiar."""
+        if self.max_sigma <= 0:
+            return ""
+        worst, text = self.max_sigma, ""
+        for name, elements, mean, std in self._known:
+            away = np.abs(obs[name] - mean) / np.where(std > SMALLEST_STD, std, np.inf)
+            k = int(away.argmax())
+            if away[k] > worst:
+                worst = float(away[k])
+                text = f"{name}.{elements[k]} is {obs[name][k]:.3f}, {worst:.1f} standard deviations from training"
+        return text

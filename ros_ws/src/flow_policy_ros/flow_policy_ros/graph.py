@@ -1,0 +1,136 @@
+"""What the policy node finds out about its neighbours: publishers and their QoS, rivals, the controller's
+parameters."""
+
+from collections.abc import Callable, Sequence
+
+from rcl_interfaces.srv import GetParameters
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+
+try:
+    from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
+
+DEPTH = 5
+CONTROLLER_PARAMETERS = ("joints", "allow_partial_joints_goal")
+
+
+class Input:
+    """A subscription that adapts to its publishers: reliable where all of them are, else best effort, which matches
+    any."""
+
+    def __init__(self, node: Node, kind: type, topic: str, callback: Callable):
+        self._node, self._kind, self._callback = node, kind, callback
+        self.topic = topic
+        self.mismatch = ""
+        self._reliability = ReliabilityPolicy.BEST_EFFORT
+        self._subscription = self._subscribe()
+
+    def _subscribe(self):
+        qos = QoSProfile(depth=DEPTH, reliability=self._reliability)
+        events = SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible)
+        return self._node.create_subscription(
+            self._kind, self.topic, self._callback, qos, event_callbacks=events
+        )
+
+    def _on_incompatible(self, event) -> None:
+        self.mismatch = f"{self.topic}: a publisher's QoS ({event.last_policy_kind}) does not fit"
+
+    @property
+    def wanted_type(self) -> str:
+        """As ROS writes it: package/msg/Name."""
+        package, _, _ = self._kind.__module__.partition(".")
+        return f"{package}/msg/{self._kind.__name__}"
+
+    def adapt(self) -> None:
+        """Look at the publishers."""
+        offers = self._node.get_publishers_info_by_topic(self.topic)
+        others = {o.topic_type for o in offers} - {self.wanted_type}
+        self.mismatch = (
+            f"{self.topic} is published as {', '.join(sorted(others))}, not {self.wanted_type}"
+            if others
+            else ""
+        )
+        fitting = [o.qos_profile for o in offers if o.topic_type == self.wanted_type]
+        if not fitting:
+            return
+        reliable = all(q.reliability == ReliabilityPolicy.RELIABLE for q in fitting)
+        wanted = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
+        if wanted != self._reliability:
+            self._reliability = wanted
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = self._subscribe()
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._node.destroy_subscription(self._subscription)
+
+
+class Outlet:
+    """A command publisher, and whether one may command there."""
+
+    def __init__(self, node: Node, kind: type, topic: str, joint_names: Sequence[str]):
+        self._node, self._joints = node, tuple(joint_names)
+        self.mismatch = ""
+        events = PublisherEventCallbacks(incompatible_qos=self._on_incompatible)
+        self.publisher = node.create_publisher(
+            kind, topic, QoSProfile(depth=1), event_callbacks=events
+        )
+        self.topic = self.publisher.topic_name
+        controller = self.topic.rpartition("/")[0] or "/"
+        self.controller_problem = ""
+        self._asked, self._theirs = 0, set()
+        self._client = node.create_client(GetParameters, f"{controller}/get_parameters")
+        self._pending = None
+
+    def _on_incompatible(self, event) -> None:
+        self.mismatch = (
+            f"{self.topic}: a subscriber's QoS ({event.last_policy_kind}) does not fit ours"
+        )
+
+    def problem(self) -> str:
+        """Why nothing may be commanded here now; empty when it may."""
+        publishers = self._node.get_publishers_info_by_topic(self.topic)
+        if len(publishers) > 1:
+            mine = (self._node.get_name(), self._node.get_namespace())
+            names = [(p.node_name, p.node_namespace) for p in publishers]
+            if mine in names:
+                names.remove(mine)
+            rivals = ", ".join(f"{space.rstrip('/')}/{name}" for name, space in names)
+            return f"another publisher is on {self.topic}: {rivals}"
+        self._ask()
+        return self.mismatch or self.controller_problem
+
+    def _ask(self) -> None:
+        """Ask the controller for its joints, then whether it takes some of them, each time it appears."""
+        if not self._client.service_is_ready():
+            self._asked, self._pending, self.controller_problem = 0, None, ""
+        elif self._pending is not None and self._pending.done():
+            answer, self._pending = self._pending.result(), None
+            value = answer.values[0] if answer is not None and answer.values else None
+            self._judge(value)
+        elif self._pending is None and self._asked < len(CONTROLLER_PARAMETERS):
+            # One at a time: a controller that lacks one of several answers none of them.
+            request = GetParameters.Request(names=[CONTROLLER_PARAMETERS[self._asked]])
+            self._pending, self._asked = self._client.call_async(request), self._asked + 1
+
+    def _judge(self, value) -> None:
+        if self._asked == 1:
+            self._theirs = set(value.string_array_value) if value else set()
+            partial = False
+        else:
+            partial = bool(value and value.bool_value)
+        ours, text = set(self._joints), ""
+        if self._theirs and ours - self._theirs:
+            text = f"it has no {', '.join(sorted(ours - self._theirs))}"
+        elif self._theirs - ours and not partial:
+            text = f"it also needs {', '.join(sorted(self._theirs - ours))}"
+        self.controller_problem = (
+            f"the controller of {self.topic} drives other joints: {text}" if text else ""
+        )
+
+    def close(self) -> None:
+        """End the publisher and the client."""
+        self._node.destroy_publisher(self.publisher)
+        self._node.destroy_client(self._client)

@@ -1,0 +1,97 @@
+"""A robot that stands still, and what tests say about commands to it."""
+
+from array import array
+from collections.abc import Callable
+
+import numpy as np
+from flow_policy_ros.messages import to_time
+from geometry_msgs.msg import PoseStamped
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from sensor_msgs.msg import JointState
+from trajectory_msgs.msg import JointTrajectory
+
+from flow_policy_rl.serving.trajectory_controller import TrajectoryController
+
+HOME = [0.0, -0.785, 0.0, -2.356, 0.0, 1.571, 0.785, 0.04, 0.04]
+NAMES = [f"panda_joint{i}" for i in range(1, 8)] + ["panda_finger_joint1", "panda_finger_joint2"]
+RATE_S = 0.02
+
+
+class Robot:
+    """Publishes joint states and a cube at 50 Hz, standing still at home.
+
+    Attributes:
+        names, position, silent: change them to be a broken robot.
+    """
+
+    def __init__(
+        self, peer, qos=10, stamp: Callable[[], int] | None = None, rate_s: float = RATE_S
+    ):
+        self._joints = peer.node.create_publisher(JointState, "/joint_states", qos)
+        self._pose = peer.node.create_publisher(PoseStamped, "/cube/pose", qos)
+        clock = peer.node.get_clock()
+        self._stamp = stamp or (lambda: clock.now().nanoseconds)
+        self.names, self.broken, self.silent, self.follows = list(NAMES), {}, False, True
+        self.controller = TrajectoryController(NAMES[:8], np.array(HOME[:8]))
+        self.fastest = 0.0
+        peer.node.create_subscription(
+            JointTrajectory, "/arm_controller/joint_trajectory", self._on_command, 10
+        )
+        peer.node.create_timer(rate_s, self.publish)
+
+    def _on_command(self, msg: JointTrajectory) -> None:
+        if not self.follows:
+            return
+        times = np.array([seconds(p.time_from_start) for p in msg.points])
+        positions = np.array([p.positions for p in msg.points])
+        velocities = np.array([p.velocities for p in msg.points])
+        now = self._stamp() / 1e9
+        self.controller.accept(msg.joint_names, times, positions, velocities, now)
+
+    def publish(self) -> None:
+        """One state of everything."""
+        if self.silent:
+            return
+        now = to_time(self._stamp())
+        pose = PoseStamped()
+        pose.header.stamp = now
+        pose.pose.position.x, pose.pose.position.z = 0.5, 0.0225
+        pose.pose.orientation.w = 1.0
+        self._pose.publish(pose)
+        reference, velocity, _ = self.controller.sample(self._stamp() / 1e9)
+        self.fastest = max(self.fastest, float(np.abs(velocity[:7]).max()))
+        position = [*reference, reference[7]]
+        for index, value in self.broken.items():
+            position[index] = value
+        position = position[: len(position) if None not in position else position.index(None)]
+        msg = JointState(
+            name=self.names, position=array("d", position), velocity=array("d", [*velocity, 0.0])
+        )
+        msg.header.stamp = now
+        self._joints.publish(msg)
+
+
+def seconds(duration) -> float:
+    return duration.sec + duration.nanosec * 1e-9
+
+
+def is_hold(msg: JointTrajectory) -> bool:
+    """Comes to rest sooner than any chunk does."""
+    return not any(msg.points[-1].velocities) and seconds(msg.points[-1].time_from_start) < 0.4
+
+
+def moves(msg: JointTrajectory) -> float:
+    """Largest mean speed (rad/s) between two points of the arm."""
+    times = np.array([seconds(p.time_from_start) for p in msg.points])
+    positions = np.array([p.positions for p in msg.points])[:, :7]
+    if len(times) < 2:
+        return 0.0
+    return float((np.abs(np.diff(positions, axis=0)) / np.diff(times)[:, None]).max())
+
+
+def change_state(peer, name: str) -> bool:
+    """A lifecycle transition by name."""
+    number = getattr(Transition, f"TRANSITION_{name.upper()}")
+    request = ChangeState.Request(transition=Transition(id=number))
+    return peer.call(ChangeState, "/policy_node/change_state", request).success

@@ -1,0 +1,232 @@
+"""The policy node's services, outputs and refusals, against a peer that plays the robot."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from flow_policy_ros.messages import to_time
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import DescribeParameters, SetParameters
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from robot_peer import NAMES, Robot, change_state, is_hold
+from rosgraph_msgs.msg import Clock
+from std_msgs.msg import Bool, Float64MultiArray
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from flow_policy_rl.serving.decode import debug_record
+from flow_policy_rl.serving.model_file import SEAL_KEY, seal
+from flow_policy_rl.serving.onnx_policy import OnnxPolicy
+from flow_policy_rl.spec import METADATA_KEY
+
+
+@pytest.fixture
+def robot(peer) -> Robot:
+    return Robot(peer)
+
+
+def trigger(peer, name: str):
+    return peer.call(Trigger, f"/policy_node/{name}", Trigger.Request())
+
+
+def set_parameter(peer, name: str, value):
+    kinds = {
+        float: (ParameterType.PARAMETER_DOUBLE, "double_value"),
+        str: (ParameterType.PARAMETER_STRING, "string_value"),
+        bool: (ParameterType.PARAMETER_BOOL, "bool_value"),
+    }
+    number, key = kinds[type(value)]
+    request = SetParameters.Request(
+        parameters=[Parameter(name=name, value=ParameterValue(type=number, **{key: value}))]
+    )
+    return peer.call(SetParameters, "/policy_node/set_parameters", request).results[0]
+
+
+def test_emergency_stop_is_latched_by_service_and_by_topic(
+    start, peer, robot, policy_file, commands, status
+):
+    start(policy_node={"policy": str(policy_file), "armed": True})
+    peer.until(lambda: len(commands) >= 2, "commands")
+    assert trigger(peer, "emergency_stop").success
+    peer.until(lambda: "emergency stop: requested by service" in status(), "diagnostics say so")
+    peer.spin(0.2)
+    held = len(commands)
+    assert is_hold(commands[-1])
+    peer.spin(1.0)
+    assert len(commands) == held
+    assert trigger(peer, "reset_emergency_stop").success
+    peer.until(lambda: len(commands) > held, "commands again")
+
+    button = peer.node.create_publisher(Bool, "/emergency_stop", 1)
+    peer.until(lambda: button.get_subscription_count() > 0, "the node listens")
+    button.publish(Bool(data=True))
+    peer.until(lambda: "emergency stop: /emergency_stop" in status(), "diagnostics say so")
+    peer.spin(0.3)
+    held = len(commands)
+    refused = trigger(peer, "reset_emergency_stop")
+    assert not refused.success
+    assert "still says stop" in refused.message
+    button.publish(Bool(data=False))  # releasing the button alone does not start the arm
+    peer.spin(0.5)
+    assert len(commands) == held
+    assert trigger(peer, "reset_emergency_stop").success
+    peer.until(lambda: len(commands) > held, "commands again")
+
+
+def test_a_rival_on_the_command_topic_stops_it(start, peer, robot, policy_file, commands, status):
+    start(policy_node={"policy": str(policy_file), "armed": True})
+    peer.until(lambda: len(commands) >= 2, "commands")
+    rival = peer.node.create_publisher(JointTrajectory, "/arm_controller/joint_trajectory", 1)
+    peer.until(
+        lambda: "another publisher is on /arm_controller/joint_trajectory: /peer" in status(),
+        "diagnostics name the rival",
+    )
+    peer.spin(0.3)
+    held = len(commands)
+    peer.spin(0.8)
+    assert len(commands) == held
+    peer.node.destroy_publisher(rival)
+    peer.until(lambda: len(commands) > held, "commands again")
+
+
+@pytest.mark.parametrize(
+    ("joints", "says"),
+    [(NAMES[:7], "it has no panda_finger_joint1"), (NAMES, "it also needs panda_finger_joint2")],
+)
+def test_a_controller_of_other_joints_is_refused(
+    start, peer, robot, policy_file, commands, status, joints, says
+):
+    peer.second_node("arm_controller").declare_parameter("joints", joints)
+    start(policy_node={"policy": str(policy_file), "armed": True})
+    peer.until(lambda: says in status(), "diagnostics name the joint")
+    held = len(commands)
+    peer.spin(0.8)
+    assert len(commands) == held
+
+
+def test_parameters_have_ranges_and_bad_changes_are_refused(start, peer, robot, policy_file):
+    start(policy_node={"policy": str(policy_file)})
+    names = ["soft_start_s", "joining", "armed"]
+    described = peer.call(
+        DescribeParameters,
+        "/policy_node/describe_parameters",
+        DescribeParameters.Request(names=names),
+    ).descriptors
+    assert all(d.description for d in described)
+    assert described[0].floating_point_range[0].to_value == 60.0
+    assert described[2].read_only
+    for name, value, says in (
+        ("soft_start_s", 61.0, "range"),
+        ("noise", "randm", "did you mean 'random'"),
+        ("joining", "crossfade", "only change while the node is unconfigured"),
+        ("armed", True, "read-only"),
+    ):
+        result = set_parameter(peer, name, value)
+        assert not result.successful
+        assert says in result.reason.replace("read only", "read-only"), result.reason
+    assert set_parameter(peer, "soft_start_s", 2.0).successful
+    assert change_state(peer, "deactivate")
+    assert change_state(peer, "cleanup")
+    assert set_parameter(peer, "joining", "crossfade").successful
+    assert change_state(peer, "configure")
+    assert change_state(peer, "activate")
+
+
+def test_a_recorded_inference_can_be_redone_exactly(start, peer, robot, policy_file):
+    records = peer.listen(Float64MultiArray, "/policy_node/debug_inference")
+    start(policy_node={"policy": str(policy_file), "debug": True, "noise": "random", "seed": 3})
+    peer.until(lambda: len(records) >= 3, "three records")
+    policy = OnnxPolicy(policy_file)
+    for msg in records[:3]:
+        stamp, arrays = debug_record(msg)
+        chunk, noise = arrays.pop("action_chunk"), arrays.pop("noise")
+        assert stamp > 1e18
+        assert noise.std() > 0.5
+        assert np.array_equal(policy.infer(arrays, noise), chunk)
+
+
+def edited(source: Path, target: Path, **changes) -> None:
+    """A copy of a policy whose spec says something else."""
+    model = onnx.load(source)
+    kept = [p for p in model.metadata_props if p.key != SEAL_KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    for prop in model.metadata_props:
+        if prop.key == METADATA_KEY:
+            prop.value = json.dumps(json.loads(prop.value) | changes)
+    target.write_bytes(seal(model.SerializeToString()))
+
+
+def test_a_policy_file_is_replaced_while_the_node_runs(
+    start, peer, robot, policy_file, commands, tmp_path
+):
+    served = tmp_path / "served.onnx"
+    shutil.copy(policy_file, served)
+    start(policy_node={"policy": str(served), "armed": True})
+    peer.until(lambda: len(commands) >= 2, "commands")
+    served.write_bytes(b"half a file")
+    refused = trigger(peer, "reload")
+    assert not refused.success
+    assert "the old policy stays" in refused.message
+    before = len(commands)
+    peer.until(lambda: len(commands) > before, "commands of the old policy")
+    edited(policy_file, served, control_dt=0.1)
+    assert "control_dt is 0.1 in the new file" in trigger(peer, "reload").message
+    edited(policy_file, served, algorithm="other")
+    assert trigger(peer, "reload").success
+    before = len(commands)
+    peer.until(lambda: len(commands) >= before + 2, "commands of the new policy")
+
+
+def test_per_tick_output_is_the_same_motion_and_ramps_down(start, peer, robot, policy_file):
+    ticks = peer.listen(Float64MultiArray, "/forward_position_controller/commands", depth=500)
+    options = {"output": "per_tick", "max_tracking_error": 0.0}
+    nodes = start(policy_node={"policy": str(policy_file), "armed": True, **options})
+    peer.until(lambda: len(ticks) >= 100, "a second of ticks")
+    nodes["policy_node"].signal(2)
+    peer.until(lambda: not nodes["policy_node"].running, "the end", 5.0)
+    peer.spin(0.3)
+    values = np.array([msg.data for msg in ticks])
+    assert values.shape[1] == 8
+    steps = np.abs(np.diff(values[:, :7], axis=0))
+    # Missed ticks may come together: three periods at most, and full speed is 2.6 rad/s.
+    assert steps.max() < 2.61 * 0.05
+    assert steps[-1].max() < 0.01
+
+
+def test_best_effort_and_reliable_publishers_are_both_heard(start, peer, policy_file, status):
+    best_effort = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+    Robot(peer, qos=best_effort)
+    start(policy_node={"policy": str(policy_file)})
+    peer.until(lambda: status().startswith("active"), "active")
+
+
+def test_a_topic_of_another_type_is_named(start, peer, policy_file, status):
+    peer.node.create_publisher(Bool, "/joint_states", 1)
+    start(policy_node={"policy": str(policy_file)})
+    peer.until(
+        lambda: "/joint_states is published as std_msgs/msg/Bool" in status(), "diagnostics say so"
+    )
+
+
+def test_a_clock_that_jumps_back_starts_again(start, peer, policy_file, commands, status):
+    """A bag that loops: time and stamps go back together."""
+    clock = peer.node.create_publisher(Clock, "/clock", 10)
+    now = [100_000_000_000]
+    robot = Robot(peer, stamp=lambda: now[0])
+
+    def tick() -> None:
+        now[0] += 20_000_000
+        clock.publish(Clock(clock=to_time(now[0])))
+
+    peer.node.create_timer(0.02, tick)
+    start(policy_node={"policy": str(policy_file), "armed": True, "use_sim_time": True})
+    peer.until(lambda: len(commands) >= 3, "commands")
+    now[0] = 5_000_000_000
+    before = len(commands)
+    peer.until(lambda: len(commands) >= before + 3, "commands after the jump")
+    peer.until(lambda: status().startswith("active"), "active")
+    assert robot.fastest <= 2.62
