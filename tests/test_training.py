@@ -31,7 +31,6 @@ TINY = PPOConfig(
     critic_warmup=0,
     value_width=16,
     value_depth=2,
-    update_normalizer=True,
     scale_rewards=True,
 )
 SCRATCH = ScratchConfig(num_flow_steps=2, network=NetworkConfig(width=16, depth=2))
