@@ -19,6 +19,7 @@ from flow_policy_rl.spec import PolicySpec
 from sim.tasks import find_task, make_task
 from sim.vec_env import Observation, VecEnv
 
+VIEWED = 8  # episodes that --viewer plays
 ChunkFn = Callable[[Observation, np.ndarray], np.ndarray]  # obs, noise (N, H, A) -> chunk (N, H, A)
 
 
@@ -158,6 +159,7 @@ class Config:
         inference_delay: control steps that inference takes.
         randomize: also under randomised worlds, senses and links: a table of presets and a heat map (noise x latency).
         randomize_episodes: episodes in each cell of the heat map.
+        viewer: show the first episodes in MuJoCo's viewer afterwards, until it is closed; needs a display.
         out: folder for a page with films, and a table of all episodes (default: none; with --randomize
             runs/robustness, for its page and every episode with what it drew).
         json: print one JSON object.
@@ -172,6 +174,7 @@ class Config:
     inference_delay: int = 0
     randomize: bool = False
     randomize_episodes: int = 50
+    viewer: bool = False
     out: Path | None = None
     json: bool = False
 
@@ -231,6 +234,11 @@ def main(config: Config) -> dict:
         from flow_policy_rl import evaluation_report
 
         result |= evaluation_report.write(config.out, task, outcome, result, play)
+    if config.viewer:
+        from flow_policy_rl import film
+        from sim import viewer
+
+        viewer.show(task.world, film.record(task, outcome.seeds[:VIEWED], play))
     return result
 
 
@@ -257,23 +265,11 @@ def check_fits(spec: PolicySpec, task, name: str) -> None:
     Raises:
         InputError: names both sides.
     """
-    mine = {
-        "observations": [f.name for f in spec.observations],
-        "joints": list(spec.joint_names),
-        "control_dt": spec.control_dt,
-        "actions": spec.action_kind,
-    }
-    theirs = {
-        "observations": [f.name for f in task.obs_fields],
-        "joints": list(task.world.joint_names),
-        "control_dt": task.control_dt,
-        "actions": task.world.interface,
-    }
-    different = [what for what in mine if mine[what] != theirs[what]]
-    if different:
-        say = lambda side: ", ".join(f"{what} {side[what]}" for what in different)  # noqa: E731
+    mine, theirs = [f.name for f in spec.observations], [f.name for f in task.obs_fields]
+    if mine != theirs or spec.joint_names != task.world.joint_names:
         raise InputError(
-            f"policy '{name}' (task '{spec.task}', {say(mine)}) does not fit task '{task.name}' ({say(theirs)})"
+            f"policy '{name}' (task '{spec.task}', observations {mine}, joints {list(spec.joint_names)}) does not fit "
+            f"task '{task.name}' (observations {theirs}, joints {list(task.world.joint_names)})"
         )
 
 

@@ -371,8 +371,7 @@ def build_learner(
     if isinstance(config, TrainRLDT):
         return RLDT(base, env, config.rldt, generator)
     estimator = build_estimator(config, base).to(generator.device)
-    scratch = config.checkpoint is None
-    return PPO(estimator.policy, estimator, env, config.ppo, generator, scratch)
+    return PPO(estimator.policy, estimator, env, config.ppo, generator)
 
 
 def starting_point(config: TrainRL):

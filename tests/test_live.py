@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 import types
@@ -126,3 +127,31 @@ def test_only_known_trackers(capsys):
         cli.main(line.split())
     assert end.value.code == 2
     assert "wandb" in capsys.readouterr().err
+
+
+def test_foxglove_layout_shows_topics_that_exist():
+    """Every topic in it is one that a node publishes or a robot file names; every panel is placed."""
+    import json
+
+    from toys import ROOT
+
+    package = ROOT / "ros_ws/src/flow_policy_ros/flow_policy_ros"
+    layout = json.loads((package / "config/foxglove.json").read_text())
+    words = json.dumps(layout["configById"])
+    topics = {t for t in re.findall(r'"(/[a-z_/]+)', words)}
+    sources = "".join(p.read_text() for p in [*package.glob("*.py"), ROOT / "robots/panda.yaml"])
+    for topic in topics:
+        node, _, own = topic[1:].partition("/")
+        assert topic in sources or f'"~/{own}"' in (package / f"{node}.py").read_text(), topic
+    placed = set(re.findall(r'"([A-Za-z]+![a-z]+)"', json.dumps(layout["layout"])))
+    assert placed == set(layout["configById"])
+
+
+def test_the_viewer_says_that_it_needs_a_display(monkeypatch):
+    from sim import viewer
+    from sim.errors import SimulationError
+
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SimulationError, match="no display to open a window on"):
+        viewer.show(None, None)

@@ -1,0 +1,171 @@
+"""The documentation is true: its commands parse, marked ones run, its links lead somewhere, its messages exist.
+
+A block is run when a comment stands before it: `<!-- run -->`. In the comment may be smaller budgets, `s/long/short/`,
+appended flags for one command, `s/$/--flags/train`, and after a word `runs` two invented run folders.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toys import ROOT
+
+from flow_policy_rl import cli
+
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(
+    r"(?:<!-- run(?P<run>.*?) ?-->\n)?```(?P<language>\w*)\n(?P<text>.*?)```", re.DOTALL
+)
+
+
+def blocks(page: Path):
+    """(language, text, instructions or None) of every fenced block."""
+    for found in BLOCK.finditer(page.read_text()):
+        yield found["language"], found["text"], found["run"]
+
+
+def commands(text: str) -> list[str]:
+    """Command lines of a block, continuation lines joined, prompts and comments dropped."""
+    lines = text.replace("\\\n", " ").splitlines()
+    lines = [line.removeprefix("$ ").split("  # ")[0].split(" &")[0].strip() for line in lines]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+ALL = [
+    (str(page.relative_to(ROOT)), line)
+    for page in PAGES
+    for language, text, _ in blocks(page)
+    if language in ("", "sh")
+    for line in commands(text)
+    if line.startswith("flow-policy ") and "..." not in line
+]
+
+
+def test_there_are_commands_to_check():
+    assert len(ALL) > 50
+
+
+@pytest.mark.parametrize(("page", "line"), ALL, ids=[f"{p}: {c[:60]}" for p, c in ALL])
+def test_every_command_in_the_documentation_parses(page, line, capsys, tmp_path, monkeypatch):
+    """With `--dump-config` a command says what it would do and does nothing."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("lift.yaml", "runs/rl1/config.json", "runs/rl/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("seed: 1\n")
+    words = shlex.split(line.split(" > ")[0])[1:]
+    words = [
+        "reach" if w == "point" else w for w in words
+    ]  # the example package is not installed here
+    if "--help" in words or words == ["--version"]:
+        return
+    assert cli.main([*words, "--dump-config"]) == 0, capsys.readouterr().err
+
+
+RUN = [p for p in PAGES if any(run is not None for _, _, run in blocks(p))]
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The package of examples/, installed beside."""
+    folder = tmp_path_factory.mktemp("example")
+    shutil.copytree(ROOT / "examples" / "my_arm", folder / "my_arm")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "--target", folder / "site", folder / "my_arm"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "site"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN, ids=lambda p: p.stem)
+def test_marked_commands_run(page, example, tmp_path, monkeypatch):
+    """In order, in one folder, as a reader would."""
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}:{example}:{os.environ.get('PYTHONPATH', '')}",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    for language, text, instructions in blocks(page):
+        if instructions is None:
+            continue
+        if "runs" in instructions.split():
+            invent_runs(tmp_path)
+        if language == "python":
+            lines = [f"{shlex.quote(sys.executable)} -c {shlex.quote(text)}"]
+        else:
+            lines = [shorter(line, instructions) for line in commands(text)]
+        for line in lines:
+            if line.startswith(("pip install", "cp -r", "source .venv")):
+                continue  # the fixture's work
+            done = subprocess.run(
+                ["bash", "-c", line],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+
+def shorter(line: str, instructions: str) -> str:
+    """A command with the small budgets of its page."""
+    for old, new, command in re.findall(r"s/([^/]+)/([^/]+)/(\w*(?: (?!s/)\w+)?)", instructions):
+        if old == "$":
+            line = f"{line} {new}" if f"flow-policy {command} " in line else line
+        else:
+            line = line.replace(old, new)
+    return line
+
+
+def invent_runs(folder: Path) -> None:
+    """Run folders as training leaves them."""
+    from test_report import make_run
+
+    make_run(folder / "runs" / "rl")
+    make_run(folder / "runs" / "bc", rate=0.3)
+
+
+def test_every_relative_link_leads_to_a_file():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            if not target.startswith(("http", "mailto:")):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_messages_in_troubleshooting_are_those_of_the_code():
+    sources = "".join(
+        path.read_text()
+        for folder in (
+            "flow_policy_rl",
+            "sim",
+            "ros_ws/src/flow_policy_ros/flow_policy_ros",
+            "scripts",
+        )
+        for path in (ROOT / folder).rglob("*.*")
+        if path.suffix in (".py", ".sh")
+    )
+    joined = re.sub(r'"\s*\n\s*f?"', "", sources)  # adjacent literals
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = re.findall(r"\*\*`(.+?)`\*\*", text)
+    assert len(quoted) > 10
+    assert [message for message in quoted if message not in joined] == []
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    if shutil.which("mkdocs", path=str(Path(sys.executable).parent)) is None:
+        pytest.skip("mkdocs is not installed: make docs")
+    done = subprocess.run(
+        [Path(sys.executable).parent / "mkdocs", "build", "--strict", "-d", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "search/search_index.json").read_text())["docs"]
