@@ -13,7 +13,11 @@ SIM = [
     "mujoco",
     "gymnasium",
     "imageio",
-]  # locomotion models come from gymnasium, whose renderer wants imageio
+]  # locomotion models are gymnasium's, its renderer wants imageio
+KITCHEN = [
+    "gymnasium-robotics",
+    "pettingzoo",
+]  # model of task kitchen; pettingzoo only for its tests
 SERVE = ["onnxruntime"]
 BAGS = ["rosbags", "mcap", "zstandard", "lz4"]
 DATA = [*BAGS, "h5py", "pyarrow", "av", "opencv-python-headless"]
@@ -57,6 +61,7 @@ setup(
     install_requires=["numpy", "pyyaml", "tyro", "rich"],
     extras_require={
         "sim": SIM,
+        "kitchen": KITCHEN,
         "serve": SERVE,
         "bags": BAGS,
         "data": DATA,
@@ -67,7 +72,7 @@ setup(
         "wandb": ["wandb"],
         "trackio": ["trackio"],
         "docs": DOCS,
-        "all": sorted({*SIM, *SERVE, *DATA, *REPORT, *TRAIN}),
+        "all": sorted({*SIM, *KITCHEN, *SERVE, *DATA, *REPORT, *TRAIN}),
         "test": ["pytest", "hypothesis"],
         "dev": ["ruff", "mypy", "types-PyYAML", "pre-commit"],
     },

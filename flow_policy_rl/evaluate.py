@@ -265,11 +265,23 @@ def check_fits(spec: PolicySpec, task, name: str) -> None:
     Raises:
         InputError: names both sides.
     """
-    mine, theirs = [f.name for f in spec.observations], [f.name for f in task.obs_fields]
-    if mine != theirs or spec.joint_names != task.world.joint_names:
+    mine = {
+        "observations": [f.name for f in spec.observations],
+        "joints": list(spec.joint_names),
+        "control_dt": spec.control_dt,
+        "actions": spec.action_kind,
+    }
+    theirs = {
+        "observations": [f.name for f in task.obs_fields],
+        "joints": list(task.world.joint_names),
+        "control_dt": task.control_dt,
+        "actions": task.world.interface,
+    }
+    different = [what for what in mine if mine[what] != theirs[what]]
+    if different:
+        say = lambda side: ", ".join(f"{what} {side[what]}" for what in different)  # noqa: E731
         raise InputError(
-            f"policy '{name}' (task '{spec.task}', observations {mine}, joints {list(spec.joint_names)}) does not fit "
-            f"task '{task.name}' (observations {theirs}, joints {list(task.world.joint_names)})"
+            f"policy '{name}' (task '{spec.task}', {say(mine)}) does not fit task '{task.name}' ({say(theirs)})"
         )
 
 

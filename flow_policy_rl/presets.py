@@ -20,6 +20,32 @@ STAGED = (*ASSEMBLY, "kitchen")  # reward by stages; other manipulation tasks pa
 LOCOMOTION = ("hopper", "walker2d", "halfcheetah", "ant", "humanoid")
 
 
+# Fine-tuning of an imitated policy on a sparse reward: many environments, small steps, a budget of KL per update.
+SPARSE = PPOConfig(
+    num_iterations=12,
+    num_envs=256,
+    num_minibatches=4,
+    actor_learning_rate=1e-5,
+    target_kl=0.3,
+)
+
+
+def _locomotion(actor_learning_rate: float, **changes) -> PPOConfig:
+    """Dense rewards, mostly from scratch."""
+    return PPOConfig(
+        num_iterations=150,
+        num_envs=64,
+        num_steps=64,
+        num_epochs=5,
+        num_minibatches=8,
+        gamma=0.99,
+        actor_learning_rate=actor_learning_rate,
+        critic_warmup=0,
+        scale_rewards=True,
+        **changes,
+    )
+
+
 def bc(task: str, preset: Preset = "clean") -> BCConfig:
     """Flow-matching pre-training."""
     return BCConfig(num_steps=4000)
@@ -29,21 +55,18 @@ def score_flow(task: str, preset: Preset = "clean") -> dict:
     """ScoRe-Flow fine-tuning."""
     if preset == "paper":
         return _score_flow_paper(task)
-    ppo = PPOConfig(
-        num_iterations=24,
-        num_envs=256,
-        num_minibatches=4,
-        actor_learning_rate=1e-5,
-        target_kl=0.3,
-    )
+    if task in LOCOMOTION:
+        return {"ppo": _locomotion(3e-4), "score_flow": ScoreFlowConfig(0.1, 0.3)}
     kernel = ScoreFlowConfig(sigma_min=0.03, sigma_max=0.08, start_noise=0.0)
-    return {"ppo": ppo, "score_flow": kernel}
+    return {"ppo": dataclasses.replace(SPARSE, num_iterations=24), "score_flow": kernel}
 
 
 def reinflow(task: str, preset: Preset = "clean") -> dict:
     """ReinFlow: the same without a drift."""
     settings = score_flow(task, preset)
     kernel = dataclasses.replace(settings["score_flow"], drift="none")
+    if preset == "clean" and task not in LOCOMOTION:
+        settings["ppo"] = SPARSE
     return {**settings, "score_flow": kernel}
 
 
@@ -145,15 +168,11 @@ def fpo(task: str, preset: Preset = "clean") -> dict:
             action_noise=0.0,
         )
         return {"ppo": ppo, "fpo": ratio}
-    ppo = PPOConfig(
-        num_iterations=40,
-        num_envs=256,
-        num_minibatches=4,
-        actor_learning_rate=3e-5,
-        clip_range=0.05,
-        target_kl=0.3,
-    )
-    return {"ppo": ppo, "fpo": FPOConfig(ratio="per_action")}
+    ratio = FPOConfig(ratio="per_action")
+    if task in LOCOMOTION:
+        return {"ppo": _locomotion(3e-4, clip_range=0.05), "fpo": ratio}
+    ppo = dataclasses.replace(SPARSE, actor_learning_rate=3e-5, clip_range=0.05)
+    return {"ppo": ppo, "fpo": ratio}
 
 
 def fpo_plus_plus(task: str, preset: Preset = "clean") -> dict:
@@ -200,28 +219,20 @@ def fpo_plus_plus(task: str, preset: Preset = "clean") -> dict:
             action_noise=0.0,
         )
         return {"ppo": ppo, "fpo": ratio}
-    ppo = PPOConfig(
-        num_iterations=40,
-        num_envs=256,
-        num_minibatches=4,
-        actor_learning_rate=3e-5,
-        clip_range=0.05,
-        trust_region="aspo",
-        target_kl=0.3,
+    if task in LOCOMOTION:
+        ppo = _locomotion(3e-4, clip_range=0.05, trust_region="aspo")
+        return {"ppo": ppo, "fpo": FPOConfig()}
+    ppo = dataclasses.replace(
+        SPARSE, actor_learning_rate=3e-5, clip_range=0.05, trust_region="aspo"
     )
     return {"ppo": ppo, "fpo": FPOConfig()}
 
 
 def gaussian_ppo(task: str, preset: Preset = "clean") -> dict:
     """The control."""
-    ppo = PPOConfig(
-        num_iterations=24,
-        num_envs=256,
-        num_minibatches=4,
-        actor_learning_rate=1e-5,
-        target_kl=0.3,
-    )
-    return {"ppo": ppo, "gaussian": GaussianConfig()}
+    if task in LOCOMOTION:
+        return {"ppo": _locomotion(3e-4), "gaussian": GaussianConfig(sigma_min=0.1, sigma_max=1.0)}
+    return {"ppo": SPARSE, "gaussian": GaussianConfig()}
 
 
 def rldt(task: str, preset: Preset = "clean") -> dict:

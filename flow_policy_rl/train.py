@@ -371,7 +371,8 @@ def build_learner(
     if isinstance(config, TrainRLDT):
         return RLDT(base, env, config.rldt, generator)
     estimator = build_estimator(config, base).to(generator.device)
-    return PPO(estimator.policy, estimator, env, config.ppo, generator)
+    scratch = config.checkpoint is None
+    return PPO(estimator.policy, estimator, env, config.ppo, generator, scratch)
 
 
 def starting_point(config: TrainRL):

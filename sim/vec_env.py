@@ -215,6 +215,7 @@ class VecEnv:
         for h in range(horizon):
             wanted = self.task.act(trail[:, h], actions[:, h])[:, None]
             given, broken = self._run(trail[:, h : h + 2], command, wanted)
+            self.world.memory(trail[:, h + 1])[:] = self.world.memory(trail[:, h])
             trail[:, h + 1] = self.task.after_step(trail[:, h + 1])
             command = commands[:, h] = given[:, 0]
             diverged[:, h] = broken[:, 0]

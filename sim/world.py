@@ -64,6 +64,7 @@ class World:
             simulation bit for bit; `EQUALITIES` lets a task switch equality constraints.
         outputs: names of MjData arrays (cfrc_ext, xpos, sensordata...) to append to every row, as they are after the
             control step. Like `mj_step` they describe the state before its last physics step.
+        memory: numbers at the end of a row that physics leaves alone and a task with `feedback` writes.
 
     Raises:
         SimulationError: malformed model, the control period is not a whole number of physics steps, an actuator has no
@@ -78,6 +79,7 @@ class World:
         interface: str = "joint_position",
         extra_state: int = 0,
         outputs: Sequence[str] = (),
+        memory: int = 0,
     ):
         if interface not in INTERFACES:
             raise unknown_name("interface", interface, INTERFACES)
@@ -92,6 +94,8 @@ class World:
             )
         self._scratch = mujoco.MjData(model)
         self._lay_out(extra_state, outputs)
+        self._memory = slice(self.state_size, self.state_size + memory)
+        self.state_size += memory
         self._name_joints()
 
     def _lay_out(self, extra_state: int, outputs: Sequence[str]) -> None:
@@ -175,8 +179,12 @@ class World:
         where, shape = self.outputs[name]
         return state[..., where].reshape(*state.shape[:-1], *shape)
 
+    def memory(self, state: np.ndarray) -> np.ndarray:
+        """(..., state_size) -> (..., memory), a view."""
+        return state[..., self._memory]
+
     def make_state(self, qpos: np.ndarray, qvel: np.ndarray | None = None) -> np.ndarray:
-        """A state row (state_size,) at time zero; qvel is zero unless given."""
+        """A state row (state_size,) at time zero; qvel is zero unless given, and so is the task's memory."""
         data = self._scratch
         mujoco.mj_resetData(self.model, data)
         data.qpos[:] = qpos
@@ -184,7 +192,7 @@ class World:
             data.qvel[:] = qvel
         if self.state_size > self.physics_size or self.state_spec & int(WARM_START):
             mujoco.mj_forward(self.model, data)
-        state = np.empty(self.state_size)
+        state = np.zeros(self.state_size)
         self.read(data, state)
         return state
 

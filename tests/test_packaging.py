@@ -157,7 +157,10 @@ def test_serving_needs_nothing_of_training():
     for name in ("base", "serve", "ros", "bags", "gpu"):
         assert not heavy & set(extras[name])
     wanted = set().union(
-        *(extras[name] for name in ("sim", "serve", "bags", "data", "report", "train", "ros"))
+        *(
+            extras[name]
+            for name in ("sim", "kitchen", "serve", "bags", "data", "report", "train", "ros")
+        )
     )
     assert set(extras["all"]) == wanted
     assert set(extras) >= {"sim", "train", "serve", "ros", "gpu", "data", "docs"}

@@ -15,11 +15,14 @@ from toys import ROOT
 from flow_policy_rl import checkpoint, train
 from flow_policy_rl.algorithms import ppo
 from flow_policy_rl.algorithms.ppo import PPOConfig
+from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episode
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.policy import NetworkConfig
+from flow_policy_rl.spec import ObservationField
 from flow_policy_rl.statistics import RunningStatistics
 from flow_policy_rl.train import ScratchConfig
+from sim.tasks import make_task
 
 TINY = PPOConfig(
     num_iterations=2,
@@ -31,7 +34,6 @@ TINY = PPOConfig(
     critic_warmup=0,
     value_width=16,
     value_depth=2,
-    update_normalizer=True,
     scale_rewards=True,
 )
 SCRATCH = ScratchConfig(num_flow_steps=2, network=NetworkConfig(width=16, depth=2))
@@ -333,3 +335,25 @@ def test_an_off_policy_run_goes_on_exactly_too(tmp_path):
     for name in (train.POLICY_FILE, "state.safetensors"):
         four, two = (weights(tmp_path / folder, name) for folder in ("four", "two"))
         assert [k for k in four if not torch.equal(four[k], two[k])] == []
+
+
+STRANGE = {
+    "joints": ({"joint_names": ("a", "b")}, r"have joints \('a', 'b'\); task 'lift' has \('panda"),
+    "rate": ({"control_dt": 0.1}, "have control_dt 0.1; task 'lift' has 0.05"),
+    "task": ({"task": "hopper"}, "have task hopper; task 'lift' has lift"),
+    "observations": ({"observations": ()}, r"have observations \(\); task 'lift' has"),
+    "too few": ({}, "is larger than the 7 steps"),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_demonstrations_that_do_not_fit_are_refused(case):
+    """Other joints, rate, task or senses, fewer steps than a batch: the line says what is there and what is wanted."""
+    changes, says = STRANGE[case]
+    task = make_task("lift")
+    fields = tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields)
+    layout = DemoLayout("lift", task.robot, task.world.joint_names, task.control_dt, fields)
+    episode = Episode({}, np.zeros((7, 8)), np.zeros(7), np.zeros((7, 0)))
+    demos = Demonstrations(dataclasses.replace(layout, **changes), [episode], {})
+    with pytest.raises(InputError, match=says):
+        train.check_demos(demos, task, train.default_config("bc", "lift"))

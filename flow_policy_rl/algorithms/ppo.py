@@ -71,8 +71,6 @@ class PPOConfig:
         learning_rate_cycle, learning_rate_warmup: see there; iterations of linear growth at the start of each cycle.
         critic_warmup: first iterations, in which only the critic learns.
         value_width, value_depth: size of the critic.
-        update_normalizer: the observation normaliser follows the rollouts, between update and next rollout. For
-            policies without demonstrations to take it from.
         scale_rewards: divide rewards by the running spread of the discounted return.
         ema_decay: moving average of the weights over iterations, which is what is evaluated and saved (0: the weights
             themselves); rollouts use the raw ones.
@@ -101,7 +99,6 @@ class PPOConfig:
     critic_warmup: int = 1
     value_width: int = 256
     value_depth: int = 3
-    update_normalizer: bool = False
     scale_rewards: bool = False
     ema_decay: float = 0.0
     train_encoder: bool = False
@@ -125,7 +122,12 @@ class PPOConfig:
 
 
 class PPO:
-    """Estimator, critic and their optimisers; `iterate` is one rollout and one update."""
+    """Estimator, critic and their optimisers; `iterate` is one rollout and one update.
+
+    Args:
+        from_scratch: the policy has no normaliser from demonstrations, so its own follows the rollouts, between an
+            update and the next rollout.
+    """
 
     def __init__(
         self,
@@ -134,7 +136,9 @@ class PPO:
         env: VecEnv,
         config: PPOConfig,
         generator: torch.Generator,
+        from_scratch: bool = False,
     ):
+        self.from_scratch = from_scratch
         self.policy, self.estimator, self.config, self.generator = (
             policy,
             estimator,
@@ -145,7 +149,7 @@ class PPO:
         device = policy.action_low.device
         self.critic = ValueFunction(policy.num_features, config.value_width, config.value_depth)
         self.critic.to(device)
-        keeps_raw = config.train_encoder or config.update_normalizer
+        keeps_raw = config.train_encoder or from_scratch
         self.collector = Collector(
             env,
             policy.spec.execute_horizon,
@@ -185,7 +189,7 @@ class PPO:
             RunFailed: a loss or a gradient is not finite or has exploded; the weights are those of before that step.
         """
         config = self.config
-        if config.update_normalizer and self.iteration == 0 and not self.obs_statistics.count:
+        if self.from_scratch and self.iteration == 0 and not self.obs_statistics.count:
             self._update_normalizer(self.collect())  # only to see what observations look like
         start = time.perf_counter()
         rollout = self.collect()
@@ -194,7 +198,7 @@ class PPO:
         metrics = self.update(rollout)
         self.iteration += 1
         self.estimator.anneal(self.iteration / config.num_iterations)
-        if config.update_normalizer:
+        if self.from_scratch:
             self._update_normalizer(rollout)
         if config.ema_decay:
             self._update_average()

@@ -5,6 +5,7 @@ from importlib import metadata
 
 from sim.errors import SimulationError, unknown_name
 from sim.tasks.insert import Insert
+from sim.tasks.kitchen import Kitchen
 from sim.tasks.lamp import Lamp
 from sim.tasks.lift import Lift
 from sim.tasks.locomotion import LOCOMOTION
@@ -20,7 +21,7 @@ MANIPULATION = {
     task.name: task
     for task in (Reach, Lift, Push, Stack, PickPlace, Insert, Transport, OneLeg, Lamp, RoundTable)
 }
-TASKS = MANIPULATION | LOCOMOTION
+TASKS = MANIPULATION | LOCOMOTION | {Kitchen.name: Kitchen}
 
 PLUGINS = "flow_policy_rl.tasks"  # entry points of this group are tasks of other packages
 

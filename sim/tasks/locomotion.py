@@ -17,6 +17,7 @@ import numpy as np
 from sim.errors import SimulationError
 from sim.tasks.base import Task
 from sim.tasks.layout import ObsField, camera_field
+from sim.tasks.names import body_names, scalar_names
 from sim.world import WARM_START, World, load_spec
 
 FORCE_LIMIT = 1.0  # Ant clips contact forces to this, N and N m
@@ -261,23 +262,3 @@ class Humanoid(Locomotion):
 
 
 LOCOMOTION = {task.name: task for task in (Hopper, Walker2d, HalfCheetah, Ant, Humanoid)}
-
-FREE_POSITION = ("x", "y", "z", "qw", "qx", "qy", "qz")
-FREE_VELOCITY = ("vx", "vy", "vz", "wx", "wy", "wz")
-
-
-def scalar_names(model: mujoco.MjModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A name for each element of qpos and of qvel."""
-    positions, velocities = [], []
-    for i in range(model.njnt):
-        name = model.joint(i).name
-        free = model.jnt_type[i] == mujoco.mjtJoint.mjJNT_FREE
-        positions += [f"{name}_{part}" for part in FREE_POSITION] if free else [name]
-        velocities += [f"{name}_{part}" for part in FREE_VELOCITY] if free else [name]
-    return tuple(positions), tuple(velocities)
-
-
-def body_names(model: mujoco.MjModel, per_body: int) -> tuple[str, ...]:
-    """A name for each of so many numbers of every body but the world."""
-    bodies = [model.body(i).name or f"body{i}" for i in range(1, model.nbody)]
-    return tuple(f"{body}_{k}" for body in bodies for k in range(per_body))
