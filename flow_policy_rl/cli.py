@@ -80,6 +80,7 @@ EXTRAS = {
 # flow-policy bench NAME: each a module of flow_policy_rl.bench with Config, main and text
 BENCHES: dict[str, str] = {
     "learn": "algorithms compared on the same base policies",
+    "replay": "replay and conversion of bags, speed and memory",
     "sim": "environment steps per second, against raw MuJoCo, Gymnasium, robosuite",
     "train": "training speed, shares of physics, policy and update, against its floor",
     "serve": "milliseconds per inference, against torch and a numpy floor",

@@ -27,6 +27,7 @@ from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.serving import model_file
 from flow_policy_rl.serving.onnx_policy import OUTPUT, OnnxPolicy, graph_inputs
 from flow_policy_rl.spec import INTEGRATORS, METADATA_KEY, PolicySpec
+from sim.tasks import task_names
 from sim.vec_env import VecEnv
 
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3}  # largest error, as a share of the action range
@@ -288,7 +289,13 @@ def keeps_prefix(obs: dict[str, np.ndarray], chunk: np.ndarray) -> bool:
 def observations_to_check(
     policy: FlowPolicy, rng: np.random.Generator, spec: PolicySpec
 ) -> list[dict[str, np.ndarray]]:
-    """What the policy meets in simulation, and observations far outside of it, as the file with `spec` takes them."""
+    """What the policy meets in simulation, and observations far outside of it, as the file with `spec` takes them.
+
+    Of a task that exists only as data: draws from the statistics of its training data instead.
+    """
+    if spec.task not in task_names():
+        seen = [ordinary_observations(spec, 32, rng), extreme_observations(spec, 32, rng)]
+        return [with_prefix(spec, obs, rng) for obs in seen]
     env = VecEnv(task_of(policy.spec), 32, seed=int(rng.integers(2**31)))
     obs, seen = env.reset(), []
     act = torch_policy(policy)
@@ -299,6 +306,18 @@ def observations_to_check(
     env.close()
     seen.append(extreme_observations(spec, 32, rng))
     return [with_prefix(spec, sized(spec, obs), rng) for obs in seen]
+
+
+def ordinary_observations(spec: PolicySpec, rows: int, rng: np.random.Generator) -> dict:
+    """As the training data were, by mean and spread; pictures of noise."""
+    obs = {}
+    for f in spec.observations:
+        if f.kind == "image":
+            obs[f.name] = rng.integers(256, size=(rows, *f.shape), dtype=np.uint8)
+        else:
+            mean, std = np.asarray(f.mean or (0.0,)), np.asarray(f.std or (1.0,))
+            obs[f.name] = mean + std * rng.standard_normal((rows, f.size))
+    return obs
 
 
 def extreme_observations(spec: PolicySpec, rows: int, rng: np.random.Generator) -> dict:

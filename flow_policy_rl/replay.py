@@ -178,11 +178,28 @@ def judge(config: Config, path: Path) -> Judged:
     bag = Bag(config.bag)
     if config.mode == "graph":
         return through_the_node(config, path, bag, spec, robot)
+    if config.mode == "timed":
+        return with_latency(config, path, bag, policy, robot)
     predictor = Predictor(policy, config.noise, config.seed, config.samples)
     recording = read_recording(bag, spec, robot, config.ground_truth, config.truth_topic, predictor)
     refuse_empty(recording, config.bag)
     chunks, samples = predictor.finish()
     numbers = measure(spec, robot, recording, chunks, samples, np.array(predictor.latencies_s))
+    return Judged(path, spec, robot, recording, chunks, numbers)
+
+
+def with_latency(config: Config, path: Path, bag: Bag, policy: OnnxPolicy, robot: Robot) -> Judged:
+    """Chunks that come late, through scheduler and safety filter."""
+    from flow_policy_rl.offline.timed import TimedPredictor
+
+    spec = policy.spec
+    timed = TimedPredictor(policy, robot, config.noise, config.seed, config.latency_ms)
+    recording = read_recording(bag, spec, robot, config.ground_truth, config.truth_topic, timed)
+    refuse_empty(recording, config.bag)
+    chunks = timed.finish()
+    none = np.zeros((len(chunks), 0, *chunks.shape[1:]))
+    numbers = measure(spec, robot, recording, chunks, none, np.array(timed.latencies_s))
+    numbers["timed"] = timed.numbers(recording, robot)
     return Judged(path, spec, robot, recording, chunks, numbers)
 
 
@@ -402,6 +419,12 @@ def text(result: dict) -> str:
             f"{verdict(result)}"
         )
     lines = [errors]
+    if "timed" in result and result["timed"]["mae"] is not None:
+        timed = result["timed"]
+        lines.append(
+            f"with a latency of {timed['latency_ms']['p50']:.1f} ms: mean error of the command {timed['mae']:.4f}; "
+            f"{sum(timed['refused'].values())} chunks refused, {timed['skipped_observations']} observations skipped"
+        )
     if "compare" in result and result["compare"]["mae"] is not None:
         paired = result["compare"]["paired"]
         lines.append(f"second policy: mean error {result['compare']['mae']:.4f}")

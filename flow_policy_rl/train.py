@@ -23,7 +23,8 @@ from flow_policy_rl.algorithms.gaussian import Gaussian, GaussianConfig
 from flow_policy_rl.algorithms.ppo import PPO, PPOConfig
 from flow_policy_rl.algorithms.rldt import RLDT, RLDTConfig
 from flow_policy_rl.algorithms.score_flow import ScoreFlow, ScoreFlowConfig
-from flow_policy_rl.data import demonstrations
+from flow_policy_rl.data import demonstrations, sources
+from flow_policy_rl.data import recorded as recording
 from flow_policy_rl.data.demonstrations import ChunkDataset, Demonstrations
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.evaluate import check_fits, evaluate, task_of, torch_policy
@@ -66,8 +67,8 @@ class TrainBC:
     Example: flow-policy train bc --task lift --demos demos.hdf5 --run-dir runs/bc
 
     Attributes:
-        task: name of the task.
-        demos: robomimic-style HDF5 file.
+        task: name of the task; `recorded` for data of a robot or task that has no simulation here.
+        demos: robomimic HDF5, LeRobot v3 folder, Minari folder or D4RL file.
         run_dir: folder to write.
         seed: of initial weights and batches.
         action_horizon: H, actions per chunk.
@@ -262,7 +263,8 @@ def begin_run(config) -> None:
 def train_bc(config: TrainBC) -> dict:
     """Imitation."""
     demos = demonstrations.load(config.demos)
-    task = task_of(demos.layout, config.task)
+    recorded = config.task == recording.NAME
+    task = recording.recorded_task(demos) if recorded else task_of(demos.layout, config.task)
     check_demos(demos, task, config)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
@@ -270,7 +272,7 @@ def train_bc(config: TrainBC) -> dict:
         algorithm="bc",
         provenance={
             "demos": {
-                "sha256": provenance.file_hash(config.demos),
+                "sha256": sources.hash_of(config.demos),
                 "episodes": len(demos.episodes),
             },
             "environment": provenance.environment(),

@@ -1,6 +1,8 @@
 """From bags to data sets and between formats: closed forms, round trips, and the readers of other libraries."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import h5py
@@ -21,14 +23,17 @@ from bag_toys import (
     write,
 )
 
-from flow_policy_rl import convert
+from flow_policy_rl import checkpoint, convert, train
+from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.convert import Config, Splitting
 from flow_policy_rl.data import demonstrations, sources
 from flow_policy_rl.data.robomimic import DemoLayout, Demonstrations, Episode, RobomimicWriter
 from flow_policy_rl.data.statistics import ImageStatistics, summarise
 from flow_policy_rl.errors import InputError
+from flow_policy_rl.policy import NetworkConfig
 from flow_policy_rl.serving.decode import DecodeError, compressed_image, decode, rgb
 from flow_policy_rl.spec import ObservationField
+from sim.errors import SimulationError
 
 BOOL, COMPRESSED = "std_msgs/msg/Bool", "sensor_msgs/msg/CompressedImage"
 HEIGHT, WIDTH = 24, 32
@@ -471,3 +476,35 @@ def test_poses_have_their_stamp_where_the_reader_looks(tmp_path):
         data = bytes(TYPESTORE.serialize_cdr(msg, kind))
         expected = msg.header.stamp.sec * 10**9 + msg.header.stamp.nanosec
         assert header_stamp(Message("/x", kind, 5, data)) == expected
+
+
+@pytest.mark.parametrize("output", ["lerobot", "d.hdf5"])
+def test_training_takes_any_data_set(tmp_path, output):
+    """A data set of a robot and task that have no simulation here."""
+    rng = np.random.default_rng(0)
+    layout = toy_demos(camera=False).layout
+    episodes = [
+        Episode(
+            {f.name: rng.normal(size=(40, f.size)).astype(np.float32) for f in layout.observations},
+            rng.uniform(-0.5, 0.5, (40, 2)).astype(np.float32),
+            np.zeros(40),
+            np.zeros((40, 0)),
+        )
+        for _ in range(4)
+    ]
+    demonstrations.save(tmp_path / "d.hdf5", Demonstrations(layout, episodes, {}))
+    if output != "d.hdf5":
+        convert.main(Config(tmp_path / "d.hdf5", tmp_path / output))
+    config = train.TrainBC(
+        task="recorded",
+        demos=tmp_path / output,
+        run_dir=tmp_path / "run",
+        network=NetworkConfig(width=16, depth=1),
+        bc=BCConfig(num_steps=5, batch_size=32),
+    )
+    policy = checkpoint.load(Path(train.main(config)["checkpoint"]))
+    assert policy.spec.joint_names == ("a", "b")
+    assert policy.spec.task == "toy"
+    assert -0.7 < policy.spec.action_low[0] < -0.5 < 0.5 < policy.spec.action_high[0] < 0.7
+    with pytest.raises(SimulationError, match="unknown task 'toy'"):
+        train.main(replace(config, task="toy"))

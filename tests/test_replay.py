@@ -360,3 +360,37 @@ def test_sampled_truth_and_pending_agree_with_interpolation():
         assert np.allclose(v, exact)
     assert len(found) > 300
     assert truth.at(times[-1] + 1) is None
+
+
+# --- with latency ---
+
+
+def test_without_latency_the_command_is_the_plan(tmp_path, policy_file):
+    """A policy that holds commands where the robot was at each observation, from the next control step on."""
+    write(tmp_path / "bag", recorded(6.0))
+    result = run(tmp_path, policy_file, mode="timed", latency_ms=0.0)
+    timed = result["timed"]
+    assert timed["refused"] == {}
+    assert timed["skipped_observations"] == 0
+    assert timed["chunks_sent"] == result["chunks"]
+    assert timed["mae"] == pytest.approx(result["mae"], rel=0.35)
+    assert timed["limit_violations"]["velocity"] == 0
+    assert "With latency" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_latency_delays_the_command_and_is_accounted_for(tmp_path, policy_file):
+    write(tmp_path / "bag", recorded(6.0))
+    errors = []
+    for latency in (0.0, 100.0, 190.0):
+        timed = run(tmp_path, policy_file, mode="timed", latency_ms=latency)["timed"]
+        errors.append(timed["mae"])
+        assert timed["latency_ms"]["p50"] == latency
+        assert timed["delay_steps_p50"] == pytest.approx(latency / 50)
+    assert errors[0] < errors[1] < errors[2]  # it holds ever older positions of a moving robot
+    slow = run(tmp_path, policy_file, mode="timed", latency_ms=500.0)["timed"]
+    assert slow["chunks_sent"] == 0  # six actions of 50 ms are over by then
+    assert slow["refused"] == {
+        "the chunk was late: all of its actions are past": pytest.approx(13, abs=4)
+    }
+    assert slow["skipped_observations"] > 10
+    assert slow["mae"] is None

@@ -261,13 +261,14 @@ class BagWriter:
         InputError: the folder exists already.
     """
 
-    def __init__(self, folder: Path, ros_distro: str = ""):
+    def __init__(self, folder: Path, ros_distro: str = "", compressed: bool = True):
         if folder.exists():
             raise InputError(f"bag '{folder}' exists already")
         folder.mkdir(parents=True)
         self._folder, self._ros_distro = folder, ros_distro
         self._file = (folder / f"{folder.name}_0.mcap").open("wb")
-        self._writer = Writer(self._file, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD)
+        compression = CompressionType.ZSTD if compressed else CompressionType.NONE
+        self._writer = Writer(self._file, chunk_size=CHUNK_BYTES, compression=compression)
         self._writer.start(profile="ros2", library="flow_policy_rl")
         self._channels: dict[str, int] = {}
         self._topics: dict[str, dict] = {}

@@ -1,9 +1,11 @@
 """Any data set that we can read, recognised by what is in it."""
 
+import hashlib
 from pathlib import Path
 
 import h5py
 
+from flow_policy_rl import provenance
 from flow_policy_rl.data import lerobot, minari, robomimic
 from flow_policy_rl.data.robomimic import Demonstrations
 from flow_policy_rl.errors import InputError
@@ -58,6 +60,17 @@ def kind_of(path: str | Path) -> str:
     raise InputError(
         f"demonstrations '{path}' cannot be read: it has {found}, and is neither robomimic, D4RL nor Minari"
     )
+
+
+def hash_of(path: str | Path) -> str:
+    """SHA-256 of a data set: of its file, or of the names and contents of all files of its folder."""
+    path = Path(path)
+    if path.is_file():
+        return provenance.file_hash(path)
+    whole = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        whole.update(f"{file.relative_to(path)} {provenance.file_hash(file)}\n".encode())
+    return whole.hexdigest()
 
 
 def load(path: str | Path) -> Demonstrations:

@@ -243,6 +243,21 @@ def violations(
     }
 
 
+def motion_violations(
+    motions: Sequence[np.ndarray], limits: Mapping[str, np.ndarray], dt: float
+) -> dict:
+    """The same of motions (T, A), for what was really commanded."""
+    parts = [m for m in map(_known, motions) if len(m) > 3]
+    if not parts:
+        return {"position": None, "velocity": None, "acceleration": None}
+    found = [(len(m), violations(m[None, 1:], m[:1], limits, dt)) for m in parts]
+    total = sum(length for length, _ in found)
+    return {
+        what: sum(length * shares[what] for length, shares in found) / total
+        for what in ("position", "velocity", "acceleration")
+    }
+
+
 def out_of_distribution(obs: Mapping[str, np.ndarray], fields: Sequence) -> dict[str, float]:
     """By field with training statistics: share of observations with an element beyond `OUTLIER_STD` deviations."""
     result = {}

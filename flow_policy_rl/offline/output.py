@@ -155,6 +155,7 @@ def write_page(path: Path, judged: Sequence[Judged], result: dict) -> None:
         report.Table("Error per joint", *_joints(result, compared)),
         _others(result),
         report.Table("Smoothness", *_smoothness(result, compared)),
+        _timed(result),
         _limits(result),
         report.Table("Timing", *_timing(result)),
         report.latency_figure(first.recording.latencies_s * 1e3),
@@ -268,6 +269,27 @@ def _smoothness(result: dict, compared: dict | None) -> tuple[list[str], list[li
 
 def _short(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4g}"
+
+
+def _timed(result: dict) -> report.Table | None:
+    timed = result.get("timed")
+    if not timed:
+        return None
+    kind = "simulated" if timed["latency_simulated"] else "as measured here"
+    rows = [
+        [
+            f"latency, {kind}: p50, p99 (ms)",
+            ", ".join(_short(timed["latency_ms"][k]) for k in ("p50", "p99")),
+        ],
+        ["mean error of the command", _number(timed["mae"])],
+        ["jerk of the command, rms", _short(timed["smoothness"]["jerk_rms"])],
+        ["jerk of the chunks, rms", _short(result["smoothness"]["policy"]["jerk_rms"])],
+        ["chunks sent", str(timed["chunks_sent"])],
+        ["actions limited, per chunk", _short(timed["limited_actions_per_chunk"])],
+        ["observations skipped", str(timed["skipped_observations"])],
+        *([f"refused: {why}", str(n)] for why, n in timed["refused"].items()),
+    ]
+    return report.Table("With latency, scheduler and safety filter", ["", ""], rows)
 
 
 def _limits(result: dict) -> report.Table:

@@ -37,19 +37,21 @@ class Predictor:
         """One observation."""
         row, obs = inference.row, inference.obs
         if len(self.latencies_s) < TIMED:
-            self._time(row, obs)
+            self._time(inference)
         self._waiting.append((row, obs))
         if len(self._waiting) >= BATCH:
             self._run()
 
-    def _time(self, row: int, obs: Mapping[str, np.ndarray]) -> None:
-        single = {name: np.asarray(values)[None] for name, values in obs.items()}
-        noise = self._noise(row)[:1]
-        noise = np.repeat(noise, self.policy.batch or 1, axis=0)
-        inputs = self._inputs(single, len(noise))
+    def _time(self, inference: Inference) -> None:
         start = time.perf_counter()
-        self.policy.infer(inputs, noise)
+        self.single(inference)
         self.latencies_s.append(time.perf_counter() - start)
+
+    def single(self, inference: Inference) -> np.ndarray:
+        """Chunk (H, A) of one observation, alone as on the robot."""
+        obs = {name: np.asarray(values)[None] for name, values in inference.obs.items()}
+        noise = np.repeat(self._noise(inference.row)[:1], self.policy.batch or 1, axis=0)
+        return self.policy.infer(self._inputs(obs, len(noise)), noise)[0]
 
     def _noise(self, row: int) -> np.ndarray:
         """(1 + samples, H, A)."""
