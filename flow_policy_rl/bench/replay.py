@@ -76,16 +76,18 @@ def measure(config: Config, folder: Path) -> dict:
         "quarter": make_bag(folder / "quarter", seconds / 4, cameras=True),
     }
     lengths = {"state": STATE_SECONDS, "cameras": seconds}
-    speeds = {}
+    speeds, per_cpu = {}, {}
     for name, length in lengths.items():
-        times = []
+        times, cpu = [], []
         for _ in range(config.repeats):
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             judged = replay.judge(
                 replay.Config(bags[name], policies[name], robot=str(robot)), policies[name]
             )
             times.append(time.perf_counter() - start)
+            cpu.append(time.process_time() - start_cpu)
         speeds[name] = length / statistics.median(times)
+        per_cpu[name] = length / statistics.median(cpu)
         expected = length / (judged.spec.execute_horizon * judged.spec.control_dt)
         if len(judged.chunks) < 0.9 * expected:
             raise RunFailed(
@@ -107,10 +109,13 @@ def measure(config: Config, folder: Path) -> dict:
         "bag_seconds": seconds,
         "speed_vs_real_time": speeds["cameras"],
         "state_only_speed_vs_real_time": speeds["state"],
+        "seconds_per_cpu_second": per_cpu["cameras"],
+        "state_only_seconds_per_cpu_second": per_cpu["state"],
         "command_speed_vs_real_time": seconds / replayed["seconds"],
         "peak_memory_mb": replayed["memory_mb"],
         "peak_memory_quarter_mb": small["memory_mb"],
         "convert_s_per_gb": converted["seconds"] / size,
+        "convert_cpu_s_per_gb": converted["cpu_s"] / size,
         "convert_peak_memory_mb": converted["memory_mb"],
         "convert_peak_memory_quarter_mb": small_converted["memory_mb"],
         "converted_frames": converted["result"]["steps"],
@@ -132,7 +137,12 @@ def run(arguments: list[str]) -> dict:
     if child.returncode:
         raise RunFailed(f"flow-policy {arguments[0]} ended with exit code {child.returncode}")
     seconds = time.perf_counter() - start
-    return {"result": json.loads(text), "seconds": seconds, "memory_mb": usage.ru_maxrss / 1024}
+    return {
+        "result": json.loads(text),
+        "seconds": seconds,
+        "memory_mb": usage.ru_maxrss / 1024,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+    }
 
 
 def folder_bytes(folder: Path) -> int:
@@ -281,9 +291,11 @@ def text(result: dict) -> str:
     return (
         f"bag of {result['bag_gb']:.2f} GB, {result['bag_seconds']:.0f} s\n"
         f"replay: {result['speed_vs_real_time']:.1f} x real time with two cameras, "
-        f"{result['state_only_speed_vs_real_time']:.0f} x state only; whole command "
+        f"{result['state_only_speed_vs_real_time']:.0f} x state only (per CPU-second: "
+        f"{result['seconds_per_cpu_second']:.1f} and {result['state_only_seconds_per_cpu_second']:.0f} s of the bag); "
+        f"whole command "
         f"{result['command_speed_vs_real_time']:.1f} x; at most {result['peak_memory_mb']:.0f} MB "
         f"({result['peak_memory_quarter_mb']:.0f} MB for a quarter of the bag)\n"
-        f"convert: {result['convert_s_per_gb']:.0f} s per GB, at most {result['convert_peak_memory_mb']:.0f} MB "
+        f"convert: {result['convert_s_per_gb']:.0f} s per GB ({result['convert_cpu_s_per_gb']:.0f} CPU-seconds), at most {result['convert_peak_memory_mb']:.0f} MB "
         f"({result['convert_peak_memory_quarter_mb']:.0f} MB for a quarter)"
     )

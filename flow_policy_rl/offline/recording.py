@@ -55,29 +55,59 @@ FIELD_TYPES = {
     "image": ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"),
 }
 BINS_PER_DECADE = 40
+BLOCK = 4096  # durations that are sorted in at once
 
 
 class Durations:
     """Percentiles of any number of durations in constant memory: a histogram of bins 6 % wide."""
 
     def __init__(self):
-        self.count, self.max, self.max_at = 0, 0.0, 0.0
+        self._new: list[tuple[float, float]] = []
         self._bins: Counter = Counter()
+        self._max = (0.0, 0.0)
+        self._count = 0
 
     def add(self, seconds: float, at: float = 0.0) -> None:
         """One duration, met at a time in the bag."""
-        self.count += 1
-        self._bins[round(math.log10(max(seconds, 1e-7)) * BINS_PER_DECADE)] += 1
-        if seconds > self.max:
-            self.max, self.max_at = seconds, at
+        self._new.append((seconds, at))
+        if len(self._new) >= BLOCK:
+            self._sort_in()
+
+    def _sort_in(self) -> None:
+        if not self._new:
+            return
+        seconds = np.array(self._new)[:, 0]
+        bins = np.rint(np.log10(np.maximum(seconds, 1e-7)) * BINS_PER_DECADE).astype(int)
+        self._bins.update(bins.tolist())
+        self._max = max(self._max, self._new[int(seconds.argmax())], key=lambda pair: pair[0])
+        self._count += len(self._new)
+        self._new = []
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return self._count + len(self._new)
+
+    @property
+    def max(self) -> float:
+        """The longest, s."""
+        self._sort_in()
+        return self._max[0]
+
+    @property
+    def max_at(self) -> float:
+        """When the longest was met."""
+        self._sort_in()
+        return self._max[1]
 
     def percentile(self, share: float) -> float:
         """Seconds; nan without any."""
-        left = share * self.count
+        self._sort_in()
+        left = share * self._count
         for index in sorted(self._bins):
             left -= self._bins[index]
             if left <= 0:
-                return min(10 ** (index / BINS_PER_DECADE), self.max)
+                return min(10 ** (index / BINS_PER_DECADE), self._max[0])
         return math.nan
 
     def summary_ms(self) -> dict[str, float | None]:
@@ -325,6 +355,8 @@ class _Reader:
         self.segment = 0
         self.begin = 0  # of the segment
         self.jumped = False
+        self.names: tuple[str, ...] = ()
+        self.names_count = 0
         self.handlers = {topic: self._observation for topic in fields}
         self.handlers[joints] = self._joints
         self._choose_truth(truth_kind, truth_topic, needed)
@@ -430,15 +462,19 @@ class _Reader:
     def _joints(self, message: Message) -> None:
         stamp = self._arrived(message)
         here = self.positions(message)
-        self.facts[message.topic].shapes[self.positions.seen] += 1
-        if not np.isfinite(here).all():
-            raise DecodeError("joint position is not a finite number")
+        self._count_names(message.topic)
         if self.last_joints is None:
             self.begin = stamp
+            if not np.isfinite(here).all():
+                raise DecodeError("joint position is not a finite number")
         else:
-            elapsed = (stamp - self.last_joints[0]) / 1e9
-            reach = self.velocity_limit * max(elapsed, 0) * 1.5 + JUMP_MARGIN
-            far = bool((np.abs(here - self.last_joints[1]) > reach).any())
+            elapsed, far = (stamp - self.last_joints[0]) / 1e9, False
+            moved = np.abs(here - self.last_joints[1])
+            if not moved.max() <= JUMP_MARGIN:  # a finer look; also where something is not a number
+                if not np.isfinite(here).all():
+                    raise DecodeError("joint position is not a finite number")
+                reach = self.velocity_limit * max(elapsed, 0) * 1.5 + JUMP_MARGIN
+                far = bool((moved > reach).any())
             # One jump: the robot was put elsewhere. Jump after jump: another unit or bad limits, see `wiring`.
             if not 0 <= elapsed <= GAP_S or (far and not self.jumped):
                 self._new_segment(stamp)
@@ -453,6 +489,18 @@ class _Reader:
             self._try(stamp)
         else:
             self.waiting[message.topic] = (stamp, message)
+
+    def _count_names(self, topic: str) -> None:
+        if self.positions.seen is self.names:
+            self.names_count += 1
+            return
+        self._flush_names(topic)
+        self.names, self.names_count = self.positions.seen, 1
+
+    def _flush_names(self, topic: str) -> None:
+        if self.names_count:
+            self.facts[topic].shapes[self.names] += self.names_count
+            self.names_count = 0
 
     def _new_segment(self, stamp: int) -> None:
         self.segment += 1
@@ -539,6 +587,7 @@ class _Reader:
         read_stages(self.bag.deserialize(message), self.stages)
 
     def _finish(self) -> Recording:
+        self._flush_names(self.robot.topics.joint_states)
         if self.last_joints is not None and self.truth_kind == "command":
             self.pending.resolve(self.last_joints[0] / 1e9, self.truth.at)
         spec, n = self.spec, len(self.rows)
