@@ -245,7 +245,7 @@ def test_colcon_builds_both_packages(colcon, tmp_path, symlink):
             install / package / "share" / "ament_index" / "resource_index" / "packages" / package
         )
         assert marker.exists()
-    for node in ("policy_node", "sim_node", "recorder", "player", "episode_runner"):
+    for node in ("policy_node", "sim_node", "recorder", "player", "demonstrator", "episode_runner"):
         assert (
             install / "flow_policy_ros" / "lib" / "flow_policy_ros" / node
         ).exists()  # where ros2 run looks

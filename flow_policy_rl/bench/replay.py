@@ -296,6 +296,7 @@ def text(result: dict) -> str:
         f"whole command "
         f"{result['command_speed_vs_real_time']:.1f} x; at most {result['peak_memory_mb']:.0f} MB "
         f"({result['peak_memory_quarter_mb']:.0f} MB for a quarter of the bag)\n"
-        f"convert: {result['convert_s_per_gb']:.0f} s per GB ({result['convert_cpu_s_per_gb']:.0f} CPU-seconds), at most {result['convert_peak_memory_mb']:.0f} MB "
+        f"convert: {result['convert_s_per_gb']:.0f} s per GB ({result['convert_cpu_s_per_gb']:.0f} CPU-seconds), "
+        f"at most {result['convert_peak_memory_mb']:.0f} MB "
         f"({result['convert_peak_memory_quarter_mb']:.0f} MB for a quarter)"
     )

@@ -43,6 +43,7 @@ setup(
             f"sim_node = {NAME}.sim_node:main",
             f"recorder = {NAME}.recorder:main",
             f"player = {NAME}.player:main",
+            f"demonstrator = {NAME}.demonstrator:main",
             f"episode_runner = {NAME}.episode_runner:main",
         ]
     },

@@ -1,0 +1,111 @@
+"""`demonstrator`: a scripted person with a remote control. Drives `sim_node` through the task, over topics only.
+
+In the place of a teleoperator, to try recording, `flow-policy convert` and training without a robot: each control step
+it sends one target on the command topic, as a leader arm or a joystick does. Ends after `episodes` episodes.
+"""
+
+import json
+import sys
+import time
+
+import numpy as np
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from flow_policy_rl.errors import InputError
+from flow_policy_rl.serving.decode import stamp_ns
+from flow_policy_rl.serving.robot import load_robot
+from flow_policy_ros import messages
+from flow_policy_ros.process import Stop, run_node
+from sim.errors import SimulationError
+from sim.expert import make_expert
+from sim.tasks import make_task
+
+PATIENCE_S = 30.0
+
+
+class Demonstrator(Node):
+    """Reset, act until the simulation says how it went, again."""
+
+    def __init__(self):
+        super().__init__("demonstrator")
+        self._declare("task", "lift", "name of the task")
+        self._declare("robot", "panda", "name of a robot, or path of a robot file")
+        self._declare("episodes", 20, "how many")
+        try:
+            self._task = make_task(self._get("task"))
+        except SimulationError as error:
+            raise InputError(str(error)) from None
+        topics = load_robot(self._get("robot")).topics
+        self._command_pub = self.create_publisher(JointTrajectory, topics.command, 1)
+        self.create_subscription(JointState, topics.joint_states, self._on_joints, 5)
+        self.create_subscription(Bool, "/sim_node/success", self._on_success, 10)
+        self._reset_client = self.create_client(Trigger, "/sim_node/reset")
+        self._expert = None
+        self._next_step = 0
+        self._result: bool | None = None
+
+    def _declare(self, name: str, default, description: str) -> None:
+        self.declare_parameter(name, default, ParameterDescriptor(description=description))
+
+    def _get(self, name: str):
+        return self.get_parameter(name).value
+
+    def _on_joints(self, msg: JointState) -> None:
+        """One target per control step of the simulation's clock."""
+        stamp = stamp_ns(msg)
+        if self._expert is None or stamp < self._next_step:
+            return
+        dt = self._task.control_dt
+        self._next_step = stamp + round(dt * 1e9) - 1_000_000
+        target = self._expert.act(self._state)
+        names = self._task.world.joint_names
+        message = messages.joint_trajectory(names, np.array([dt]), target[None], None)
+        self._command_pub.publish(message)
+
+    def _on_success(self, msg: Bool) -> None:
+        self._result = msg.data
+
+    def spin(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
+        """All episodes."""
+        if not self._reset_client.wait_for_service(timeout_sec=PATIENCE_S):
+            raise InputError(f"no /sim_node/reset within {PATIENCE_S:.0f} s: is sim_node running?")
+        total = self._get("episodes")
+        for number in range(total):
+            self._begin(executor, stop)
+            deadline = time.monotonic() + PATIENCE_S
+            while self._result is None and not stop.requested:
+                executor.spin_once(timeout_sec=0.05)
+                if time.monotonic() > deadline:
+                    raise InputError(f"episode {number + 1} did not end within {PATIENCE_S:.0f} s")
+            if stop.requested:
+                return
+            said = "success" if self._result else "failure"
+            print(f"episode {number + 1}/{total} {said}", flush=True)
+
+    def _begin(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
+        """Reset the simulation; the script begins with what it sees then."""
+        self._expert = None
+        future = self._reset_client.call_async(Trigger.Request())
+        while not future.done() and not stop.requested:
+            executor.spin_once(timeout_sec=0.05)
+        if stop.requested:
+            return
+        rng = np.random.default_rng(json.loads(future.result().message)["seed"])
+        self._state = self._task.initial_state(rng)
+        self._result, self._next_step = None, 0
+        self._expert = make_expert(self._task, self._state, rng)
+
+
+def main() -> int:
+    """Entry point."""
+    return run_node(Demonstrator, Demonstrator.spin)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
