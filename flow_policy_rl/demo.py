@@ -327,15 +327,15 @@ class Demo:
             report.Table(
                 "Replay of the bag",
                 ["joint", "mean absolute error", "root mean square"],
-                [[n, f"{v['mae']:.5f}", f"{v['rmse']:.5f}"] for n, v in replayed["joints"].items()],
+                [[n, shown(v["mae"]), shown(v["rmse"])] for n, v in replayed["joints"].items()],
             ),
             report.Text(
                 f"Parity of policy.onnx with torch: largest error "
                 f"{self.results['export']['max_abs_error']:.1e} rad. "
-                f"Replay: mean error {replayed['mae']:.4f}, hold position {replayed['mae_hold']:.4f}, "
-                f"copy last command {replayed['mae_copy_last']:.4f}; mean jump where one "
+                f"Replay: mean error {shown(replayed['mae'])}, hold position {shown(replayed['mae_hold'])}, "
+                f"copy last command {shown(replayed['mae_copy_last'])}; mean jump where one "
                 f"chunk takes over from the other "
-                f"{replayed['seams']['position_mean']:.4f}. "
+                f"{shown(replayed['seams']['position_mean'])}. "
                 f"Over ROS, real-time factor {self.config.real_time_factor:g}: "
                 f"latency p50 {deploy['end_to_end_ms']['p50']:.2f} ms, p99 {deploy['end_to_end_ms']['p99']:.2f} ms."
             ),
