@@ -419,6 +419,11 @@ class Demo:
         }
 
 
+def shown(value: float | None) -> str:
+    """A number of a replay that may not be known."""
+    return "unknown" if value is None else f"{value:.5f}"
+
+
 def flags(config, default) -> str:
     """Command-line flags that turn one config into another."""
 

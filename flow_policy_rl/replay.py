@@ -54,6 +54,7 @@ class Config:
         truth_topic: topic of the command or of the controller state (default: that of the robot file).
         mode: grid (teacher-forced), timed (with latency, scheduler and safety), or graph (into the real node).
         latency_ms: latency of an inference in mode timed (default: as measured while replaying).
+        joining: how consecutive chunks join in mode timed, as the parameter of the node.
         noise: where the flow starts: zero, or random from `seed`.
         seed: of all noise.
         samples: further chunks per observation from random noise, for best-of-N and spread.
@@ -72,6 +73,7 @@ class Config:
     truth_topic: str = ""
     mode: Literal["grid", "timed", "graph"] = "grid"
     latency_ms: float | None = None
+    joining: Literal["replace", "crossfade", "ensemble", "rtc", "sync"] = "replace"
     noise: Literal["zero", "random"] = "zero"
     seed: int = 0
     samples: int = 0
@@ -193,7 +195,9 @@ def with_latency(config: Config, path: Path, bag: Bag, policy: OnnxPolicy, robot
     from flow_policy_rl.offline.timed import TimedPredictor
 
     spec = policy.spec
-    timed = TimedPredictor(policy, robot, config.noise, config.seed, config.latency_ms)
+    timed = TimedPredictor(
+        policy, robot, config.noise, config.seed, config.latency_ms, config.joining
+    )
     recording = read_recording(bag, spec, robot, config.ground_truth, config.truth_topic, timed)
     refuse_empty(recording, config.bag)
     chunks = timed.finish()
@@ -356,7 +360,7 @@ def _end_effector(
     spec: PolicySpec, robot: Robot, chunks: np.ndarray, truth: np.ndarray
 ) -> dict | None:
     """Distance of the tool (m) between predicted and true joints, by forward kinematics of the robot file."""
-    kinematics = getattr(robot, "kinematics", None)
+    kinematics = robot.chain
     known = np.isfinite(truth).all(axis=2)
     if kinematics is None or not known.any():
         return None

@@ -24,6 +24,9 @@ topics:
   command: /command
   poses: {cube: /cube}
   images: {front: /front}
+chain:
+  - {joint: a}
+  - {xyz: [1.0, 0, 0]}
 """
 
 

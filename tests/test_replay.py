@@ -220,6 +220,8 @@ def test_the_whole_report(tmp_path, policy_file):
     assert result["best_of_n"]["best_mae"] <= result["best_of_n"]["mean_mae"]
     assert result["mae"] == pytest.approx(result["mae_hold"], abs=1e-6)  # the policy holds
     assert not result["beats_baselines"]
+    tool = result["end_effector"]["position_mean_m"]  # at the end of a rod of 1 m
+    assert tool == pytest.approx(result["joints"]["a"]["mae"], rel=0.01)
     assert "NOT better" in replay.text(result)
     out = tmp_path / "out"
     assert json.loads((out / "replay.json").read_text())["schema_version"] == replay.SCHEMA_VERSION

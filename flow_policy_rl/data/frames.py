@@ -149,8 +149,11 @@ class FrameReader:
             topic = topic or self.robot.topics.command
             needed[topic] = COMMAND_TYPES
             self.handlers[topic] = self._command
+            if self.robot.topics.gripper_command:  # a controller of its own
+                needed[self.robot.topics.gripper_command] = COMMAND_TYPES
+                self.handlers[self.robot.topics.gripper_command] = self._command
         elif kind == "controller":
-            topic = topic or getattr(self.robot.topics, "controller_state", "")
+            topic = topic or self.robot.topics.controller_state
             if not topic:
                 raise InputError("actions from the controller need its state topic: --truth-topic")
             needed[topic] = (

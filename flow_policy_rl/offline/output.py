@@ -112,7 +112,7 @@ def write_picture(path: Path, judged: Judged) -> None:
             right.plot(x, judged.chunks[i, :, joint], color=color, linewidth=1, label=label)
     right.set(xlabel="s", title="Planned (thin) and true (wide) positions")
     if len(rows):
-        right.legend(fontsize=7, ncols=2)
+        right.legend(fontsize=7, ncols=2, loc="upper left")
     error = f"mean error {_number(numbers['mae'])} rad, m: {verdict(numbers)}"
     figure.suptitle(error, fontsize=10)
     figure.savefig(path)

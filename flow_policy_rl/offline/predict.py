@@ -47,11 +47,16 @@ class Predictor:
         self.single(inference)
         self.latencies_s.append(time.perf_counter() - start)
 
-    def single(self, inference: Inference) -> np.ndarray:
-        """Chunk (H, A) of one observation, alone as on the robot."""
+    def single(
+        self, inference: Inference, prefix: Mapping[str, np.ndarray] | None = None
+    ) -> np.ndarray:
+        """Chunk (H, A) of one observation, alone as on the robot; `prefix` for a policy that continues its last one."""
         obs = {name: np.asarray(values)[None] for name, values in inference.obs.items()}
         noise = np.repeat(self._noise(inference.row)[:1], self.policy.batch or 1, axis=0)
-        return self.policy.infer(self._inputs(obs, len(noise)), noise)[0]
+        inputs = self._inputs(obs, len(noise))
+        for name, values in (prefix or {}).items():
+            inputs[name] = np.repeat(values, len(noise), axis=0)
+        return self.policy.infer(inputs, noise)[0]
 
     def _noise(self, row: int) -> np.ndarray:
         """(1 + samples, H, A)."""

@@ -380,9 +380,12 @@ class _Reader:
             topic = topic or self.robot.topics.command
             needed[topic] = COMMAND_TYPES
             self.handlers[topic] = self._command
+            if self.robot.topics.gripper_command:  # a controller of its own
+                needed[self.robot.topics.gripper_command] = COMMAND_TYPES
+                self.handlers[self.robot.topics.gripper_command] = self._command
         elif kind == "controller":
             self.truth = SampledTruth(GAP_S)
-            topic = topic or getattr(self.robot.topics, "controller_state", "")
+            topic = topic or self.robot.topics.controller_state
             if not topic:
                 raise InputError(
                     "ground truth 'controller' needs the topic of the controller state: --truth-topic"

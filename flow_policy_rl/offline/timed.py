@@ -16,10 +16,10 @@ from flow_policy_rl.offline import metrics
 from flow_policy_rl.offline.predict import Predictor
 from flow_policy_rl.offline.recording import Inference, Recording
 from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
+from flow_policy_rl.serving.commander import Commander
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.serving.robot import Robot
 from flow_policy_rl.serving.safety import Rejected, SafetyFilter
-from flow_policy_rl.serving.trajectory_controller import TrajectoryController
 
 
 @dataclass
@@ -33,19 +33,23 @@ class _Chunk:
 
 
 class Commanded:
-    """What the robot would be told: safety filter, scheduler and trajectory controller, fed with chunks."""
+    """What the robot would be told: the node's own `Commander` (joining, safety filter), fed with chunks."""
 
-    def __init__(self, policy: OnnxPolicy, robot: Robot):
+    def __init__(self, policy: OnnxPolicy, robot: Robot, joining: str):
         spec = policy.spec
-        self._spec = spec
-        self._scheduler = ChunkScheduler(spec)
-        self._safety = SafetyFilter(robot, spec.joint_names, spec.control_dt)
-        self._controller: TrajectoryController | None = None
+        scheduler = ChunkScheduler(spec, joining=joining)
+        self._commander = Commander(
+            scheduler, SafetyFilter(robot, spec.joint_names, spec.control_dt)
+        )
         self.limited = self.sent = 0
 
     def forget(self) -> None:
         """Nothing was commanded yet."""
-        self._controller = None
+        self._commander.forget()
+
+    def prefix_inputs(self, stamp: int) -> dict[str, np.ndarray]:
+        """What a policy that continues its last chunk gets beside an observation of this time."""
+        return self._commander.prefix_inputs(stamp)
 
     def accept(self, chunk: np.ndarray, stamp: int, now: int, measured: np.ndarray) -> None:
         """Put a chunk (H, A) observed at `stamp` in force at `now` (ns).
@@ -53,22 +57,14 @@ class Commanded:
         Raises:
             Rejected: it is refused; what was in force stays so.
         """
-        first = self._controller is None
-        start = measured if first else self._controller.sample(stamp / 1e9)[0]
-        checked = self._safety.check(chunk, start, first)
-        rest = self._scheduler.trajectory(checked.chunk, stamp, now)
-        if rest is None:
-            raise Rejected("the chunk was late: all of its actions are past")
-        if first:
-            self._controller = TrajectoryController(self._spec.joint_names, measured)
-        names = list(self._spec.joint_names)
-        self._controller.accept(names, rest.times, rest.positions, rest.velocities, now / 1e9)
+        outcome = self._commander.accept(chunk, stamp, now, measured)
         self.sent += 1
-        self.limited += checked.num_changed
+        self.limited += outcome.checked.num_changed
 
     def at(self, time: float) -> np.ndarray | None:
         """Commanded position (A,) at a time (s)."""
-        return None if self._controller is None else self._controller.sample(time)[0]
+        plan = self._commander.plan
+        return None if plan is None else plan.at(round(time * 1e9)).position
 
 
 class TimedPredictor:
@@ -76,16 +72,23 @@ class TimedPredictor:
 
     Args:
         latency_ms: of every inference; None takes the time that it takes here.
+        joining: how consecutive chunks join, as in the node.
     """
 
     def __init__(
-        self, policy: OnnxPolicy, robot: Robot, noise: str, seed: int, latency_ms: float | None
+        self,
+        policy: OnnxPolicy,
+        robot: Robot,
+        noise: str,
+        seed: int,
+        latency_ms: float | None,
+        joining: str,
     ):
         if latency_ms is not None and not 0 <= latency_ms <= 10_000:
             raise InputError(f"--latency-ms must be between 0 and 10000, not {latency_ms:g}")
         self._predictor = Predictor(policy, noise, seed)
         self._policy, self._latency_ms = policy, latency_ms
-        self._commanded = Commanded(policy, robot)
+        self._commanded = Commanded(policy, robot, joining)
         self._running: _Chunk | None = None
         self._waiting: _Chunk | None = None
         self._segment = -1
@@ -104,7 +107,7 @@ class TimedPredictor:
             self._segment = inference.segment
         self._run_until(stamp)
         start = time.perf_counter_ns()
-        chunk = self._predictor.single(inference)
+        chunk = self._predictor.single(inference, self._commanded.prefix_inputs(stamp))
         took = time.perf_counter_ns() - start
         latency = took if self._latency_ms is None else round(self._latency_ms * 1e6)
         self.chunks.append(chunk)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flow_policy_rl.serving.decode import DecodeError, joint_values
+from flow_policy_rl.serving.decode import DecodeError, joint_values, stamp_ns
 from flow_policy_rl.serving.trajectory_controller import TrajectoryController, TrajectoryRejected
 
 KINDS = ("command", "controller", "state")
@@ -38,7 +38,9 @@ class CommandTruth:
         """
         if hasattr(msg, "points"):
             if self._controller is None:
-                self._controller = TrajectoryController(self.joint_names, measured)
+                self._controller = TrajectoryController(
+                    self.joint_names, measured, allow_partial=True
+                )
             accept_trajectory(self._controller, msg, now)
         elif hasattr(msg, "position"):
             self._held = joint_values(msg, self.joint_names, "position")
@@ -73,7 +75,8 @@ def accept_trajectory(controller: TrajectoryController, msg, now: float) -> None
         )
     except ValueError:
         raise TrajectoryRejected("points have different numbers of values") from None
-    controller.accept(list(msg.joint_names), times, positions, velocities, now)
+    start = stamp_ns(msg) / 1e9 or None  # a stamp of 0: on reception
+    controller.accept(list(msg.joint_names), times, positions, velocities, now=now, start=start)
 
 
 class SampledTruth:
