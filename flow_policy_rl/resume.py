@@ -1,4 +1,4 @@
-"""The state of an RL run, from which it goes on exactly: one safetensors file per process, no pickle.
+"""The state of a run, from which it goes on exactly: one safetensors file per process, no pickle.
 
 Networks, optimisers, random generator, statistics, replay and environments are in it. On a CPU, 2 + 2 iterations equal
 4, bit for bit.
@@ -37,9 +37,11 @@ def save(path: Path, learner, settings: dict, env_steps: int) -> None:
     """Write to a neighbour and rename, so that an interruption leaves the old file whole.
 
     Args:
-        learner: has `state_dict()`, nested dicts of tensors and JSON values, and a `collector`.
+        learner: has `state_dict()`, nested dicts of tensors and JSON values, and a `collector` if it simulates.
     """
-    state = {"learner": learner.state_dict(), "collector": learner.collector.state()}
+    state = {"learner": learner.state_dict()}
+    if hasattr(learner, "collector"):
+        state["collector"] = learner.collector.state()
     tensors, values = flatten(state)
     facts = {
         "env_steps": env_steps,
@@ -77,7 +79,8 @@ def load(path: Path, learner, settings: dict) -> int:
         raise InputError(f"'{path}' was run with other settings: {', '.join(different)}")
     state = unflatten(tensors | facts["values"])
     learner.load_state_dict(state["learner"])
-    learner.collector.restore({name: v.numpy() for name, v in state["collector"].items()})
+    if hasattr(learner, "collector"):
+        learner.collector.restore({name: v.numpy() for name, v in state["collector"].items()})
     return facts["env_steps"]
 
 

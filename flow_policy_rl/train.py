@@ -16,8 +16,7 @@ from typing import Literal
 import torch
 
 from flow_policy_rl import checkpoint, distributed, presets, provenance, resume
-from flow_policy_rl.algorithms import bc as imitation
-from flow_policy_rl.algorithms.bc import BCConfig
+from flow_policy_rl.algorithms.bc import BCConfig, Imitation
 from flow_policy_rl.algorithms.fpo import FPO, FPOConfig
 from flow_policy_rl.algorithms.gaussian import Gaussian, GaussianConfig
 from flow_policy_rl.algorithms.ppo import PPO, PPOConfig
@@ -38,6 +37,7 @@ from sim.vec_env import VecEnv
 
 POLICY_FILE = "policy.safetensors"
 RAW_POLICY_FILE = "policy_raw.safetensors"  # where POLICY_FILE is a moving average
+BC_LOG_EVERY, BC_SAVE_EVERY = 100, 500  # steps
 EVAL_SEED = 50_000  # first seed of the episodes that watch training; reported results use others
 
 
@@ -71,6 +71,7 @@ class TrainBC:
         demos: robomimic HDF5, LeRobot v3 folder, Minari folder or D4RL file.
         run_dir: folder to write.
         seed: of initial weights and batches.
+        resume: go on from the last state of the run folder, exactly.
         action_horizon: H, actions per chunk.
         execute_horizon: actions executed before the next chunk.
         num_flow_steps: K, integration steps.
@@ -86,6 +87,7 @@ class TrainBC:
     demos: Path
     run_dir: Path = Path("runs/bc")
     seed: int = 0
+    resume: bool = False
     action_horizon: int = 12
     execute_horizon: int = 8
     num_flow_steps: int = 4
@@ -279,12 +281,20 @@ def train_bc(config: TrainBC) -> dict:
         },
     )
     data = ChunkDataset(demos.episodes, config.action_horizon)
-    settings = dataclasses.asdict(config)
-    logger = RunLogger(config.run_dir, trackers=config.track, settings=settings)
-    start = time.monotonic()
-    with Progress("train bc", config.bc.num_steps, "step") as progress:
-
-        def on_step(step: int, metrics: dict[str, float]) -> None:
+    learner = Imitation(FlowPolicy(spec, config.network), data, config.bc, generator)
+    state, settings = resume.state_file(config.run_dir), dataclasses.asdict(config)
+    if config.resume:
+        resume.load(state, learner, settings)
+    logger = RunLogger(config.run_dir, learner.num_steps, trackers=config.track, settings=settings)
+    start, last = time.monotonic(), config.bc.num_steps
+    with Progress("train bc", last, "step") as progress:
+        progress.reach(learner.num_steps)
+        while learner.num_steps < last:
+            loss = learner.step()
+            step = learner.num_steps
+            if step % BC_LOG_EVERY and step != last:
+                continue
+            metrics = learner.losses(loss)
             try:
                 require_finite(metrics)
             except RunFailed as error:
@@ -294,14 +304,16 @@ def train_bc(config: TrainBC) -> dict:
             logger.log(step, metrics | {"time/wall_s": time.monotonic() - start})
             note = f"held-out loss {metrics.get('eval/cfm_loss', math.nan):.3f}"
             progress.reach(step, note, metrics)
-
-        policy = imitation.train(
-            FlowPolicy(spec, config.network), data, config.bc, generator, on_step
-        )
-    policy.spec = with_statistics(spec, policy)
+            if step % BC_SAVE_EVERY == 0 or step == last:
+                resume.save(state, learner, settings, env_steps=0)
     logger.close()
-    checkpoint.save(config.run_dir / POLICY_FILE, policy)
-    return {"checkpoint": str(config.run_dir / POLICY_FILE), "seconds": time.monotonic() - start}
+    for name, policy in {RAW_POLICY_FILE: learner.policy, POLICY_FILE: learner.average}.items():
+        policy.spec = with_statistics(spec, policy)
+        checkpoint.save(config.run_dir / name, policy)
+    return {
+        "checkpoint": str(config.run_dir / POLICY_FILE),
+        "seconds": time.monotonic() - start,
+    }
 
 
 def policy_spec(task, observations: tuple[ObservationField, ...], horizons) -> PolicySpec:

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from toys import ROOT
 
-from flow_policy_rl import checkpoint, train
+from flow_policy_rl import checkpoint, collect, train
 from flow_policy_rl.algorithms import ppo
+from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.algorithms.ppo import PPOConfig
 from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episode
 from flow_policy_rl.errors import InputError, RunFailed
@@ -357,3 +359,35 @@ def test_demonstrations_that_do_not_fit_are_refused(case):
     demos = Demonstrations(dataclasses.replace(layout, **changes), [episode], {})
     with pytest.raises(InputError, match=says):
         train.check_demos(demos, task, train.default_config("bc", "lift"))
+
+
+def test_imitation_goes_on_exactly(tmp_path):
+    """Interrupted after the state of step 500 was written: raw and averaged weights, Adam and batches go on."""
+    demos = str(tmp_path / "demos.hdf5")
+    collect.main(collect.Config("reach", Path(demos), episodes=4))
+    small = dataclasses.replace(
+        train.default_config("bc", "reach"),
+        demos=Path(demos),
+        network=NetworkConfig(width=16, depth=2),
+        bc=BCConfig(num_steps=700, batch_size=16),
+    )
+    train.main(dataclasses.replace(small, run_dir=tmp_path / "whole"))
+    broken = dataclasses.replace(small, run_dir=tmp_path / "broken")
+
+    class Stop(Exception):
+        pass
+
+    def stop(self, step, metrics):
+        if step == 600:
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.RunLogger, "log", stop)
+        with pytest.raises(Stop):
+            train.main(broken)
+    train.main(dataclasses.replace(broken, resume=True))
+    for name in (train.POLICY_FILE, train.RAW_POLICY_FILE, "state.safetensors"):
+        whole, resumed = (weights(tmp_path / run, name) for run in ("whole", "broken"))
+        assert [k for k in whole if not torch.equal(whole[k], resumed[k])] == []
+    average, raw = weights(tmp_path / "whole"), weights(tmp_path / "whole", train.RAW_POLICY_FILE)
+    assert not torch.equal(average["velocity_field.head.weight"], raw["velocity_field.head.weight"])

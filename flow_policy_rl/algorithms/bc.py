@@ -10,7 +10,6 @@ The weights that count are an exponential moving average of those that are train
 
 import copy
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,42 +52,73 @@ def cfm_loss(policy: FlowPolicy, obs: Obs, x_1: Tensor, x_0: Tensor, t: Tensor) 
     return (error * counts).sum(dim=1) / counts.sum(dim=1)
 
 
-def train(
-    policy: FlowPolicy,
-    data: ChunkDataset,
-    config: BCConfig,
-    generator: torch.Generator,
-    on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
-    log_every: int = 100,
-) -> FlowPolicy:
-    """Fit the normalisers, train, and return a policy with the averaged weights. `policy` keeps the raw ones."""
-    training, held_out = data.split(config.held_out)
-    if policy.normalizer.fields:
-        policy.normalizer.fit(training.obs)
-    policy.fit_action_range(training.actions)
-    average = copy.deepcopy(policy).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: 0.1 + 0.45 * (1 + math.cos(math.pi * min(i / config.num_steps, 1)))
-    )
-    for step, (obs, chunk) in enumerate(_batches(training, config, generator), start=1):
-        loss = _loss(policy, obs, chunk, generator).mean()
-        optimizer.zero_grad(set_to_none=True)
+class Imitation:
+    """Raw and averaged weights, their optimiser and random numbers; `step` is one gradient step.
+
+    Normalisers and action range are those of the training episodes.
+    """
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        data: ChunkDataset,
+        config: BCConfig,
+        generator: torch.Generator,
+    ):
+        self.policy, self.config, self.generator = policy, config, generator
+        self.training, self.held_out = data.split(config.held_out)
+        if policy.normalizer.fields:
+            policy.normalizer.fit(self.training.obs)
+        policy.fit_action_range(self.training.actions)
+        self.average = copy.deepcopy(policy).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.num_steps = 0
+
+    def step(self) -> Tensor:
+        """One gradient step; returns the loss before it."""
+        config = self.config
+        done = min(self.num_steps / config.num_steps, 1)
+        rate = config.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+        self.optimizer.param_groups[0]["lr"] = rate
+        rows = torch.randint(len(self.training), (config.batch_size,), generator=self.generator)
+        loss = _loss(self.policy, *self.training.batch(rows), self.generator).mean()
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        schedule.step()
+        self.optimizer.step()
+        self.num_steps += 1
         # A short memory at first, so that the average forgets the initial weights.
-        decay = min(config.ema_decay, (1 + step) / (10 + step))
-        for mean, parameter in zip(average.parameters(), policy.parameters(), strict=True):
+        decay = min(config.ema_decay, (1 + self.num_steps) / (10 + self.num_steps))
+        for mean, parameter in zip(
+            self.average.parameters(), self.policy.parameters(), strict=True
+        ):
             mean.lerp_(parameter.detach(), 1 - decay)
-        if step % log_every == 0 or step == config.num_steps:
-            metrics = {"train/cfm_loss": loss.item()}
-            if len(held_out):
-                metrics["eval/cfm_loss"] = held_out_loss(average, held_out)
-            on_step(step, metrics)
-    return average
+        return loss.detach()
+
+    def losses(self, loss: Tensor) -> dict[str, float]:
+        """Metrics: the batch's loss, and that of the averaged weights on unseen episodes."""
+        metrics = {"train/cfm_loss": loss.item()}
+        if len(self.held_out):
+            metrics["eval/cfm_loss"] = held_out_loss(self.average, self.held_out)
+        return metrics
+
+    def state_dict(self) -> dict:
+        """Everything that the next step depends on."""
+        return {
+            "policy": self.policy.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "num_steps": self.num_steps,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Undo `state_dict`."""
+        for name in ("policy", "average", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        self.num_steps = state["num_steps"]
 
 
 @torch.no_grad()
@@ -108,8 +138,3 @@ def _loss(policy: FlowPolicy, obs: Obs, chunk: Tensor, generator: torch.Generato
         delay = torch.randint(policy.spec.prefix_horizon + 1, (len(x_1), 1), generator=generator)
         t = torch.where(torch.arange(x_1.shape[1]) < delay, 1.0, t)
     return cfm_loss(policy, obs, x_1, x_0, t)
-
-
-def _batches(data: ChunkDataset, config: BCConfig, generator: torch.Generator) -> Iterator:
-    for _ in range(config.num_steps):
-        yield data.batch(torch.randint(len(data), (config.batch_size,), generator=generator))
