@@ -189,9 +189,11 @@ class PPO:
             RunFailed: a loss or a gradient is not finite or has exploded; the weights are those of before that step.
         """
         config = self.config
-        if self.from_scratch and self.iteration == 0 and not self.obs_statistics.count:
-            self._update_normalizer(self.collect())  # only to see what observations look like
-        start = time.perf_counter()
+        start, looked_at = time.perf_counter(), 0
+        if self.from_scratch and self.policy.normalizer.fields and not self.obs_statistics.count:
+            first = self.collect()  # only to see what observations look like
+            self._update_normalizer(first)
+            looked_at = first.num_env_steps
         rollout = self.collect()
         middle = time.perf_counter()
         self._set_learning_rates()
@@ -202,9 +204,10 @@ class PPO:
             self._update_normalizer(rollout)
         if config.ema_decay:
             self._update_average()
+        seen = looked_at + rollout.num_env_steps
         counts = distributed.total(
             torch.tensor(
-                [rollout.num_env_steps, rollout.episodes, rollout.successes, rollout.return_sum],
+                [seen, rollout.episodes, rollout.successes, rollout.return_sum],
                 dtype=torch.float64,
             )
         )
@@ -302,6 +305,8 @@ class PPO:
 
     def _update_normalizer(self, rollout: Rollout) -> None:
         normalizer = self.policy.normalizer
+        if not normalizer.fields:  # images only
+            return
         flat = torch.cat([rollout.obs[name] for name in normalizer.fields], dim=-1).flatten(0, 1)
         self.obs_statistics.add(flat)
         normalizer.mean.copy_(self.obs_statistics.mean)
