@@ -450,8 +450,8 @@ def text(result: dict) -> str:
     ]
     if "sweep" in result:
         lines += [
-            f"  {r['integrator']:<9} K={r['num_flow_steps']:<3} {r['success_rate'] or r['return_mean']:.3f} "
-            f"at {r['p50_ms']:.3f} ms"
+            f"  {r['integrator']:<9} K={r['num_flow_steps']:<3} "
+            f"{r['return_mean'] if r['success_rate'] is None else r['success_rate']:.3f} at {r['p50_ms']:.3f} ms"
             for r in result["sweep"]["rows"]
             if r["frontier"]
         ]

@@ -148,7 +148,7 @@ class Builder:
         self.scope = ""
         self._values: dict[str, np.ndarray] = {}  # constants by name, used or not
         self._numbers: dict[tuple, str] = {}
-        self._counter = 0
+        self._made: dict[bytes, list[str]] = {}  # operation -> its outputs
 
     def call(self, piece: Piece, given: Mapping[str, str]) -> dict[str, str]:
         """Copy a piece; its inputs are the given values. Returns the names of its outputs."""
@@ -184,17 +184,24 @@ class Builder:
     def node(
         self, kind, inputs, num_outputs=1, place="", domain="", attributes: Mapping | None = None
     ) -> list[str]:
-        """One operation; its outputs are constants if all its inputs are."""
-        self._counter += 1
-        path = "/".join(p for p in (self.scope, place, f"{kind}_{self._counter}") if p)
+        """One operation, or the one made before that does the same; constants in, constants out."""
+        operation = helper.make_node(kind, inputs, [], domain=domain)
+        operation.attribute.extend(
+            helper.make_attribute(k, v) for k, v in (attributes or {}).items()
+        )
+        key = operation.SerializeToString(deterministic=True)
+        if key in self._made:
+            return self._made[key]
+        path = "/".join(p for p in (self.scope, place, f"{kind}_{len(self._made)}") if p)
         outputs = [path if i == 0 else f"{path}.{i}" for i in range(num_outputs)]
-        node = helper.make_node(kind, inputs, outputs, name=path, domain=domain)
-        node.attribute.extend(helper.make_attribute(k, v) for k, v in (attributes or {}).items())
+        node = onnx.NodeProto(name=path, output=outputs)
+        node.MergeFrom(operation)
         if inputs and all(name in self._values or not name for name in inputs):
             for name, value in zip(outputs, self._compute(node), strict=True):
                 self._values[name] = np.asarray(value)
         else:
             self.nodes.append(node)
+        self._made[key] = outputs
         return outputs
 
     def _compute(self, node: onnx.NodeProto) -> list[np.ndarray]:
@@ -220,7 +227,7 @@ class Builder:
         """
         rows = batch or "batch"
         name, value, shape = output
-        nodes = merge_additions(self.nodes, keep={value})
+        nodes = merge_additions(stay_flat(self.nodes, self._values, value), keep={value})
         used = {n for node in nodes for n in node.input}
         self._rename(nodes, value, name)
         graph = helper.make_graph(
@@ -244,12 +251,86 @@ class Builder:
             node.input[:] = [new if n == old else n for n in node.input]
 
 
-def merge_additions(nodes: list[onnx.NodeProto], keep: set[str]) -> list[onnx.NodeProto]:
-    """Add(Gemm(x, W), c) is Gemm(x, W, c): one pass over memory less."""
+def stay_flat(
+    nodes: list[onnx.NodeProto], constants: Mapping[str, np.ndarray], output: str
+) -> list[onnx.NodeProto]:
+    """Sums and multiples of reshaped vectors are taken before the reshape, which then goes where nobody needs it.
+
+    The velocity is a vector that becomes a chunk (B, H, A); Euler's step adds it to another one, and the next layer
+    wants a vector again. A scalar factor becomes `alpha` and `beta` of the matrix product that made the vector.
+    """
+    uses = _uses(nodes)
+    made: dict[str, onnx.NodeProto] = {}
+    flat: dict[str, str] = {}  # a chunk -> the same numbers as a vector
+    same: dict[str, str] = {}  # a vector -> the one to use in its place
+    shapes: dict[str, str] = {}  # a chunk -> the constant with its shape
+    result = []
+    for old in nodes:
+        node = onnx.NodeProto()
+        node.CopyFrom(old)
+        node.input[:] = [same.get(n, n) for n in old.input]
+        source, out = node.input[0], node.output[0]
+        other = node.input[1] if len(node.input) == 2 else ""
+        rank = constants[other].size if node.op_type == "Reshape" and other in constants else 0
+        if rank == 2 and source in flat:
+            same[out] = flat[source]
+            continue
+        if rank == 2:
+            flat[source] = out
+        elif rank == 3 and source in made and made[source].op_type == "Gemm":
+            flat[out], shapes[out] = source, other
+        elif node.op_type == "Mul" and source in flat and np.size(constants.get(other, ())) == 1:
+            product = made.get(flat[source])
+            once = uses[source] == 1 and uses.get(flat[source]) == 1
+            if product is not None and product.op_type == "Gemm" and once and source in shapes:
+                _scale(product, float(constants[other].item()))
+                node = helper.make_node("Reshape", [flat[source], shapes[source]], [out], node.name)
+                flat[out], shapes[out] = flat[source], shapes[source]
+        elif node.op_type == "Add" and source in flat and other in flat:
+            shape = shapes.get(other) or shapes.get(source)
+            vector = f"{out}.flat"
+            total = helper.make_node(
+                "Add", [flat[source], flat[other]], [vector], f"{node.name}.flat"
+            )
+            result.append(total)
+            made[vector] = total
+            node = helper.make_node("Reshape", [vector, shape], [out], node.name)
+            flat[out], shapes[out] = vector, shape
+        made[out] = node
+        result.append(node)
+    return _needed(result, {output})
+
+
+def _scale(product: onnx.NodeProto, factor: float) -> None:
+    """Multiply the result of a Gemm."""
+    old = {a.name: helper.get_attribute_value(a) for a in product.attribute}
+    new = old | {name: factor * old.get(name, 1.0) for name in ("alpha", "beta")}
+    del product.attribute[:]
+    product.attribute.extend(helper.make_attribute(k, v) for k, v in new.items())
+
+
+def _uses(nodes: list[onnx.NodeProto]) -> dict[str, int]:
+    """How often each value is read."""
     uses: dict[str, int] = {}
     for node in nodes:
         for name in node.input:
             uses[name] = uses.get(name, 0) + 1
+    return uses
+
+
+def _needed(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
+    """The nodes that something depends on."""
+    needed, kept = set(outputs), []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    return kept[::-1]
+
+
+def merge_additions(nodes: list[onnx.NodeProto], keep: set[str]) -> list[onnx.NodeProto]:
+    """Add(Gemm(x, W), c) is Gemm(x, W, c): one pass over memory less."""
+    uses = _uses(nodes)
     made = {node.output[0]: node for node in nodes}
     merged, gone = {}, set()
     for node in nodes:

@@ -1,6 +1,8 @@
 """The exported file computes what torch computes, carries its spec, and says so when it is not ours."""
 
+import copy
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -41,23 +43,24 @@ def torch_chunk(policy, obs, noise, **options) -> np.ndarray:
         return policy.sample(tensors, torch.as_tensor(noise), **options).numpy()
 
 
-@pytest.fixture(scope="module", params=["plain", "drift", "prefix", "base_score"])
-def traced(request):
-    """A policy and its pieces: tracing takes seconds, assembling does not."""
+@functools.cache
+def traced(name: str) -> tuple[FlowPolicy, dict]:
+    """A policy and its pieces: tracing takes seconds, assembling does not. Not to be changed."""
     changes = {
         "plain": {},
         "drift": {"score_drift": True},
         "base_score": {"score_drift": True, "base_score": True},
         "prefix": {"score_drift": True, "execute_horizon": 3, "prefix_horizon": 3},
-    }[request.param]
+    }[name]
     policy = looks_trained(small_policy(**changes))
     return policy, export.trace_policy(policy, policy.spec)
 
 
+@pytest.mark.parametrize("name", ["plain", "drift", "prefix", "base_score"])
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 @pytest.mark.parametrize("num_flow_steps", [1, 4, 10])
-def test_same_numbers_as_torch(tmp_path, traced, integrator, num_flow_steps):
-    policy, pieces = traced
+def test_same_numbers_as_torch(tmp_path, name, integrator, num_flow_steps):
+    policy, pieces = traced(name)
     spec = policy.spec.replace(integrator=integrator, num_flow_steps=num_flow_steps)
     path = tmp_path / "policy.onnx"
     export.write(export.build(pieces, spec), spec, path)
@@ -74,8 +77,8 @@ def test_same_numbers_as_torch(tmp_path, traced, integrator, num_flow_steps):
 
 
 def test_the_report_of_an_export(tmp_path):
-    policy = looks_trained(small_policy(execute_horizon=3, prefix_horizon=3))
-    report = export.export_policy(policy, tmp_path / "policy.onnx")
+    policy, pieces = traced("prefix")
+    report = export.export_policy(policy, tmp_path / "policy.onnx", pieces=pieces)
     assert report["passed"]
     assert report["prefix_exact"]
     assert report["max_error_in_action_range"] <= 1e-5
@@ -87,8 +90,8 @@ def test_the_report_of_an_export(tmp_path):
 
 
 def test_a_prefix_is_kept_bit_for_bit_and_no_prefix_is_a_delay_of_zero(tmp_path):
-    policy = looks_trained(small_policy(execute_horizon=3, prefix_horizon=3))
-    export.export_policy(policy, tmp_path / "policy.onnx")
+    policy, pieces = traced("prefix")
+    export.export_policy(policy, tmp_path / "policy.onnx", pieces=pieces)
     exported = OnnxPolicy(tmp_path / "policy.onnx")
     rng = np.random.default_rng(0)
     obs = export.extreme_observations(policy.spec, 4, rng)
@@ -161,8 +164,8 @@ def test_half_precision_is_stated_and_only_where_it_belongs(tmp_path):
 
 
 def test_a_fixed_batch_is_fixed(tmp_path):
-    policy = looks_trained(small_policy())
-    export.export_policy(policy, tmp_path / "policy.onnx", batch=3)
+    policy, pieces = traced("plain")
+    export.export_policy(policy, tmp_path / "policy.onnx", batch=3, pieces=pieces)
     exported = OnnxPolicy(tmp_path / "policy.onnx")
     assert exported.batch == 3
     rng = np.random.default_rng(0)
@@ -196,12 +199,13 @@ def test_spec_travels_in_the_file_at_full_precision(tmp_path):
 
 def test_the_score_drift_is_in_the_graph(tmp_path, generator):
     """Deployment needs v and the drift: without the gain the same file would give other actions."""
-    policy = looks_trained(small_policy(score_drift=True))
-    export.export_policy(policy, tmp_path / "policy.onnx")
+    policy, pieces = traced("drift")
+    export.export_policy(policy, tmp_path / "policy.onnx", pieces=pieces)
     obs, noise = random_obs(policy, 4, generator), torch.randn(4, 6, 2, generator=generator)
     exported = OnnxPolicy(tmp_path / "policy.onnx").infer(
         {k: v.numpy() for k, v in obs.items()}, noise.numpy()
     )
+    policy = copy.deepcopy(policy)
     policy.drift_gain = None
     with torch.no_grad():
         assert np.abs(policy.sample(obs, noise).numpy() - exported).max() > 1e-3
@@ -209,17 +213,17 @@ def test_the_score_drift_is_in_the_graph(tmp_path, generator):
 
 @pytest.mark.parametrize("error", [1e-3, np.nan])
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch, error):
-    policy = looks_trained(small_policy())
+    policy, pieces = traced("plain")
     real = OnnxPolicy.infer
     monkeypatch.setattr(OnnxPolicy, "infer", lambda self, *given: real(self, *given) + error)
     with pytest.raises(RunFailed, match="parity gate"):
-        export.export_policy(policy, tmp_path / "policy.onnx")
+        export.export_policy(policy, tmp_path / "policy.onnx", pieces=pieces)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_actions_stay_within_the_spec(tmp_path, generator):
-    policy = looks_trained(small_policy())
-    export.export_policy(policy, tmp_path / "policy.onnx")
+    policy, pieces = traced("plain")
+    export.export_policy(policy, tmp_path / "policy.onnx", pieces=pieces)
     obs = {k: 1e3 * v.numpy() for k, v in random_obs(policy, 64, generator).items()}
     chunk = OnnxPolicy(tmp_path / "policy.onnx").infer(obs, np.zeros((64, 6, 2), np.float32))
     assert (chunk >= np.float32(policy.spec.action_low)).all()
