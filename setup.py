@@ -74,7 +74,7 @@ setup(
         "docs": DOCS,
         "all": sorted({*SIM, *KITCHEN, *SERVE, *DATA, *REPORT, *TRAIN}),
         "test": ["pytest", "hypothesis"],
-        "dev": ["ruff", "mypy", "types-PyYAML", "pre-commit"],
+        "dev": ["ruff", "mypy", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["flow-policy = flow_policy_rl.cli:main"]},
     zip_safe=False,

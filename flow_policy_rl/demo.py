@@ -317,6 +317,7 @@ class Demo:
                 f"reward. It was exported to one policy.onnx and drove the simulated arm over real "
                 f"ROS 2 messages between separate processes."
             ),
+            report.Tiles(self.tiles()),
             report.Table("Success", list(self.table()[0]), table, strong=1),
             self._films(),
             report.learning_figure(rows, self.results["evaluate"]["base"]["success_rate"]),
@@ -355,6 +356,19 @@ class Demo:
             sections,
         )
         return {"report": str(out)}
+
+    def tiles(self) -> list[tuple[str, str, str]]:
+        """Headline numbers."""
+        rows = [(row["success"], row["policy"], row["95 % interval"]) for row in self.table()]
+        latency = self.results["deploy"]["end_to_end_ms"]
+        return [
+            *rows,
+            (
+                f"{latency['p50']:.1f} ms",
+                "state to command, median",
+                f"p99 {latency['p99']:.1f} ms",
+            ),
+        ]
 
     def _films(self) -> report.Films | None:
         task = self._task()

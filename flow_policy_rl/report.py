@@ -221,10 +221,10 @@ def chunk_figure(
             gaps_y += [*chunks[i, :, joint], None]
         line = {"color": COLORS[1], "width": 1.5}
         figure.add_scatter(x=gaps_x, y=gaps_y, name="planned", line=line)
-        layout(figure, "s", "").update_layout(hovermode="closest")
+        layout(figure, "s", "").update_layout(hovermode="closest", showlegend=False)
         figures.append(Figure(name, figure, height=220))
     caption = "Targets in rad (gripper in m). The next chunk takes over before the end of one."
-    return Figures("Planned and commanded", figures, caption)
+    return Figures("Planned and commanded", figures, caption, ("commanded", "planned"))
 
 
 def latency_figure(latencies_ms: np.ndarray) -> Figure | None:

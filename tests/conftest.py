@@ -1,6 +1,9 @@
 """Shared fixtures."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +44,14 @@ def bimodal() -> FlowPolicy:
         loss.backward()
         optimizer.step()
     return policy
+
+
+@pytest.fixture(scope="session")
+def example_package(tmp_path_factory) -> Path:
+    """A folder for the path with the package of examples/, installed by pip without network."""
+    folder = tmp_path_factory.mktemp("example")
+    shutil.copytree(ROOT / "examples" / "my_arm", folder / "source")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "--target", folder / "site", folder / "source"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "site"

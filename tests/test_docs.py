@@ -70,23 +70,12 @@ def test_every_command_in_the_documentation_parses(page, line, capsys, tmp_path,
 RUN = [p for p in PAGES if any(run is not None for _, _, run in blocks(p))]
 
 
-@pytest.fixture(scope="module")
-def example(tmp_path_factory):
-    """The package of examples/, installed beside."""
-    folder = tmp_path_factory.mktemp("example")
-    shutil.copytree(ROOT / "examples" / "my_arm", folder / "my_arm")
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
-    command += ["--no-build-isolation", "--target", folder / "site", folder / "my_arm"]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / "site"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=lambda p: p.stem)
-def test_marked_commands_run(page, example, tmp_path, monkeypatch):
+def test_marked_commands_run(page, example_package, tmp_path):
     """In order, in one folder, as a reader would."""
     environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}:{example}:{os.environ.get('PYTHONPATH', '')}",
+        "PYTHONPATH": f"{ROOT}:{example_package}:{os.environ.get('PYTHONPATH', '')}",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }

@@ -2,9 +2,6 @@
 algorithm."""
 
 import json
-import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,22 +18,10 @@ from sim.tasks import make_task
 SOURCE = ROOT / "examples" / "my_arm"
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """The example, installed by pip without network into a folder of its own."""
-    folder = tmp_path_factory.mktemp("example")
-    shutil.copytree(SOURCE, folder / "source")
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
-    command += ["--no-build-isolation", "--target", folder / "site", folder / "source"]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder / "site"
-
-
 @pytest.fixture
-def example(installed, monkeypatch):
+def example(example_package, monkeypatch):
     """The installed example on the path."""
-    monkeypatch.syspath_prepend(installed)
-    return installed
+    monkeypatch.syspath_prepend(example_package)
 
 
 def run(capsys, line: str) -> dict:
@@ -128,7 +113,7 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch, capsy
     assert "bad" in run(capsys, "list tasks --json")["tasks"]  # names need no import
 
 
-def test_two_packages_with_one_name_are_both_named(example, installed, tmp_path, monkeypatch):
+def test_two_packages_with_one_name_are_both_named(example, tmp_path, monkeypatch):
     info = tmp_path / "other_arm-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-arm\nVersion: 1.0\n")

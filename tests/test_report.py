@@ -107,6 +107,16 @@ def test_no_horizontal_scroll(browser, every_part, width):
     )
 
 
+def test_words_in_tables_are_not_broken_to_fit_a_phone(browser, tmp_path):
+    """A wide table scrolls in its own box; its cells stay readable."""
+    cells = [["fine-tuned, over ROS 2", "95.0%", "91.0% to 97.3%", "200", "17", "1,000,000"]]
+    header = ["policy", "success", "95 % interval", "episodes", "seed", "control steps"]
+    report.write(tmp_path / "page.html", "t", "s", [report.Table("Success", header, cells)])
+    browser.open(tmp_path / "page.html", width=390)
+    assert browser.value("document.querySelector('td').offsetWidth") > 60
+    assert browser.value("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_numbers_are_flush_right_and_words_are_not(tmp_path):
     table = report.Table("t", ["joint", "error", "why"], [["1", "0.5", "a"], ["b", "-2 %", "3 b"]])
     assert table.numeric == [False, True, False]
