@@ -75,32 +75,35 @@ class ThreadsBackend:
         ]
 
         def load(model: mujoco.MjModel, row: np.ndarray) -> None:
-            mujoco.mj_setState(model, data, row[:size], spec)
+            mujoco.mj_setState(model, data, row, spec)
             if cold:
                 warm_start[:] = 0  # not that of the environment before
 
-        def advance(model: mujoco.MjModel, controls: np.ndarray, row: np.ndarray) -> None:
+        def advance(
+            model: mujoco.MjModel, controls: np.ndarray, physics: np.ndarray, row: np.ndarray
+        ) -> None:
             for values in controls:
                 ctrl[:] = values
                 mujoco.mj_step(model, data, held)
             if world.needs_contact_forces:
                 mujoco.mj_rnePostConstraint(model, data)
-            mujoco.mj_getState(model, data, row[:size], spec)
+            mujoco.mj_getState(model, data, physics, spec)
             for where, values in outputs:
                 row[where] = values
 
         horizon = controls.shape[1]
+        start, physics = state[:, :size], states[..., :size]
         if stop is None or cold:
-            for i in range(len(state)):
-                load(models[i], state[i])
+            for i, model in enumerate(models):
+                load(model, start[i])
                 for h in range(horizon):
-                    advance(models[i], controls[i, h], states[i, h])
+                    advance(model, controls[i, h], physics[i, h], states[i, h])
             return
         going = np.arange(len(state))
         for h in range(horizon):
-            for i in going:
-                load(models[i], states[i, h - 1] if h else state[i])
-                advance(models[i], controls[i, h], states[i, h])
+            for i in going.tolist():
+                load(models[i], physics[i, h - 1] if h else start[i])
+                advance(models[i], controls[i, h], physics[i, h], states[i, h])
             stopped = stop(states[going, h])
             states[going[stopped], h + 1 :] = states[going[stopped], h, None]
             going = going[~stopped]
