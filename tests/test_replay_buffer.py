@@ -297,13 +297,25 @@ def test_the_field_does_not_push_past_the_joint_limits():
 
 
 @pytest.mark.parametrize("poison", [float("nan"), 1e12])
-def test_a_loss_that_explodes_stops_the_run_and_is_named(poison):
+def test_a_loss_that_explodes_stops_the_run_before_it_spoils_the_weights(poison):
     learner = tiny()
     learner.iterate()
     with torch.no_grad():
         learner.critic.head.fill_(poison)
-    with pytest.raises(RunFailed, match=r"iteration 2: critic_loss is"):
+    before = learner.critic.from_action.clone()
+    with pytest.raises(RunFailed, match=r"critic loss is"):
         learner.iterate()
+    assert torch.equal(before, learner.critic.from_action)
+    other = tiny()
+    other.iterate()
+    block = other.replay.sample(8, other.generator)
+    other.config = dataclasses.replace(TINY, constraint_coef=poison)
+    before = other.policy.velocity_field.head.bias.clone()
+    with torch.no_grad():
+        other.reference.velocity_field.head.bias.add_(1.0)
+    with pytest.raises(RunFailed, match=r"constraint loss is"):
+        other.actor_step(block)
+    assert torch.equal(before, other.policy.velocity_field.head.bias)
 
 
 def test_exploration_noise_follows_the_curvature_of_the_flow(generator):

@@ -35,15 +35,14 @@ from torch import Tensor
 
 from flow_policy_rl import flow
 from flow_policy_rl.advantages import lambda_returns
-from flow_policy_rl.algorithms.ppo import step
+from flow_policy_rl.algorithms.ppo import apply_gradient, require_sound
 from flow_policy_rl.buffers import ChunkReplay, rollout_segments
-from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.errors import InputError
 from flow_policy_rl.networks import CriticEnsemble
 from flow_policy_rl.policy import FlowPolicy, Obs
 from flow_policy_rl.rollout import Collector
 from sim.vec_env import VecEnv
 
-EXPLODED = 1e6  # a loss beyond this ends the run
 COLLAPSED = 0.1  # share of the base policy's sample spread below which a warning is printed
 SPREAD_STATES = 128  # on which the variety of the policy is compared with that of the base policy
 
@@ -446,21 +445,12 @@ class RLDT:
             )
             batch = self.critic_batch(block)
             for _ in range(config.critic_steps):
-                self._record(seen, self.critic_step(batch))
+                record(seen, self.critic_step(batch))
             for _ in range(config.actor_steps if train_actor else 0):
-                self._record(seen, self.actor_step(block))
+                record(seen, self.actor_step(block))
         if train_actor:
             self.update_reference()
         return {f"train/{name}": torch.stack(v).mean().item() for name, v in seen.items()}
-
-    def _record(self, seen: dict[str, list[Tensor]], metrics: dict[str, Tensor]) -> None:
-        for name, value in metrics.items():
-            if not value.abs() < EXPLODED:
-                raise RunFailed(
-                    f"rldt diverged in iteration {self.iteration + 1}: {name} is {value.item():g}; "
-                    "lower the learning rate or bound the critic (critic.value_low, value_high)"
-                )
-            seen.setdefault(name, []).append(value)
 
     # --- the critic ---
 
@@ -512,14 +502,14 @@ class RLDT:
         targets = self.critic_targets(batch)
         shares = config.num_critics if config.split_data else 1
 
-        def share(
-            x: Tensor,
-        ) -> Tensor:  # (T, S, ...) -> (E, T * S / E, ...), or (1, T * S, ...) for all
+        def share(x: Tensor) -> Tensor:
+            """(T, S, ...) to one part per member, (E, T * S / E, ...), or to (1, T * S, ...) for all."""
             return x.unflatten(1, (shares, -1)).transpose(0, 1).flatten(1, 2)
 
         context = self.critic.embed(share(batch["features"]))
         q = self.critic(context, share(batch["action"]))
         loss = (q - share(targets)).square().mean(1).sum()
+        require_sound(loss.item(), "critic loss")
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.critic_optimizer.step()
@@ -601,7 +591,13 @@ class RLDT:
         ready = min(1.0, self.actor_updates / max(1, config.actor_warmup_steps))
         self.actor_optimizer.param_groups[0]["lr"] = ready * config.actor_learning_rate
         metrics = {n: v.detach() for n, v in (metrics | field_metrics).items()}
-        norm = step(self.actor_optimizer, loss, config.max_grad_norm)
+        for name, value in metrics.items():
+            require_sound(value.item(), name.replace("_", " "))
+        self.actor_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = apply_gradient(
+            self.actor_optimizer, loss.item(), config.max_grad_norm, "actor loss"
+        )
         return metrics | {"actor_grad_norm": torch.tensor(norm)}
 
     def q_gradient(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -668,6 +664,12 @@ class RLDT:
                 getattr(self, name).load_state_dict(value)
             else:
                 setattr(self, name, value)
+
+
+def record(seen: dict[str, list[Tensor]], metrics: dict[str, Tensor]) -> None:
+    """Keep the metrics of a gradient step for their mean."""
+    for name, value in metrics.items():
+        seen.setdefault(name, []).append(value)
 
 
 def aggregate(q: Tensor, how: str, pessimism: float) -> Tensor:
