@@ -595,9 +595,7 @@ class RLDT:
             require_sound(value.item(), name.replace("_", " "))
         self.actor_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = apply_gradient(
-            self.actor_optimizer, loss.item(), config.max_grad_norm, "actor loss"
-        )
+        norm = apply_gradient(self.actor_optimizer, loss.item(), config.max_grad_norm, "actor loss")
         return metrics | {"actor_grad_norm": torch.tensor(norm)}
 
     def q_gradient(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
