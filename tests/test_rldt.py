@@ -402,6 +402,7 @@ def test_prefix_loss_leaves_given_actions_alone(generator):
     [
         ({"num_particles": 0}, "num_particles must be at least 1"),
         ({"num_envs": 0}, "num_envs must be at least 1"),
+        ({"start_noise": (1.0, 0.5)}, "0 <= low <= high"),
         ({"num_envs": 5}, "do not split into 2 equal shares"),
         ({"num_particles": 1, "transport": TransportConfig(median_of_others=True)}, "at least 2"),
     ],

@@ -140,7 +140,8 @@ class RLDTConfig:
         exploration_scale: factor on the gap, or the standard deviation.
         explore_last_steps: the gap is measured at a random one of these last steps; at the last it is zero.
         explore_by_norm: the gap is the norm over the chunk (released code) instead of the mean square per element.
-        start_noise: spread of x_0 in rollouts and particles.
+        start_noise: spread of x_0 in rollouts and particles, drawn per chunk between these two. The paper's is 1; from
+            0 on, it includes where a policy deployed without noise starts.
         prefix_coef: weight of the prefix loss, for a policy that continues given actions (`spec.prefix_horizon`).
         train_encoder: image encoders learn as well, and the replay keeps images; else it keeps their features.
     """
@@ -170,7 +171,7 @@ class RLDTConfig:
     exploration_scale: float = 1.0
     explore_last_steps: int = 2
     explore_by_norm: bool = False
-    start_noise: float = 1.0
+    start_noise: tuple[float, float] = (1.0, 1.0)
     prefix_coef: float = 0.2
     train_encoder: bool = False
     transport: TransportConfig = field(default_factory=TransportConfig)
@@ -181,6 +182,8 @@ class RLDTConfig:
         for name in (*counts, "actor_steps", "critic_steps", "explore_last_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"rldt: {name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.start_noise[0] <= self.start_noise[1]:
+            raise InputError(f"rldt: start_noise must be 0 <= low <= high, not {self.start_noise}")
         if self.transport.median_of_others and self.num_particles < 2:
             raise InputError("rldt: median_of_others needs num_particles of at least 2")
         if self.critic.num_critics < 1 or self.critic.num_target_actions < 1:
@@ -276,7 +279,7 @@ def actor_loss(
     context = policy.embed(obs).repeat_interleave(particles, 0)  # encoded once per state
     count, horizon = len(context), policy.chunk_shape[0]
     with torch.no_grad():
-        noise = config.start_noise * torch.randn(count, *policy.chunk_shape, generator=generator)
+        noise = start_noise((count, *policy.chunk_shape), config, generator)
         fixed = context.detach()
         chain = flow.euler_chain(lambda x, t: policy.velocity(x, t, fixed), noise, steps)
         final = chain[-1]  # (B * P, H, A)
@@ -322,6 +325,17 @@ def actor_loss(
             "sample_spread": sample_spread(final.unflatten(0, grouped)),
         }
     return sum(terms.values()), terms | health
+
+
+def start_noise(
+    shape: tuple[int, int, int], config: RLDTConfig, generator: torch.Generator
+) -> Tensor:
+    """x_0 (B, H, A): standard normal, scaled per chunk."""
+    low, high = config.start_noise
+    scale = (
+        low if low == high else low + (high - low) * torch.rand(shape[0], 1, 1, generator=generator)
+    )
+    return scale * torch.randn(shape, generator=generator)
 
 
 def square_norm(x: Tensor) -> Tensor:
@@ -633,11 +647,9 @@ class RLDT:
 
     def _chain(self, policy: FlowPolicy, context: Tensor) -> Tensor:
         """Euler chain (K + 1, B, H, A) from fresh noise."""
-        noise = torch.randn(len(context), *policy.chunk_shape, generator=self.generator)
+        noise = start_noise((len(context), *policy.chunk_shape), self.config, self.generator)
         return flow.euler_chain(
-            lambda x, t: policy.velocity(x, t, context),
-            self.config.start_noise * noise,
-            policy.spec.num_flow_steps,
+            lambda x, t: policy.velocity(x, t, context), noise, policy.spec.num_flow_steps
         )
 
     # --- resume ---
