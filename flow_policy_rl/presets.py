@@ -243,7 +243,7 @@ def rldt(task: str, preset: Preset = "clean") -> dict:
     bounded = {} if dense or task in STAGED else {"value_low": 0.0, "value_high": 1.0}
     return {
         "rldt": RLDTConfig(
-            num_iterations=10 if task == "lift" else 24,  # beyond lift: not tuned
+            num_iterations=8 if task == "lift" else 24,  # beyond lift: not tuned
             num_envs=128,
             segments_per_block=64,
             critic_steps=8,
