@@ -1,7 +1,7 @@
 """Replay through the real node: the bag is played into `policy_node` over ROS 2, what it plans is recorded and read.
 
-Processes are started, nothing of ROS is imported: player, policy node and recorder, on a domain of their own. The node
-is armed, but nobody except the recorder listens.
+Processes are started, nothing of ROS is imported: player, policy node (in dry run) and recorder, on a domain of their
+own.
 """
 
 import shutil
@@ -56,7 +56,7 @@ def play(
             "policy": str(policy.absolute()),
             "robot": robot_file,
             "use_sim_time": True,
-            "armed": True,
+            "armed": False,
         },
     }
     topics = ",".join(f"{recorded}={topic}" for recorded, topic in pairs.items())

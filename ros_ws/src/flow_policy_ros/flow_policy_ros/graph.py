@@ -78,7 +78,7 @@ class Outlet:
             kind, topic, QoSProfile(depth=1), event_callbacks=events
         )
         self.topic = self.publisher.topic_name
-        controller = self.topic.rpartition("/")[0] or "/"
+        controller = self.topic.rpartition("/")[0]  # empty for a topic at the root
         self.controller_problem = ""
         self._asked, self._theirs = 0, set()
         self._client = node.create_client(GetParameters, f"{controller}/get_parameters")

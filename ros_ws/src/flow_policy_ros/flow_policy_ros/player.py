@@ -81,6 +81,7 @@ class Player(Node):
             if stop.requested:
                 return
             if first is None:
+                self._set_clocks(self._now_of(message), executor)
                 first, begin = message.log_time, time.monotonic()
             due = begin + (message.log_time - first) / 1e9 / rate
             while (left := due - time.monotonic()) > 0 and not stop.requested:
@@ -91,6 +92,12 @@ class Player(Node):
                 shown = now
             self._outputs[message.topic].publish(bytes(message.data))
             self.count += 1
+
+    def _set_clocks(self, now: int, executor: SingleThreadedExecutor) -> None:
+        """Tell the time for a moment before the first message: a clock that jumps makes a node start again."""
+        for _ in range(5):
+            self._clock_pub.publish(Clock(clock=to_time(now)))
+            executor.spin_once(timeout_sec=0.05)
 
     def _now_of(self, message: Message) -> int:
         """What the clock showed when a message was recorded."""
