@@ -124,25 +124,36 @@ def measure(config: Config, folder: Path) -> dict:
     }
 
 
+# The peak that wait4 reports is at least that of the process that started the child; this one is the child's own.
+RUN_AND_TELL = """
+import sys
+from flow_policy_rl import cli
+code = cli.main(sys.argv[2:])
+lines = open("/proc/self/status").read().splitlines()
+peak = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
+open(sys.argv[1], "w").write(peak)
+sys.exit(code)
+"""
+
+
 def run(arguments: list[str]) -> dict:
-    """A command in a process of its own: its result, seconds, and largest memory (MB)."""
+    """A command in a process of its own: its result, seconds, CPU-seconds, and largest memory (MB)."""
     start = time.perf_counter()
-    with tempfile.TemporaryFile() as out:
-        line = [sys.executable, "-m", "flow_policy_rl.cli", *arguments, "--json"]
-        child = subprocess.Popen(line, stdout=out)
-        _, status, usage = os.wait4(child.pid, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        peak, out = Path(folder) / "peak", Path(folder) / "out"
+        line = [sys.executable, "-c", RUN_AND_TELL, str(peak), *arguments, "--json"]
+        with out.open("wb") as file:
+            child = subprocess.Popen(line, stdout=file)
+            _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        text = out.read().decode()
-    if child.returncode:
-        raise RunFailed(f"flow-policy {arguments[0]} ended with exit code {child.returncode}")
-    seconds = time.perf_counter() - start
-    return {
-        "result": json.loads(text),
-        "seconds": seconds,
-        "memory_mb": usage.ru_maxrss / 1024,
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-    }
+        if child.returncode:
+            raise RunFailed(f"flow-policy {arguments[0]} ended with exit code {child.returncode}")
+        return {
+            "result": json.loads(out.read_text()),
+            "seconds": time.perf_counter() - start,
+            "cpu_s": usage.ru_utime + usage.ru_stime,
+            "memory_mb": int(peak.read_text()) / 1024,
+        }
 
 
 def folder_bytes(folder: Path) -> int:
