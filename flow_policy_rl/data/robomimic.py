@@ -159,9 +159,9 @@ class RobomimicWriter:
         self._partial.rename(self.path)
 
 
-def save(path: Path, demos: Demonstrations) -> None:
+def save(path: str | Path, demos: Demonstrations) -> None:
     """Write a data set."""
-    writer = RobomimicWriter(path, demos.layout)
+    writer = RobomimicWriter(Path(path), demos.layout)
     for episode in demos.episodes:
         writer.episode(episode)
     writer.close(demos.provenance)
