@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from geometry_msgs.msg import PoseStamped
-from sensor_msgs.msg import Image, JointState
+from geometry_msgs.msg import PoseStamped, TransformStamped
+from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Float64MultiArray, MultiArrayDimension, MultiArrayLayout
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -58,6 +58,32 @@ def image(pixels: np.ndarray, frame: str, stamp: int) -> Image:
     msg = Image(height=height, width=width, encoding="rgb8", step=width * channels)
     msg.header.stamp, msg.header.frame_id = to_time(stamp), frame
     msg.data = array("B", np.ascontiguousarray(pixels).tobytes())
+    return msg
+
+
+def camera_info(height: int, width: int, fovy: float, frame: str, stamp: int) -> CameraInfo:
+    """A pinhole without distortion; `fovy` is the vertical field of view in rad."""
+    focal = height / 2 / float(np.tan(fovy / 2))
+    k = np.array([focal, 0, width / 2, 0, focal, height / 2, 0, 0, 1.0])
+    msg = CameraInfo(
+        height=height, width=width, distortion_model="plumb_bob", d=doubles(np.zeros(5))
+    )
+    msg.header.stamp, msg.header.frame_id = to_time(stamp), frame
+    msg.k, msg.r = k, np.eye(3).ravel()
+    msg.p = np.insert(k.reshape(3, 3), 3, 0.0, axis=1).ravel()
+    return msg
+
+
+def transforms(kind: type, poses: Mapping[str, np.ndarray], frame: str, stamp: int):
+    """A TFMessage (its class is given: tf2_msgs is not everywhere) of poses (x, y, z, qx, qy, qz, qw) by child
+    frame."""
+    msg = kind()
+    for child, pose in poses.items():
+        t = TransformStamped(child_frame_id=child)
+        t.header.stamp, t.header.frame_id = to_time(stamp), frame
+        p, q = t.transform.translation, t.transform.rotation
+        p.x, p.y, p.z, q.x, q.y, q.z, q.w = (float(v) for v in pose)
+        msg.transforms.append(t)
     return msg
 
 

@@ -1,11 +1,12 @@
-"""`sim_node`: a task as a robot. Publishes what a robot publishes and follows trajectories as its controller would.
+"""`sim_node`: a task as a robot. Publishes what a robot publishes and follows commands as its controllers would.
 
-    out  /clock, joint states, object pose, camera image (topics of the robot file), `~/success` (once per episode),
-         `~/end_to_end_latency` (seconds from publishing a state to receiving the command it triggered)
-    in   trajectories on the robot's command topic; `~/reset` (std_srvs/Trigger) starts the next episode
+    out  /clock, joint states, object poses, camera images with CameraInfo (topics of the robot file), /tf where
+         tf2_msgs is installed, `~/success` (once per episode), `~/end_to_end_latency` (seconds from publishing a state
+         to receiving the command it triggered)
+    in   commands, see `sim_controller`; `~/reset` (std_srvs/Trigger) starts the next episode
 
 Episode k starts from seed `first_seed` + k, exactly as `flow-policy eval` starts it. Its time limit
-counts from the first command.
+counts from the first command. With `randomization` each episode differs as the batched simulation's would.
 """
 
 import json
@@ -16,23 +17,23 @@ from collections import OrderedDict
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Bool, Float64
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory
 
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving.robot import load_robot
-from flow_policy_rl.serving.trajectory_controller import TrajectoryController, TrajectoryRejected
-from flow_policy_ros import messages
+from flow_policy_ros import faults, messages, parameters
+from flow_policy_ros.faults import Faults
+from flow_policy_ros.parameters import Parameter
 from flow_policy_ros.process import Stop, run_node
+from flow_policy_ros.sim_controller import SimController
 from sim.errors import SimulationError
 from sim.live import LiveWorld
+from sim.randomize import Randomizer, preset
 from sim.render import Renderer
 from sim.tasks import find_task, make_task
 from sim.tasks.layout import ObsField
@@ -41,36 +42,57 @@ REMEMBERED = 512  # states whose publishing time is kept for the latency measure
 LATE_S = 0.05  # a loop further behind than this does not catch up
 
 
+PARAMETERS = (
+    Parameter("task", "lift", "name of the task", fixed=True),
+    Parameter("robot", "panda", "name of a robot, or path of a robot file", fixed=True),
+    Parameter("first_seed", 10_000, "seed of the first episode", 0, 2**31 - 1, fixed=True),
+    Parameter(
+        "real_time_factor",
+        1.0,
+        "simulated seconds per second, where the machine keeps up",
+        0.01,
+        1000.0,
+    ),
+    Parameter(
+        "state_rate_hz",
+        100.0,
+        "joint states, poses and clock, per simulated second",
+        1.0,
+        1000.0,
+        fixed=True,
+    ),
+    Parameter(
+        "image_rate_hz",
+        10.0,
+        "camera images per simulated second; 0 is none",
+        0.0,
+        100.0,
+        fixed=True,
+    ),
+    Parameter(
+        "image_size",
+        96,
+        "height of camera images, and width unless image_width is given",
+        16,
+        480,
+        fixed=True,
+    ),
+    Parameter("image_width", 0, "width of camera images; 0 is square", 0, 640, fixed=True),
+    Parameter(
+        "randomization", "none", "none, mild, or another preset of sim.randomize", fixed=True
+    ),
+)
+
+
 class SimNode(Node):
     """One environment in (scaled) real time."""
 
     def __init__(self):
         super().__init__("sim_node")
-        self._declare("task", "lift", "name of the task")
-        self._declare("robot", "panda", "name of a robot, or path of a robot file")
-        self._declare("first_seed", 10_000, "seed of the first episode")
-        self._range(
-            "real_time_factor",
-            1.0,
-            0.01,
-            1000.0,
-            "simulated seconds per second, where the machine keeps up",
+        parameters.declare(self, (*PARAMETERS, *faults.PARAMETERS))
+        self.add_on_set_parameters_callback(
+            lambda changes: parameters.check((*PARAMETERS, *faults.PARAMETERS), changes)
         )
-        self._range(
-            "state_rate_hz",
-            100.0,
-            1.0,
-            1000.0,
-            "joint states, poses and clock, per simulated second",
-        )
-        self._range(
-            "image_rate_hz", 10.0, 0.0, 100.0, "camera images per simulated second; 0 is none"
-        )
-        size = ParameterDescriptor(
-            description="height and width of camera images",
-            integer_range=[IntegerRange(from_value=16, to_value=480, step=1)],
-        )
-        self.declare_parameter("image_size", 96, size)
         robot, name = load_robot(self._get("robot")), self._get("task")
         try:
             known = robot.name in getattr(find_task(name), "robots", ())
@@ -79,8 +101,17 @@ class SimNode(Node):
             raise InputError(str(error)) from None
         world = task.world
         robot.limit_array(world.joint_names, "position")  # the robot file must know every joint
+        self._randomizer = self._make_randomizer()
+        self._faults = Faults(self._get, np.random.default_rng(self._get("first_seed")))
         self._live = LiveWorld(world, self._initial_state(self._get("first_seed")))
-        self._controller = TrajectoryController(world.joint_names, self._live.command)
+        self.controller = SimController(
+            robot.topics,
+            world.joint_names,
+            self._live.command,
+            lambda: self._live.time,
+            self._faults.hears_command,
+            self._on_command,
+        )
         self._episode = -1
         self._received: OrderedDict[int, int] = OrderedDict()
         self._published: OrderedDict[int, int] = OrderedDict()
@@ -93,25 +124,14 @@ class SimNode(Node):
             for f in task.obs_fields
             if f.kind == "pose" and self._known(f, topics.poses)
         ]
+        self._frames: dict[str, Image] = {}
         self._images = self._image_publishers(topics.images)
         self._success_pub = self.create_publisher(Bool, "~/success", 10)
         self._latency_pub = self.create_publisher(Float64, "~/end_to_end_latency", 50)
-        self.create_subscription(
-            JointTrajectory, topics.command, self._on_command, QoSProfile(depth=10)
-        )
+        tf = messages.message_class("tf2_msgs/msg/TFMessage")
+        self._tf_pub = self.create_publisher(tf, "/tf", 10) if tf else None
         self.create_subscription(DiagnosticArray, "/policy_node/inference", self._on_inference, 50)
         self.create_service(Trigger, "~/reset", self._on_reset)
-
-    def _declare(self, name: str, default, description: str) -> None:
-        self.declare_parameter(name, default, ParameterDescriptor(description=description))
-
-    def _range(self, name: str, default: float, low: float, high: float, description: str) -> None:
-        bounds = FloatingPointRange(from_value=low, to_value=high)
-        self.declare_parameter(
-            name,
-            default,
-            ParameterDescriptor(description=description, floating_point_range=[bounds]),
-        )
 
     def _get(self, name: str):
         return self.get_parameter(name).value
@@ -124,21 +144,33 @@ class SimNode(Node):
         return True
 
     def _image_publishers(self, topics) -> list:
-        """(camera, publisher) pairs; none, and a line that says why, where nothing can be drawn."""
+        """(camera, publisher of images, of CameraInfo); none, and a line that says why, where nothing can be drawn."""
         if self._get("image_rate_hz") == 0:
             return []
+        height = self._get("image_size")
         try:
-            self._renderer = Renderer(
-                self._task.world, self._get("image_size"), self._get("image_size")
-            )
+            self._renderer = Renderer(self._task.world, height, self._get("image_width") or height)
         except SimulationError as error:
             self.get_logger().warning(f"no camera images: {error}")
             return []
         return [
-            (c, self.create_publisher(Image, topics[c], 2))
+            (
+                c,
+                self.create_publisher(Image, topics[c], 2),
+                self.create_publisher(CameraInfo, topics[c].rpartition("/")[0] + "/camera_info", 2),
+            )
             for c in self._task.cameras
             if c in topics
         ]
+
+    def _make_randomizer(self) -> Randomizer | None:
+        name = self._get("randomization")
+        if name == "none":
+            return None
+        try:
+            return Randomizer(self._task, preset(name, self._task))
+        except SimulationError as error:
+            raise InputError(str(error)) from None
 
     # --- episodes ---
 
@@ -146,12 +178,14 @@ class SimNode(Node):
         self._seed = seed
         self._steps = self._held = 0
         self._running = self._over = False
+        if self._randomizer is not None:
+            self._randomizer.apply(self._task.world.model, self._randomizer.for_seed(seed))
         return self._task.initial_state(np.random.default_rng(seed))
 
     def _on_reset(self, request, response):
         self._episode += 1
         self._live.reset(self._initial_state(self._get("first_seed") + self._episode))
-        self._controller.hold(self._live.command)
+        self.controller.hold(self._live.command)
         response.success = True
         response.message = json.dumps(
             {"episode": self._episode, "seed": self._seed, "time": self._live.time}
@@ -171,23 +205,10 @@ class SimNode(Node):
 
     # --- commands in ---
 
-    def _on_command(self, msg: JointTrajectory, info: dict) -> None:
-        # NOTE: Humble's info has no sequence number; there the latency is not measured.
-        self._received[info.get("publication_sequence_number")] = time.perf_counter_ns()
+    def _on_command(self, sequence: int | None, received: int) -> None:
+        self._received[sequence] = received
         while len(self._received) > REMEMBERED:
             self._received.popitem(last=False)
-        times = np.array([messages.seconds(p.time_from_start) for p in msg.points])
-        positions = np.array([p.positions for p in msg.points])
-        velocities = (
-            np.array([p.velocities for p in msg.points])
-            if any(len(p.velocities) for p in msg.points)
-            else None
-        )
-        try:
-            self._controller.accept(msg.joint_names, times, positions, velocities, self._live.time)
-        except (TrajectoryRejected, ValueError) as error:
-            self.get_logger().warning(f"trajectory rejected: {error}")
-            return
         self._running = True
 
     def _on_inference(self, msg: DiagnosticArray) -> None:
@@ -201,30 +222,48 @@ class SimNode(Node):
 
     def publish_state(self) -> None:
         """Clock and object poses first, so that they are there when the joint state arrives."""
-        stamp = round(self._live.time * 1e9)
+        stamp, now = round(self._live.time * 1e9), time.monotonic()
         self._clock_pub.publish(Clock(clock=messages.to_time(stamp)))
         obs = self._task.observe(self._live.state)
         for f, publisher in self._poses:
-            publisher.publish(messages.pose_stamped(obs[f.name], "world", stamp))
+            msg = messages.pose_stamped(obs[f.name], "world", stamp)
+            self._faults.publish(publisher.publish, msg, now)
+        if self._tf_pub is not None and self._poses:
+            poses = {f.source: obs[f.name] for f, _ in self._poses}
+            self._tf_pub.publish(messages.transforms(self._tf_pub.msg_type, poses, "world", stamp))
+        self.controller.publish_state(stamp)
         msg = messages.joint_state(self._live.moving_joints, *self._live.joint_state, stamp)
         self._published[stamp] = time.perf_counter_ns()
-        self._joint_pub.publish(msg)
+        self._faults.publish(self._joint_pub.publish, self._faults.joint_state(msg), now)
         while len(self._published) > REMEMBERED:
             self._published.popitem(last=False)
 
     def publish_images(self) -> None:
-        """One frame of each camera."""
-        for camera, publisher in self._images:
-            pixels = self._renderer.render(self._live.state, camera)
-            publisher.publish(messages.image(pixels, camera, round(self._live.time * 1e9)))
+        """One frame of each camera, with how it sees."""
+        stamp, now = round(self._live.time * 1e9), time.monotonic()
+        model = self._task.world.model
+        for camera, publisher, info_publisher in self._images:
+            if not (self._get("fault_frozen_camera") and camera in self._frames):
+                pixels = self._renderer.render(
+                    self._live.state, camera, model if self._randomizer else None
+                )
+                self._frames[camera] = messages.image(pixels, camera, stamp)
+            frame = self._frames[camera]
+            fovy = float(np.radians(model.camera(camera).fovy[0]))
+            info = messages.camera_info(frame.height, frame.width, fovy, camera, stamp)
+            info.header.stamp = frame.header.stamp
+            info_publisher.publish(info)
+            self._faults.publish(publisher.publish, frame, now)
 
     def close(self) -> None:
-        """Free the GL context."""
+        """Free the GL context and the controller."""
         if self._images:
             self._renderer.close()
+        self.controller.destroy_node()
 
     def spin(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
         """Tick, publish, serve callbacks until the next tick is due."""
+        executor.add_node(self.controller)
         world = self._task.world
         per_tick = max(1, round(1 / (self._get("state_rate_hz") * world.physics_dt)))
         tick_s = per_tick * world.physics_dt
@@ -232,17 +271,19 @@ class SimNode(Node):
         step_every = max(1, round(world.control_dt / tick_s))
         ticks, due = 0, time.perf_counter()
         while not stop.requested:
-            self._live.advance(per_tick, lambda at: self._controller.sample(at)[0])
+            self._live.advance(per_tick, self.controller.reference)
             ticks += 1
             if ticks % step_every == 0:
                 self._after_control_step()
-            self.publish_state()
+            # Images first: the joint state that comes with them is what starts an inference.
             if image_every and ticks % image_every == 0:
                 self.publish_images()
+            self.publish_state()
             due += tick_s / self._get("real_time_factor")
             now = time.perf_counter()
             if now - due > LATE_S:
                 due = now
+            self._faults.deliver(time.monotonic())
             executor.spin_once(timeout_sec=0.0)
             while (left := due - time.perf_counter()) > 0 and not stop.requested:
                 executor.spin_once(timeout_sec=left)
