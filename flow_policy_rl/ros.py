@@ -176,6 +176,11 @@ class Process:
             )
 
     @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._child.pid
+
+    @property
     def running(self) -> bool:
         """Whether it has not ended yet."""
         return self._child.poll() is None

@@ -44,6 +44,8 @@ setup(
             f"recorder = {NAME}.recorder:main",
             f"player = {NAME}.player:main",
             f"demonstrator = {NAME}.demonstrator:main",
+            f"bench_peer = {NAME}.bench_peer:main",
+            f"trainer_node = {NAME}.trainer_node:main",
             f"episode_runner = {NAME}.episode_runner:main",
         ]
     },
