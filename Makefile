@@ -1,5 +1,5 @@
 # The README's commands. `make demo` and `make test` work on a fresh clone.
-.PHONY: help setup demo test test-all lint format types licences docs docs-serve wheel clean
+.PHONY: help setup demo test test-all test-kilted lint format types licences docs docs-serve wheel clean
 STAMP := .venv/.installed
 
 help:  ## this list
@@ -19,6 +19,9 @@ test: lint  ## lint and every quick test
 
 test-all: lint  ## the slow tests as well
 	@.venv/bin/python -m pytest
+
+test-kilted: $(STAMP)  ## the quick ROS tests on the Kilted wheels, in a second environment
+	@scripts/kilted.sh -m "not slow"
 
 lint: $(STAMP)  ## ruff
 	@.venv/bin/ruff check .

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from flow_policy_rl.errors import InputError
 
 CHILD_S = 60
 NEEDED_GB = 4
+SEGMENT_BYTES = 4_000_000  # four raw 640x480 images
 RENDER = (
     "from sim.tasks import make_task; from sim.render import Renderer; import numpy as np\n"
     "task = make_task('lift')\n"
@@ -208,6 +210,38 @@ def ros_environment() -> Check:
     return Check("ros environment", True, given)
 
 
+def camera_transport() -> Check:
+    """Room in shared memory for raw camera images; the nodes of this project bring their own profile."""
+    name = "camera transport"
+    profile = os.environ.get("FASTRTPS_DEFAULT_PROFILES_FILE")
+    if os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp") != "rmw_fastrtps_cpp":
+        return Check(name, True, "not Fast DDS: nothing to check")
+    if profile is None:
+        return Check(
+            name,
+            True,
+            "our nodes use their own Fast DDS profile; other publishers of images need it too",
+        )
+    try:
+        sizes = re.findall(r"<segment_size>\s*(\d+)", Path(profile).read_text(errors="replace"))
+    except OSError:
+        sizes = []
+    largest = max((int(s) for s in sizes), default=0)
+    shipped = (
+        Path(__file__).parent.parent
+        / "ros_ws/src/flow_policy_ros/flow_policy_ros/config/fastdds.xml"
+    )
+    mend = f"unset FASTRTPS_DEFAULT_PROFILES_FILE, or take the segment_size of {shipped.name} ({shipped.parent})"
+    return Check(
+        name,
+        largest >= SEGMENT_BYTES,
+        f"shared-memory segment of {largest:,} bytes in {profile}"
+        if sizes
+        else f"no segment_size in {profile}",
+        "" if largest >= SEGMENT_BYTES else mend,
+    )
+
+
 def optional_messages() -> Check:
     """Packages that exist only on a ROS installation; nothing here needs them."""
     names = ("control_msgs", "tf2_msgs", "launch_ros")
@@ -260,6 +294,7 @@ CHECKS = (
     (ros, "deploy"),
     (ros_nodes, "deploy"),
     (ros_environment, "deploy"),
+    (camera_transport, "deploy"),
     (optional_messages, "deploy"),
     (disk, "train deploy"),
 )

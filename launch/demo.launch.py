@@ -36,6 +36,6 @@ def generate_launch_description() -> LaunchDescription:
                 "real_time_factor", default_value="1.0", description="simulated seconds per second"
             ),
             include("sim", task=task, robot=robot, real_time_factor=factor),
-            include("deploy", policy=policy, robot=robot, armed="true", use_sim_time="true"),
+            include("deploy", policy=policy, robot=robot, dry_run="false", use_sim_time="true"),
         ]
     )

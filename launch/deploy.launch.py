@@ -1,6 +1,6 @@
-"""Serve a policy to a robot: `ros2 launch flow_policy_rl deploy.launch.py policy:=/path/policy.onnx armed:=true`.
+"""Serve a policy to a robot: `ros2 launch flow_policy_rl deploy.launch.py policy:=/path/policy.onnx dry_run:=false`.
 
-A dry run unless armed: chunks are computed and shown on `~/planned_chunk`, and the arm is not commanded.
+A dry run unless told otherwise: chunks are computed and shown on `~/planned_chunk`, and the arm is not commanded.
 """
 
 import sys
@@ -20,6 +20,9 @@ def node(context: LaunchContext) -> list:
         return ParameterValue(LaunchConfiguration(name), value_type=kind)
 
     params_file = LaunchConfiguration("params_file").perform(context)
+    dry_run = LaunchConfiguration("dry_run").perform(context).lower()
+    if dry_run not in ("true", "false"):
+        raise ValueError(f"dry_run must be true or false, not '{dry_run}'")
     return [
         Node(
             name="policy_node",
@@ -32,8 +35,10 @@ def node(context: LaunchContext) -> list:
                 {
                     "policy": value("policy", str),
                     "robot": value("robot", str),
-                    "armed": value("armed", bool),
+                    "armed": dry_run == "false",
                     "autostart": value("autostart", bool),
+                    "joining": value("joining", str),
+                    "output": value("output", str),
                     "use_sim_time": value("use_sim_time", bool),
                 },
             ],
@@ -50,7 +55,21 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "robot", default_value="panda", description="robot name or robot file"
             ),
-            DeclareLaunchArgument("armed", default_value="false", description="command the arm"),
+            DeclareLaunchArgument(
+                "dry_run",
+                default_value="true",
+                description="compute and show chunks, but do not command the arm",
+            ),
+            DeclareLaunchArgument(
+                "joining",
+                default_value="replace",
+                description="replace, crossfade, ensemble, rtc or sync",
+            ),
+            DeclareLaunchArgument(
+                "output",
+                default_value="trajectory",
+                description="trajectory (JointTrajectory) or per_tick (Float64MultiArray)",
+            ),
             DeclareLaunchArgument(
                 "autostart", default_value="true", description="configure and activate at once"
             ),
