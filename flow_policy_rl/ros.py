@@ -14,8 +14,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.errors import InputError, RunFailed, existing_file
 
 END_S = 1.0  # from asking a process to end to killing it
 
@@ -52,6 +53,10 @@ class DeployConfig:
         robot: name of a robot, or path of a robot file.
         armed: command the arm.
         use_sim_time: take time from /clock.
+        joining: how consecutive chunks join: auto (rtc where the policy can, else replace), replace, crossfade,
+            ensemble, rtc or sync.
+        output: a whole chunk as JointTrajectory (trajectory), or Float64MultiArray (per_tick).
+        params_file: YAML file with further parameters of policy_node.
         json: no result to print; kept for uniformity.
     """
 
@@ -59,6 +64,9 @@ class DeployConfig:
     robot: str = "panda"
     armed: bool = False
     use_sim_time: bool = False
+    joining: Literal["auto", "replace", "crossfade", "ensemble", "rtc", "sync"] = "auto"
+    output: Literal["trajectory", "per_tick"] = "trajectory"
+    params_file: Path | None = None
     json: bool = False
 
 
@@ -80,13 +88,20 @@ def deploy(config: DeployConfig) -> None:
         "robot": config.robot,
         "armed": config.armed,
         "use_sim_time": config.use_sim_time,
+        "joining": config.joining,
+        "output": config.output,
     }
-    foreground("policy_node", parameters)
+    if config.params_file is not None:
+        existing_file(config.params_file, "parameter file")
+    foreground("policy_node", parameters, config.params_file)
 
 
-def foreground(node: str, parameters: Mapping[str, object]) -> None:
+def foreground(
+    node: str, parameters: Mapping[str, object], params_file: Path | None = None
+) -> None:
     """Become the node: its output, signals and exit code are those of this process."""
-    os.execv(sys.executable, node_command(node, parameters))
+    file = ["--params-file", str(params_file.absolute())] if params_file else []
+    os.execv(sys.executable, [*node_command(node, parameters), *file])
 
 
 def node_command(node: str, parameters: Mapping[str, object]) -> list[str]:

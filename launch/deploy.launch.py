@@ -62,8 +62,8 @@ def generate_launch_description() -> LaunchDescription:
             ),
             DeclareLaunchArgument(
                 "joining",
-                default_value="replace",
-                description="replace, crossfade, ensemble, rtc or sync",
+                default_value="auto",
+                description="auto, replace, crossfade, ensemble, rtc or sync",
             ),
             DeclareLaunchArgument(
                 "output",

@@ -76,7 +76,11 @@ PARAMETERS = (
         "tick_rate_hz", 100.0, "rate of per_tick output", 1.0, 1000.0, when_unconfigured=True
     ),
     Parameter(
-        "joining", "replace", "how consecutive chunks join", choices=METHODS, when_unconfigured=True
+        "joining",
+        "auto",
+        "how consecutive chunks join; auto is rtc for a policy trained with a prefix, else replace",
+        choices=("auto", *METHODS),
+        when_unconfigured=True,
     ),
     Parameter(
         "noise", "zero", "where the flow starts, random from `seed`", choices=("zero", "random")
@@ -245,7 +249,10 @@ class PolicyNode(LifecycleNode):
                     f"parameter {p.name} must be one of {', '.join(p.choices)}, not '{self._get(p.name)}'"
                 )
         self._robot = robot
-        scheduler = ChunkScheduler(spec, self._get("lead_s"), self._get("joining"))
+        joining = self._get("joining")
+        if joining == "auto":
+            joining = "rtc" if spec.prefix_horizon else "replace"
+        scheduler = ChunkScheduler(spec, self._get("lead_s"), joining)
         self._commander = Commander(
             scheduler,
             self._make_safety(spec, robot, {}),
@@ -707,7 +714,7 @@ class PolicyNode(LifecycleNode):
             "policy": self._get("policy"),
             "robot": self._get("robot"),
             "armed": self._get("armed"),
-            "joining": self._get("joining"),
+            "joining": self._commander.scheduler.joining if self._policy else "",
             "commands": self._command_count,
             "deadline_misses": self._deadline_misses,
             "limited_plans": self._limited,
