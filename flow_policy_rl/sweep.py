@@ -145,7 +145,7 @@ def write_page(page: Path, spec: PolicySpec, rows: list[dict], episodes: int) ->
     line = {"dash": "dot", "shape": "hv", "color": "#5c6678"}
     frontier.add_scatter(x=x, y=y, name="frontier", mode="lines", line=line)
     report.layout(frontier, "ms per inference, median, one thread", what)
-    frontier.update_layout(hovermode="closest")
+    frontier.update_layout(hovermode="closest").update_xaxes(type="log")
     noise = go.Figure()
     for kind in NOISES:
         part = [r for r in rows if r["noise"] == kind and r["integrator"] == spec.integrator]
