@@ -51,8 +51,10 @@ class ThreadsBackend:
 
         def run(part: slice) -> None:
             data = self._idle.pop()
-            self._run(models[part], data, state[part], controls[part], out[part], stop)
-            self._idle.append(data)
+            try:
+                self._run(models[part], data, state[part], controls[part], out[part], stop)
+            finally:
+                self._idle.append(data)
 
         list((self._pool.map if self._pool else map)(run, parts))
 
