@@ -29,6 +29,7 @@ PLAY = 0.001  # m, between key and socket, on each side
 NUT_HALF, NUT_HEIGHT = 0.0135, 0.020  # m
 HOLE_HALF = 0.0145  # m
 RANDOMNESS = {"low": (0.015, np.radians(5)), "med": (0.05, np.radians(15))}  # m, rad
+SLACK = 0.0003  # m by which some boxes are thinner than their neighbours, so that fewer touch what they lie on
 METAL = "0.6 0.62 0.65 1"
 
 
@@ -46,7 +47,13 @@ def nut(name: str, at: tuple[float, float, float], down: bool = True) -> str:
     sides = [((NUT_HALF, wall), (0, s * (inner + wall))) for s in (-1, 1)]
     sides += [((wall, inner), (s * (inner + wall), 0)) for s in (-1, 1)]
     geoms = "".join(
-        block((*half, NUT_HEIGHT / 2), 0.01, METAL, pos=f"{x} {y} {middle}")
+        block(
+            (*half, NUT_HEIGHT / 2 - (SLACK if x else 0)),
+            0.01,
+            METAL,
+            pos=f"{x} {y} {middle}",
+            condim="3",
+        )
         for half, (x, y) in sides
     )
     return (
@@ -67,7 +74,9 @@ def thread(name: str) -> str:
 
 def key(at: float, rgba: str, length: float = KEY_LENGTH) -> str:
     """MJCF of a key whose shoulder is at height `at` of the part; it points down, or up for a negative length."""
-    return block((KEY_HALF, KEY_HALF, abs(length) / 2), 0.01, rgba, pos=f"0 0 {at - length / 2}")
+    return block(
+        (KEY_HALF, KEY_HALF, abs(length) / 2), 0.01, rgba, pos=f"0 0 {at - length / 2}", condim="3"
+    )
 
 
 def frame(
@@ -84,10 +93,11 @@ def frame(
     ]
     return "".join(
         block(
-            ((x1 - x0) / 2, (y1 - y0) / 2, height / 2),
+            ((x1 - x0) / 2, (y1 - y0) / 2, height / 2 - (SLACK if x0 == left else 0)),
             mass / 4,
             rgba,
             pos=f"{(x0 + x1) / 2} {(y0 + y1) / 2} {height_at}",
+            condim="3",
         )
         for (x0, x1), (y0, y1) in boxes
     )

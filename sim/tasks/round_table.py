@@ -21,7 +21,8 @@ def disc(inner: float = 0.073) -> str:
     sides = [((out, 0.045), (s * (inner + out), 0)) for s in (-1, 1)]
     sides += [((0.045, out), (0, s * (inner + out))) for s in (-1, 1)]
     plates = "".join(
-        block((*half, TOP_HEIGHT / 2), 0.03, DARK, pos=f"{x} {y} 0") for half, (x, y) in sides
+        block((*half, TOP_HEIGHT / 2 - assembly.SLACK), 0.03, DARK, pos=f"{x} {y} 0", condim="3")
+        for half, (x, y) in sides
     )
     return frame(inner, TOP_HEIGHT, 0.3, DARK) + plates
 
