@@ -4,7 +4,7 @@ Noise is added to what is executed, and the clean intention is what is recorded 
 1703.09327): the data cover states off the demonstrator's path together with the way back.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ class Config:
     Attributes:
         task: name of the task (flow-policy list tasks).
         out: file to write.
+        task_options: names and values of the task's own options, e.g. `randomness med`.
         episodes: episodes to keep: successes, where the task knows success.
         robot: the arm (default: the task's first, or the policy's).
         policy: checkpoint or exported policy that acts in place of the scripted expert.
@@ -43,6 +44,7 @@ class Config:
 
     task: str
     out: Path
+    task_options: dict[str, str] = field(default_factory=dict)
     episodes: int = 100
     robot: str | None = None
     policy: Path | None = None
@@ -83,6 +85,7 @@ def main(config: Config) -> dict:
     )
     facts = {
         **by,
+        "task_options": config.task_options,
         "attempts": attempts,
         "noise": config.noise,
         "min_return": config.min_return,
@@ -103,15 +106,14 @@ def main(config: Config) -> dict:
 def _demonstrator(config: Config):
     """The task and who does it."""
     if config.policy is None:
-        return make_task(
-            config.task, robot=config.robot, cameras=config.cameras or None
-        ), ScriptedExperts()
+        options = {"robot": config.robot, "cameras": config.cameras or None}
+        return make_task(config.task, **options | config.task_options), ScriptedExperts()
     spec, act = load_policy(config.policy)
     if config.robot not in (None, spec.robot):
         raise InputError(
             f"policy '{config.policy}' is for robot '{spec.robot}', not '{config.robot}'"
         )
-    task = task_of(spec, config.task)
+    task = task_of(spec, config.task, config.task_options)
     check_fits(spec, task, str(config.policy))
     return task, PolicyChunks(spec, act)
 

@@ -1,8 +1,8 @@
 """Success rate of a policy on fixed episodes, with its uncertainty."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -152,6 +152,7 @@ class Config:
     Attributes:
         policy: checkpoint (.safetensors) or exported policy (.onnx).
         task: name of the task (default: the one the policy was trained for).
+        task_options: names and values of the task's own options, e.g. `randomness med`.
         episodes: number of episodes.
         seed: of the first episode; the next ones follow.
         noise: where the flow starts: zero, or random per episode.
@@ -167,6 +168,7 @@ class Config:
 
     policy: Path
     task: str | None = None
+    task_options: dict[str, str] = field(default_factory=dict)
     episodes: int = 200
     seed: int = 10_000
     noise: Literal["zero", "random"] = "zero"
@@ -186,7 +188,7 @@ def main(config: Config) -> dict:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} must be at least 1, not {getattr(config, name)}")
     spec, act = load_policy(config.policy)
-    task = task_of(spec, config.task)
+    task = task_of(spec, config.task, config.task_options)
     check_fits(spec, task, str(config.policy))
     spare = spec.action_horizon - spec.execute_horizon
     if not 0 <= config.inference_delay <= spare:
@@ -251,12 +253,21 @@ def load_policy(path: Path) -> tuple[PolicySpec, ChunkFn]:
     return policy.spec, torch_policy(policy)
 
 
-def task_of(made: PolicySpec | DemoLayout, name: str | None = None):
-    """The task that a policy or demonstrations were made for, or another one with the same robot and senses."""
+def task_of(
+    made: PolicySpec | DemoLayout,
+    name: str | None = None,
+    options: Mapping[str, str] | None = None,
+):
+    """The task that a policy or demonstrations were made for, or another one with the same robot and senses.
+
+    Raises:
+        SimulationError: unknown task, option or value.
+    """
     name = name or made.task
     known_robot = made.robot in getattr(find_task(name), "robots", ())
     sees = any(f.kind == "image" for f in made.observations)
-    return make_task(name, robot=made.robot if known_robot else None, cameras=sees or None)
+    mine = {"robot": made.robot if known_robot else None, "cameras": sees or None}
+    return make_task(name, **mine | dict(options or {}))
 
 
 def check_fits(spec: PolicySpec, task, name: str) -> None:

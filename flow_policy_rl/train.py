@@ -104,6 +104,7 @@ class TrainRL:
 
     Attributes:
         task: name of the task.
+        task_options: names and values of the task's own options, e.g. `reward dense`.
         checkpoint: pre-trained policy to start from (default: none, from scratch).
         run_dir: folder to write.
         algorithm: name of the algorithm, as in the run folder and the policy's spec.
@@ -121,6 +122,7 @@ class TrainRL:
     """
 
     task: str
+    task_options: dict[str, str] = field(default_factory=dict)
     checkpoint: Path | None = None
     run_dir: Path = Path("runs/rl")
     algorithm: str = ""
@@ -393,10 +395,10 @@ def starting_point(config: TrainRL):
     """The task, and the checkpoint or a fresh policy for it."""
     if config.checkpoint is not None:
         policy = checkpoint.load(config.checkpoint)
-        task = task_of(policy.spec, config.task)
+        task = task_of(policy.spec, config.task, config.task_options)
         check_fits(policy.spec, task, str(config.checkpoint))
         return task, policy
-    task = make_task(config.task)
+    task = make_task(config.task, **config.task_options)
     fields = tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields)
     return task, FlowPolicy(policy_spec(task, fields, config.scratch), config.scratch.network)
 

@@ -1,9 +1,11 @@
 """`flow-policy collect`: who demonstrates, what is kept, what is written down."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 from toys import small_policy
 
 from flow_policy_rl import checkpoint, collect, train
@@ -11,7 +13,9 @@ from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.collect import PolicyChunks, ScriptedExperts, collect_batch
 from flow_policy_rl.data import demonstrations
 from flow_policy_rl.errors import InputError
+from flow_policy_rl.evaluate import task_of
 from flow_policy_rl.policy import NetworkConfig
+from sim.errors import SimulationError
 from sim.tasks import make_task
 from sim.vec_env import VecEnv
 
@@ -101,3 +105,29 @@ def test_collecting_gives_up_when_nothing_can_be_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "collect_batch", lambda *args: [])
     with pytest.raises(InputError, match=r"no episode to keep in 50 attempts.*--min-return"):
         collect.main(collect.Config("reach", tmp_path / "d.hdf5", episodes=1, min_return=2.0))
+
+
+def test_options_of_a_task_pass_through_collect_eval_and_train(tmp_path):
+    config = tyro.cli(
+        collect.Config,
+        args=[
+            "--task",
+            "push",
+            "--out",
+            str(tmp_path / "d.hdf5"),
+            "--task-options",
+            "reward",
+            "dense",
+        ],
+    )
+    collect.main(dataclasses.replace(config, episodes=2, num_envs=2))
+    demos = demonstrations.load(tmp_path / "d.hdf5")
+    assert demos.provenance["task_options"] == {"reward": "dense"}
+    assert (demos.episodes[0].rewards[:-1] < 0).all()
+    assert task_of(demos.layout, None, {"reward": "dense"}).reward == "dense"
+    started = train.starting_point(train.TrainScoreFlow("push", {"reward": "dense"}))
+    assert started[0].reward == "dense"
+    with pytest.raises(SimulationError, match="unknown option of task 'push' 'rewards'"):
+        collect.main(dataclasses.replace(config, task_options={"rewards": "dense"}))
+    with pytest.raises(SimulationError, match="cameras of task 'push' is a bool"):
+        collect.main(dataclasses.replace(config, task_options={"cameras": "yes"}))
