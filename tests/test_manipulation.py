@@ -118,6 +118,19 @@ def test_limits_in_the_mjcf_are_those_of_the_robot_file(robot):
         assert np.allclose(world.model.joint(joint).range, span)
 
 
+@pytest.mark.parametrize("robot", ARMS)
+def test_chain_and_home_of_the_robot_file_are_those_of_the_mjcf(robot):
+    world, file = make_task("reach", robot=robot).world, load_robot(robot)
+    rng = np.random.default_rng(0)
+    targets = rng.uniform(world.target_low, world.target_high, (5, len(world.joint_names)))
+    qpos = np.tile(world.home_qpos, (5, 1))
+    qpos[:, world.joint_qpos] = targets
+    tool = SitePose(world.model, f"{robot}_tcp")(qpos)[:, :3]
+    assert np.allclose(file.chain.tool_position(world.joint_names, targets), tool, atol=1e-6)
+    home = dict(zip(world.joint_names, world.home_qpos[world.joint_qpos], strict=True))
+    assert file.home == pytest.approx(home)
+
+
 def test_every_robot_file_knows_the_bodies_of_its_tasks():
     for name in NAMES:
         for robot in TASKS[name].robots:
