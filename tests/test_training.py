@@ -241,7 +241,6 @@ def test_two_processes_do_what_one_does_with_as_many_environments(tmp_path):
         "3",
         "--ppo.critic-warmup",
         "0",
-        "--ppo.update-normalizer",
         "--ppo.scale-rewards",
         "--ppo.value-width",
         "16",
