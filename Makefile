@@ -17,7 +17,7 @@ demo: $(STAMP)  ## the whole product, from demonstrations to a ROS 2 arm and a r
 test: lint  ## lint and every quick test
 	@.venv/bin/python -m pytest -m "not slow"
 
-test-all: lint  ## the slow tests as well
+test-all: lint types  ## the slow tests as well
 	@.venv/bin/python -m pytest
 
 test-kilted: $(STAMP)  ## the quick ROS tests on the Kilted wheels, in a second environment
