@@ -45,7 +45,7 @@ setup(
         include=["flow_policy_rl", "flow_policy_rl.*", "sim", "sim.*", "robots"]
     ),
     package_data={
-        "flow_policy_rl": ["templates/*"],
+        "flow_policy_rl": ["templates/*", "policies/*"],
         "sim": ["assets/*.xml"],
         "robots": ["*.yaml"],
     },

@@ -14,6 +14,7 @@ from flow_policy_rl.data.demonstrations import DemoLayout
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.rollout import to_tensors, under_way
+from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.spec import PolicySpec
 from sim.tasks import find_task, make_task
@@ -150,7 +151,7 @@ class Config:
     Example: flow-policy eval --policy policy.onnx --task lift --episodes 200
 
     Attributes:
-        policy: checkpoint (.safetensors) or exported policy (.onnx).
+        policy: checkpoint (.safetensors), exported policy (.onnx), or the name of one that ships.
         task: name of the task (default: the one the policy was trained for).
         task_options: names and values of the task's own options, e.g. `randomness med`.
         episodes: number of episodes.
@@ -246,7 +247,7 @@ def main(config: Config) -> dict:
 
 def load_policy(path: Path) -> tuple[PolicySpec, ChunkFn]:
     """A checkpoint or an exported policy as a function of numpy arrays."""
-    if path.suffix == ".onnx":
+    if shipped.find(path).suffix == ".onnx":
         exported = OnnxPolicy(path)
         return exported.spec, exported.infer
     policy = checkpoint.load(path)

@@ -17,7 +17,7 @@ class Config:
     Example: flow-policy inspect policy.onnx
 
     Attributes:
-        policy: exported file.
+        policy: exported file, or the name of one that ships (flow-policy list policies).
         json: print one JSON object.
     """
 

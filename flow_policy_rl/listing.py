@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 import tyro
 
 from flow_policy_rl import plugins
+from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.robot import robot_names
 
 
 @dataclass(frozen=True)
 class Config:
-    """Names of tasks, algorithms, presets, robots and image encoders, those of other packages included.
+    """Names of tasks, algorithms, presets, robots, encoders and trained policies, those of other packages included.
 
     Example: flow-policy list tasks
 
@@ -22,7 +23,8 @@ class Config:
     """
 
     what: Annotated[
-        Literal["all", "tasks", "algorithms", "presets", "robots", "encoders"], tyro.conf.Positional
+        Literal["all", "tasks", "algorithms", "presets", "robots", "encoders", "policies"],
+        tyro.conf.Positional,
     ] = "all"
     json: bool = False
 
@@ -61,6 +63,7 @@ NAMES = {
     "presets": preset_names,
     "robots": robot_names,
     "encoders": encoders,
+    "policies": lambda: list(shipped.policies()),
 }
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from flow_policy_rl.errors import InputError, RunFailed, existing_file
+from flow_policy_rl.serving import shipped
 
 END_S = 1.0  # from asking a process to end to killing it
 
@@ -49,7 +50,7 @@ class DeployConfig:
     Example: flow-policy deploy --policy policy.onnx --robot panda --use-sim-time --armed
 
     Attributes:
-        policy: exported policy.
+        policy: exported policy, or the name of one that ships (flow-policy list policies).
         robot: name of a robot, or path of a robot file.
         armed: command the arm.
         use_sim_time: take time from /clock.
@@ -84,7 +85,7 @@ def sim(config: SimConfig) -> None:
 def deploy(config: DeployConfig) -> None:
     """Run the policy node in the foreground."""
     parameters = {
-        "policy": str(config.policy.absolute()),
+        "policy": str(shipped.find(config.policy).absolute()),
         "robot": config.robot,
         "armed": config.armed,
         "use_sim_time": config.use_sim_time,

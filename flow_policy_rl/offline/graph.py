@@ -15,6 +15,7 @@ from flow_policy_rl.data.bags import Bag
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.offline.recording import INFERENCE_TOPIC, Durations, read_stages
 from flow_policy_rl.ros import processes
+from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.decode import stamp_ns
 from flow_policy_rl.serving.robot import Robot
 from flow_policy_rl.serving.streams import topics_of
@@ -53,7 +54,7 @@ def play(
     listening = {
         "recorder": {"bag": str(folder)},
         "policy_node": {
-            "policy": str(policy.absolute()),
+            "policy": str(shipped.find(policy).absolute()),
             "robot": robot_file,
             "use_sim_time": True,
             "armed": False,

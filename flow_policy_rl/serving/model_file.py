@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flow_policy_rl.errors import PolicyFileError, existing_file
+from flow_policy_rl.serving import shipped
 from flow_policy_rl.spec import METADATA_KEY, PolicySpec
 
 SEAL_KEY = "flow_policy_rl.sha256"
@@ -54,13 +55,13 @@ class ModelFile:
 
 
 def read(path: str | Path, max_bytes: int = MAX_BYTES) -> ModelFile:
-    """Read and judge a file.
+    """Read and judge a file, or a policy that ships with the package, by name.
 
     Raises:
         InputError: no such file.
         PolicyFileError: what is wrong with it, in one line.
     """
-    path = existing_file(path, "policy")
+    path = existing_file(shipped.find(path), "policy")
     size = path.stat().st_size
     if size > max_bytes:
         raise PolicyFileError(f"policy '{path}' has {size:,} bytes; the limit is {max_bytes:,}")

@@ -1,0 +1,36 @@
+"""A trained policy comes with the package: inspect, eval and deploy work before any training."""
+
+import json
+
+import pytest
+
+from flow_policy_rl import cli
+from flow_policy_rl.errors import InputError
+from flow_policy_rl.serving import shipped
+from flow_policy_rl.serving.onnx_policy import OnnxPolicy
+from flow_policy_rl.serving.robot import load_robot
+
+
+@pytest.mark.parametrize("name", sorted(shipped.policies()))
+def test_a_shipped_policy_is_sound_and_fits_its_robot(name, capsys):
+    policy = OnnxPolicy(name)
+    spec = policy.spec
+    load_robot(spec.robot).limit_array(spec.joint_names, "velocity")
+    assert spec.provenance["demos"]["sha256"]
+    assert shipped.policies()[name].stat().st_size < 5e6
+    assert cli.main(["inspect", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["spec"]["task"] == spec.task
+
+
+def test_lift_lifts(capsys):
+    assert cli.main(["eval", "--policy", "lift", "--episodes", "20", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["success_rate"] >= 0.85
+
+
+def test_a_file_wins_over_a_name_and_other_names_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shipped.find("lift").name == "lift.onnx"
+    (tmp_path / "lift").write_bytes(b"mine")
+    assert shipped.find("lift").read_bytes() == b"mine"
+    with pytest.raises(InputError, match="does not exist"):
+        OnnxPolicy("lfit")
