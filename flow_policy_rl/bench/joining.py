@@ -120,7 +120,8 @@ def run_episode(
     pending: tuple[int, int, np.ndarray] | None = None  # ready at, observed at, chunk
     result, ticks, held, steps = Episode(False, [], 0, 0, 0), 0, 0, 0
     delay = round(delay_s * 1e9)
-    while steps < task.episode_steps:
+    # Steps count from the first plan; a policy whose every chunk is refused never gets one.
+    while steps < task.episode_steps and ticks < 2 * task.episode_steps * per_step:
         now = round(live.time * 1e9)
         if pending is None and scheduler.due(now):
             scheduler.started(now)
