@@ -68,6 +68,8 @@ EXTRAS = {
     "onnxruntime": "serve",
     "rosbags": "bags",
     "mcap": "bags",
+    "zstandard": "bags",
+    "lz4": "bags",
     "h5py": "data",
     "pyarrow": "data",
     "jinja2": "report",
