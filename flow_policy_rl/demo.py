@@ -233,6 +233,7 @@ class Demo:
                 "policy": str(self.export_config.out.absolute()),
                 "armed": True,
                 "use_sim_time": True,
+                "max_limited_in_a_row": 0,  # no latched stop: nobody is there to reset it
             },
             "episode_runner": {
                 "episodes": total,
