@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from flow_policy_rl.policy import FlowPolicy
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+# A shell starts background jobs with SIGINT ignored, and so would be the children of these tests, which must obey it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

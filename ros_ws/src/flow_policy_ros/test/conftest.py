@@ -1,5 +1,6 @@
 """Real rclpy between real processes, on a domain of their own and on this machine only."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from trajectory_msgs.msg import JointTrajectory
 from flow_policy_rl.ros import Process, private_domain, processes
 
 SOON_S = 20.0
+# A shell starts background jobs with SIGINT ignored, and so would be the children of these tests, which must obey it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
