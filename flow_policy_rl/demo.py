@@ -233,7 +233,6 @@ class Demo:
                 "policy": str(self.export_config.out.absolute()),
                 "armed": True,
                 "use_sim_time": True,
-                "max_limited_in_a_row": 0,  # no latched stop: nobody is there to reset it
             },
             "episode_runner": {
                 "episodes": total,
@@ -262,6 +261,7 @@ class Demo:
             "success_rate": successes / total,
             "success_ci95": [low, high],
             "episodes": total,
+            "emergency_stops": sum(bool(e["emergency_stop"]) for e in data["episodes"]),
             "end_to_end_ms": replay.percentiles(np.array(data["end_to_end_s"]) * 1e3),
             "bag": str(bag),
         }
@@ -420,7 +420,8 @@ class Demo:
         return {
             "base": pick(results["evaluate"]["base"]),
             "finetuned": pick(results["evaluate"]["finetuned"]),
-            "ros": pick(results["deploy"]),
+            "ros": pick(results["deploy"])
+            | {"emergency_stops": results["deploy"]["emergency_stops"]},
             "seconds": {**self.seconds, "total": round(sum(self.seconds.values()), 1)},
             "parity_max_abs_error": results["export"]["max_abs_error"],
             "latency_ms": {
@@ -479,6 +480,8 @@ def text(result: dict) -> str:
     lines = ["  ".join(key.ljust(widths[key]) for key in rows[0])]
     lines += ["  ".join(row[key].ljust(widths[key]) for key in row) for row in rows]
     end_to_end = result["latency_ms"]["end_to_end"]
+    if stops := result["ros"]["emergency_stops"]:
+        lines += [f"{stops} episodes over ROS ended in an emergency stop of the policy node"]
     return "\n".join(
         [
             "",

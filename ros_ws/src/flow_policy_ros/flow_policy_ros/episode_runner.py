@@ -39,6 +39,7 @@ class EpisodeRunner(Node):
         self._reset = self.create_client(Trigger, "/sim_node/reset")
         self._change = self.create_client(ChangeState, "/policy_node/change_state")
         self._policy_state = self.create_client(GetState, "/policy_node/get_state")
+        self._release = self.create_client(Trigger, "/policy_node/reset_emergency_stop")
         self.create_subscription(Bool, "/sim_node/success", self._on_success, 10)
         self.create_subscription(Float64, "/sim_node/end_to_end_latency", self._on_latency, 50)
 
@@ -73,7 +74,7 @@ class EpisodeRunner(Node):
     def spin(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
         """Run all episodes and write the file."""
         self._executor, self._stop = executor, stop
-        for client in (self._reset, self._change, self._policy_state):
+        for client in (self._reset, self._change, self._policy_state, self._release):
             if not client.wait_for_service(timeout_sec=START_UP_S):
                 raise InputError(
                     f"no {client.srv_name} within {START_UP_S:.0f} s: is its node running?"
@@ -83,10 +84,10 @@ class EpisodeRunner(Node):
         try:
             for number in range(total):
                 episodes.append(self._episode())
-                print(
-                    f"episode {number + 1}/{total} {'success' if episodes[-1]['success'] else 'failure'}",
-                    flush=True,
-                )
+                outcome = "success" if episodes[-1]["success"] else "failure"
+                if episodes[-1]["emergency_stop"]:
+                    outcome += f" (emergency stop: {episodes[-1]['emergency_stop']})"
+                print(f"episode {number + 1}/{total} {outcome}", flush=True)
         except KeyboardInterrupt:
             return
         self._deactivate()
@@ -112,7 +113,13 @@ class EpisodeRunner(Node):
                 raise InputError(
                     f"episode {facts['episode']} did not end; does the policy command the arm (armed)?"
                 )
-        return {"seed": facts["seed"], "success": self._result}
+        # The stop is latched, and here nobody else would reset it: it costs the episode, not the run.
+        was = self._call(self._release, Trigger.Request()).message.removeprefix("was: ")
+        return {
+            "seed": facts["seed"],
+            "success": self._result,
+            "emergency_stop": "" if was == "not tripped" else was,
+        }
 
 
 def main() -> int:

@@ -48,8 +48,10 @@ def processes_that_mention(text: str) -> list[str]:
 
 def interrupt(child: subprocess.Popen) -> str:
     """Ctrl-C; returns what it said."""
+    begin = time.monotonic()
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=20)
+    assert time.monotonic() - begin < 2.0  # promised; 0.5 to 0.8 s on idle cores
     assert child.returncode == 130
     assert "Traceback" not in err
     return err
