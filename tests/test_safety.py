@@ -226,8 +226,10 @@ def test_the_emergency_stop_is_latched_and_trips_after_plans_in_a_row_that_were_
         commander.accept(calm, now, now, np.zeros(2))
     plan = commander.stop(now)
     assert not plan.spline.velocities[-1].any()
-    stop.trip("button")  # the first reason stays
-    assert "in a row" in stop.reason
+    stop.trip("button")  # outweighs its own reason
+    stop.trip("another")  # the first one stays
+    assert stop.reason == "button"
+    assert stop.trips == 1
     stop.reset()
     commander.accept(
         calm + plan.spline.positions[-1],

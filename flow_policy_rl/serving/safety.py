@@ -28,6 +28,7 @@ from flow_policy_rl.serving.spline import Spline, extremes
 
 TOLERANCE = 1e-6  # relative; rounding only
 AT_REST = 1e-9
+LIMITED_TOO_OFTEN = "plans in a row had to be limited"
 SCALES = (0.75, 0.5, 0.25, 0.0)  # of a step that the robot could not stop after, toward braking
 
 
@@ -480,9 +481,10 @@ class EmergencyStop:
         return bool(self.reason)
 
     def trip(self, reason: str) -> None:
-        """Stop until reset. The first reason stays."""
-        if not self.reason:
-            self.reason, self.trips = reason, self.trips + 1
+        """Stop until reset. The first reason stays, but one from outside outweighs its own."""
+        self.trips += not self.reason
+        if not self.reason or tripped_by_itself(self.reason):
+            self.reason = reason
 
     def reset(self) -> None:
         """Allow motion again."""
@@ -492,8 +494,13 @@ class EmergencyStop:
         """Take note of a plan; True when it trips."""
         self._in_a_row = self._in_a_row + 1 if checked.num_changed else 0
         if 0 < self.max_consecutive_limited <= self._in_a_row:
-            self.trip(f"{self._in_a_row} plans in a row had to be limited")
+            self.trip(f"{self._in_a_row} {LIMITED_TOO_OFTEN}")
         return self.tripped
+
+
+def tripped_by_itself(reason: str) -> bool:
+    """Whether this is the reason of a stop that the limits brought about, and no person or other program."""
+    return reason.endswith(LIMITED_TOO_OFTEN)
 
 
 def _together(values: np.ndarray, most: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 start the policy, wait.
 
 Writes one JSON file: success per seed, and the end-to-end latencies the simulation measured.
+A stop that the policy node trips by itself, because its plans had to be limited, costs the episode. A stop
+that somebody asked for ends the run and is left for them to reset.
 """
 
 import json
@@ -9,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import ParameterDescriptor
@@ -17,7 +20,8 @@ from rclpy.node import Node
 from std_msgs.msg import Bool, Float64
 from std_srvs.srv import Trigger
 
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.serving.safety import tripped_by_itself
 from flow_policy_ros.process import Stop, run_node
 
 START_UP_S = 20.0
@@ -36,11 +40,13 @@ class EpisodeRunner(Node):
         )
         self._result: bool | None = None
         self._latencies: list[float] = []
+        self._stopped_because = "no"
         self._reset = self.create_client(Trigger, "/sim_node/reset")
         self._change = self.create_client(ChangeState, "/policy_node/change_state")
         self._policy_state = self.create_client(GetState, "/policy_node/get_state")
         self._release = self.create_client(Trigger, "/policy_node/reset_emergency_stop")
         self.create_subscription(Bool, "/sim_node/success", self._on_success, 10)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 50)
         self.create_subscription(Float64, "/sim_node/end_to_end_latency", self._on_latency, 50)
 
     def _declare(self, name: str, default, description: str) -> None:
@@ -51,6 +57,12 @@ class EpisodeRunner(Node):
 
     def _on_latency(self, msg: Float64) -> None:
         self._latencies.append(msg.data)
+
+    def _on_diagnostics(self, msg: DiagnosticArray) -> None:
+        for status in msg.status:
+            if status.name == "policy_node":
+                values = {v.key: v.value for v in status.values}
+                self._stopped_because = values["emergency_stop"]
 
     def _call(self, client, request):
         future = client.call_async(request)
@@ -80,7 +92,9 @@ class EpisodeRunner(Node):
                     f"no {client.srv_name} within {START_UP_S:.0f} s: is its node running?"
                 )
         total = self.get_parameter("episodes").value
-        episodes = []
+        episodes: list[dict] = []
+        out = Path(self.get_parameter("out").value)
+        partial = out.with_suffix(".partial")
         try:
             for number in range(total):
                 episodes.append(self._episode())
@@ -88,12 +102,12 @@ class EpisodeRunner(Node):
                 if episodes[-1]["emergency_stop"]:
                     outcome += f" (emergency stop: {episodes[-1]['emergency_stop']})"
                 print(f"episode {number + 1}/{total} {outcome}", flush=True)
+                partial.write_text(
+                    json.dumps({"episodes": episodes, "end_to_end_s": self._latencies})
+                )
         except KeyboardInterrupt:
             return
         self._deactivate()
-        out = Path(self.get_parameter("out").value)
-        partial = out.with_suffix(".partial")
-        partial.write_text(json.dumps({"episodes": episodes, "end_to_end_s": self._latencies}))
         partial.rename(out)
 
     def _deactivate(self) -> None:
@@ -109,17 +123,25 @@ class EpisodeRunner(Node):
         deadline = time.monotonic() + self.get_parameter("episode_timeout_s").value
         while self._result is None:
             self._tick(0.05)
+            self._check_stop(self._stopped_because, facts["episode"])
             if time.monotonic() > deadline:
                 raise InputError(
                     f"episode {facts['episode']} did not end; does the policy command the arm (armed)?"
                 )
-        # The stop is latched, and here nobody else would reset it: it costs the episode, not the run.
-        was = self._call(self._release, Trigger.Request()).message.removeprefix("was: ")
-        return {
-            "seed": facts["seed"],
-            "success": self._result,
-            "emergency_stop": "" if was == "not tripped" else was,
-        }
+        stopped = ""
+        if tripped_by_itself(self._stopped_because):
+            stopped = self._call(self._release, Trigger.Request()).message.removeprefix("was: ")
+            self._check_stop(stopped, facts["episode"])
+            self._stopped_because = "no"
+        return {"seed": facts["seed"], "success": self._result, "emergency_stop": stopped}
+
+    @staticmethod
+    def _check_stop(reason: str, episode: int) -> None:
+        if reason != "no" and not tripped_by_itself(reason):
+            raise RunFailed(
+                f"emergency stop in episode {episode}: {reason}; "
+                "call /policy_node/reset_emergency_stop and start again"
+            )
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import InputError, RunFailed
 
 
 class Stop:
@@ -61,9 +61,9 @@ def run_node(
     try:
         (spin or spin_forever)(node, executor, stop)
         return 0
-    except InputError as error:
+    except (InputError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
     finally:
         if hasattr(node, "close"):
             node.close()

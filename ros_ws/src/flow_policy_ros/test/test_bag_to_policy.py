@@ -20,7 +20,7 @@ def test_record_convert_train_replay(start, tmp_path, output):
     )
     assert nodes["demonstrator"].wait(300.0) == 0, nodes["demonstrator"].log.read_text()
     nodes["recorder"].signal(signal.SIGINT)
-    assert nodes["recorder"].wait(20.0) == 0
+    assert nodes["recorder"].wait(60.0) == 0
 
     ends = convert.Splitting(end_topic="/sim_node/success", only_success=True)
     made = convert.main(

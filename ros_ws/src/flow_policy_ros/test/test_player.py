@@ -54,5 +54,5 @@ def test_wrong_parameters_of_the_player_say_so(start, tmp_path):
         (("bag", str(tmp_path / "bag")), ("topics", "/a")): "must be BAG_TOPIC=TOPIC pairs",
     }.items():
         nodes = start(player=dict(parameters))
-        assert nodes["player"].wait(20.0) == 2
+        assert nodes["player"].wait(60.0) == 2
         assert says in nodes["player"].log.read_text()

@@ -96,9 +96,9 @@ def test_sigint_ends_with_a_hold(start, peer, robot, policy_file, commands):
     peer.until(lambda: len(commands) >= 2, "commands")
     nodes["policy_node"].signal(signal.SIGINT)
     nodes["policy_node"].signal(signal.SIGINT)  # a launch file's Ctrl-C comes twice
-    peer.until(lambda: not nodes["policy_node"].running, "the end of the node", 5.0)
+    peer.until(lambda: not nodes["policy_node"].running, "the end of the node")
     peer.spin(0.3)
-    assert nodes["policy_node"].wait(1.0) == 0
+    assert nodes["policy_node"].wait(60.0) == 0
     assert is_hold(commands[-1])
 
 
@@ -138,7 +138,7 @@ def test_a_node_that_cannot_work_says_why_in_one_line_and_exits_with_2(
     start, policy_file, parameters, says
 ):
     nodes = start(policy_node={"policy": str(policy_file), **parameters})
-    assert nodes["policy_node"].wait(20.0) == 2
+    assert nodes["policy_node"].wait(60.0) == 2
     log = nodes["policy_node"].log.read_text()
     assert says in log
     assert "Traceback" not in log

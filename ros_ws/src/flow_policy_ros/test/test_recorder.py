@@ -29,7 +29,7 @@ def test_a_stopped_recorder_has_everything(start, peer, tmp_path):
     publish(peer, 40)
     peer.spin(0.3)
     nodes["recorder"].signal(signal.SIGINT)
-    assert nodes["recorder"].wait(10.0) == 0
+    assert nodes["recorder"].wait(60.0) == 0
     values = [deserialize(m).data for m in read_bag(tmp_path / "bag", ["/numbers"])]
     assert values == [float(i) for i in range(40)]
 
@@ -37,5 +37,5 @@ def test_a_stopped_recorder_has_everything(start, peer, tmp_path):
 def test_an_existing_bag_is_not_overwritten(start, tmp_path):
     (tmp_path / "bag").mkdir()
     nodes = start(recorder={"bag": str(tmp_path / "bag")})
-    assert nodes["recorder"].wait(20.0) == 2
+    assert nodes["recorder"].wait(60.0) == 2
     assert "exists already" in nodes["recorder"].log.read_text()

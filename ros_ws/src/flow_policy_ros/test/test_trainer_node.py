@@ -50,7 +50,7 @@ def test_training_tells_its_progress_and_exports(start, peer, tmp_path):
     peer.until(lambda: "export finished" in newest(status, "trainer_node")[0], "exported", 90.0)
     assert OnnxPolicy(run_dir / "policy.onnx").spec.task == "lift"
     nodes["trainer_node"].signal(2)
-    assert nodes["trainer_node"].wait(10.0) == 0
+    assert nodes["trainer_node"].wait(60.0) == 0
 
 
 @pytest.mark.slow
