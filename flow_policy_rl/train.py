@@ -43,7 +43,7 @@ EVAL_SEED = 50_000  # first seed of the episodes that watch training; reported r
 
 @dataclass(frozen=True)
 class ScratchConfig:
-    """A policy without pre-training.
+    """A policy without pre-training: feedback at every step, which exploration without a plan needs.
 
     Attributes:
         action_horizon: H, actions per chunk.
@@ -53,8 +53,8 @@ class ScratchConfig:
         network: size of the velocity field.
     """
 
-    action_horizon: int = 4
-    execute_horizon: int = 4
+    action_horizon: int = 1
+    execute_horizon: int = 1
     num_flow_steps: int = 4
     prefix_horizon: int = 0
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -112,6 +112,8 @@ class TrainRL:
         seed: of environments, exploration and batches.
         eval_every: iterations between evaluations at zero noise (0: never).
         eval_episodes: episodes of each.
+        stop_at: end at the first evaluation that reaches this success rate, or return where a task has no success; for
+            a policy of a chosen skill.
         save_every: iterations between checkpoints; each overwrites the one before.
         resume: go on from the last checkpoint of the run folder, exactly.
         device: where networks and rollouts live; `auto` is CUDA where there is some. Physics stays on the CPU.
@@ -130,6 +132,7 @@ class TrainRL:
     seed: int = 0
     eval_every: int = 5
     eval_episodes: int = 100
+    stop_at: float | None = None
     save_every: int = 5
     resume: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -409,6 +412,8 @@ def train_rl(config: TrainRL) -> dict:
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
     task, base = starting_point(config)
+    if config.stop_at is not None and not config.eval_every:
+        raise InputError("--stop-at needs evaluations: --eval-every must be at least 1")
     env = own_environments(task, config)
     learner = build_learner(config, base, env, generator)
     learner.policy.spec = learner.policy.spec.replace(algorithm=config.algorithm)
@@ -423,7 +428,7 @@ def train_rl(config: TrainRL) -> dict:
     with Progress(f"train {config.algorithm}", last, "it", quiet=not leads) as progress:
         progress.reach(learner.iteration)
         while learner.iteration < last:
-            iteration = learner.iteration + 1
+            iteration, skill = learner.iteration + 1, None
             try:
                 metrics = learner.iterate()
                 require_finite(metrics, optional=("rollout/return",))
@@ -439,9 +444,11 @@ def train_rl(config: TrainRL) -> dict:
             if watch is not None and due:
                 policy = evaluated_policy(learner)
                 result = evaluate_policy(watch, policy, config.eval_episodes, EVAL_SEED)
-                metrics["eval/return"] = result["return_mean"]
+                metrics["eval/return"] = skill = result["return_mean"]
                 if result["success_rate"] is not None:
-                    metrics["eval/success_rate"] = result["success_rate"]
+                    metrics["eval/success_rate"] = skill = result["success_rate"]
+            if config.stop_at is not None and reached(skill, config.stop_at):
+                last = iteration
             if logger is not None:
                 wall = {"time/env_steps": env_steps, "time/wall_s": time.monotonic() - start}
                 logger.log(iteration, metrics | wall)
@@ -463,6 +470,12 @@ def train_rl(config: TrainRL) -> dict:
         "env_steps": env_steps,
         "seconds": time.monotonic() - start,
     }
+
+
+def reached(skill: float | None, enough: float) -> bool:
+    """Whether the process that evaluates has seen enough; all processes get the same answer."""
+    enough_here = skill is not None and skill >= enough
+    return distributed.total(torch.tensor(float(enough_here))).item() > 0
 
 
 def choose_device(config: TrainRL) -> torch.device:

@@ -38,7 +38,7 @@ TINY = PPOConfig(
     value_depth=2,
     scale_rewards=True,
 )
-SCRATCH = ScratchConfig(num_flow_steps=2, network=NetworkConfig(width=16, depth=2))
+SCRATCH = ScratchConfig(4, 4, num_flow_steps=2, network=NetworkConfig(width=16, depth=2))
 
 
 def tiny(algorithm: str, folder, task: str = "hopper", **changes) -> train.TrainOnPolicy:
@@ -279,6 +279,24 @@ def test_an_unreachable_peer_is_one_clear_line():
 
 
 NO_STEPS = dataclasses.replace(SCRATCH, num_flow_steps=0)
+
+
+def test_a_run_ends_at_the_first_evaluation_that_is_good_enough(tmp_path):
+    for enough, iterations in ((-1e9, 2), (1e9, 4)):
+        folder = tmp_path / str(iterations)
+        watch = {"eval_every": 2, "eval_episodes": 2, "stop_at": enough}
+        train.main(
+            dataclasses.replace(
+                tiny("gaussian_ppo", folder, ppo={"num_iterations": 4}), save_every=9, **watch
+            )
+        )
+        rows = read_metrics(folder / "metrics.csv")
+        assert len(rows) == iterations
+        assert (folder / train.POLICY_FILE).is_file()
+    with pytest.raises(InputError, match="--stop-at needs evaluations"):
+        train.main(tiny("gaussian_ppo", tmp_path, stop_at=1.0))
+
+
 BAD = {
     "no envs": ({"ppo": {"num_envs": 0}}, "num_envs must be at least 1"),
     "no flow steps": ({"run": {"scratch": NO_STEPS}}, "num_flow_steps must be at least 1"),
