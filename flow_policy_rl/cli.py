@@ -4,9 +4,7 @@ Exit codes: 0 ok; 1 a gate failed or the work came to no good end; 2 wrong input
 """
 
 import dataclasses
-import difflib
 import importlib
-import inspect
 import json
 import os
 import sys
@@ -53,8 +51,6 @@ COMMANDS = {
     "completion": Command("completion", "Config", "main", "completion script for a shell"),
 }
 
-
-COMMON_FLAGS = "Every command also takes --config FILE (flags as YAML or JSON) and --dump-config (print them and stop)."
 
 # Package that a command may miss -> extra of setup.py that brings it
 EXTRAS = {
@@ -137,6 +133,8 @@ def is_input_error(error: ValueError) -> bool:
 
 def run(name: str, arguments: list[str]) -> int:
     """Parse the flags of one command and run it."""
+    from flow_policy_rl.flags import parse  # with tyro, which --help does without
+
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
     command = COMMANDS[name]
@@ -167,32 +165,11 @@ def run(name: str, arguments: list[str]) -> int:
     return 0
 
 
-def parse(config_type: type, flags: list[str], prog: str, file: Path | None, **options):
-    """Flags, after those of a config file, as a config.
-
-    Raises:
-        InputError: a flag that does not exist.
-    """
-    import tyro
-
-    valid = set(config_file.flag_names(config_type))
-    for flag in flags:
-        name = flag.partition("=")[0].replace("_", "-")
-        if name.startswith("--") and name not in valid | {"--help"}:
-            near = difflib.get_close_matches(name, valid, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise InputError(f"unknown flag '{name}'{hint}; all of them: {prog} --help")
-    if file is not None:
-        flags = config_file.load(file, config_type) + flags
-    about = inspect.getdoc(config_type).partition("Attributes:")[0].strip()
-    return tyro.cli(
-        config_type, args=flags, prog=prog, description=f"{about}\n\n{COMMON_FLAGS}", **options
-    )
-
-
 def parse_train(module, arguments: list[str], file: Path | None):
     """`ALGO --task T --preset P` decide the settings; other flags override them. Returns module and config."""
     import tyro
+
+    from flow_policy_rl.flags import one_line_errors, parse
 
     @dataclasses.dataclass(frozen=True)
     class Given:
@@ -212,11 +189,9 @@ def parse_train(module, arguments: list[str], file: Path | None):
     if algorithm not in module.ALGORITHMS:  # a module of another package
         return config_type, parse(config_type.Config, flags, prog, file)
     from_file = config_file.load(file, config_type) if file else []
-    given, _ = tyro.cli(
-        Given,
-        args=[f for f in from_file + flags if f not in ("-h", "--help")],
-        return_unknown_args=True,
-    )
+    settings = [f for f in from_file + flags if f not in ("-h", "--help")]
+    with one_line_errors(prog, flags, file):
+        given, _ = tyro.cli(Given, args=settings, return_unknown_args=True)
     default = module.default_config(algorithm, given.task, given.preset)
     return module, parse(config_type, flags, prog, file, default=default)
 
@@ -228,7 +203,7 @@ def overview() -> str:
         "flow-policy: RL fine-tuning of flow-matching robot policies, MuJoCo to one ONNX file to ROS 2\n\n"
         f"usage: flow-policy COMMAND [flags]\n\n{rows}\n\n"
         "Each command: --help for its flags and an example, --json for one JSON object on standard output.\n"
-        f"{COMMON_FLAGS}\n"
+        f"{config_file.ABOUT}\n"
         "Exit codes: 0 ok, 1 a gate failed, 2 wrong input."
     )
 

@@ -14,6 +14,8 @@ import yaml
 
 from flow_policy_rl.errors import InputError, existing_file, unknown_name
 
+ABOUT = "Every command also takes --config FILE (flags as YAML or JSON) and --dump-config (print them and stop)."
+
 
 def split(arguments: list[str]) -> tuple[Path | None, bool, list[str]]:
     """What `--config` names, whether `--dump-config` is there, and the other arguments.

@@ -24,9 +24,15 @@ class ProviderError(InputError):
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
     """An error for a misspelt name: the nearest valid one first, then all of them."""
     valid = sorted(valid)
+    return InputError(
+        f"unknown {kind} '{name}'{near_match(name, valid)}; valid: {', '.join(valid)}"
+    )
+
+
+def near_match(name: str, valid: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` with the nearest valid name, or nothing."""
     near = difflib.get_close_matches(name, valid, n=1)
-    hint = f" (did you mean '{near[0]}'?)" if near else ""
-    return InputError(f"unknown {kind} '{name}'{hint}; valid: {', '.join(valid)}")
+    return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def existing_file(path: str | Path, what: str) -> Path:
