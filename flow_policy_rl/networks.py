@@ -1,7 +1,7 @@
 """The networks: a velocity field, a value function, and what they are made of."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,29 @@ def fit(image: Tensor, resolution: tuple[int, int]) -> Tensor:
     return nn.functional.interpolate(
         cropped, size=resolution, mode="bilinear", align_corners=False, antialias=True
     )
+
+
+def random_shift(image: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Pictures (B, height, width, 3), each moved by up to so many pixels in both directions, edges repeated.
+
+    The augmentation of DrQ (arXiv 2004.13649). Whole pixels, so that what comes out is again what a camera gives.
+    """
+    count, height, width = image.shape[:3]
+    shift = torch.randint(
+        -pixels, pixels + 1, (2, count, 1), generator=generator, device=generator.device
+    ).to(image.device)
+    rows = (torch.arange(height, device=image.device) + shift[0]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=image.device) + shift[1]).clamp(0, width - 1)
+    each = torch.arange(count, device=image.device)[:, None, None]
+    return image[each, rows[:, :, None], columns[:, None, :]]
+
+
+def shift_images(
+    obs: Mapping[str, Tensor], names: Iterable[str], pixels: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """An observation whose images are moved at random; the same numbers where `pixels` is 0."""
+    moved = {n: random_shift(obs[n], pixels, generator) for n in names} if pixels else {}
+    return {**obs, **moved}
 
 
 ENCODERS = {"keypoints": ImageEncoder}

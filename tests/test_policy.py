@@ -1,18 +1,23 @@
 """What a policy sees (fields, images) and continues (a prefix of actions already under way)."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from toys import random_obs, small_policy, small_spec
 
 from flow_policy_rl.algorithms.bc import cfm_loss
+from flow_policy_rl.algorithms.ppo import PPO, PPOConfig
+from flow_policy_rl.algorithms.score_flow import ScoreFlow, ScoreFlowConfig
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.evaluate import evaluate
 from flow_policy_rl.flow import interpolate
-from flow_policy_rl.networks import ImageEncoder, fit
+from flow_policy_rl.networks import ImageEncoder, fit, random_shift, shift_images
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
-from flow_policy_rl.rollout import Collector
+from flow_policy_rl.rollout import Collector, flatten, to_tensors
 from flow_policy_rl.spec import ObservationField, PolicySpec
+from flow_policy_rl.train import ScratchConfig, policy_spec
 from sim.tasks import make_task
 from sim.vec_env import VecEnv
 
@@ -78,6 +83,46 @@ def test_a_larger_picture_is_cropped_about_its_middle_and_resized():
     wide = torch.zeros(1, 1, 48, 128)
     wide[..., 32:96] = 1.0  # the middle that has the right shape
     assert torch.equal(fit(wide, (24, 32)), torch.ones(1, 1, 24, 32))
+
+
+def test_a_random_shift_moves_whole_pictures_and_repeats_their_edges(generator):
+    image = torch.randint(256, (64, 8, 9, 3), generator=generator).to(torch.uint8)
+    moved = random_shift(image, 2, generator)
+    padded = np.pad(image.numpy(), ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    places = set()
+    for one, wide in zip(moved.numpy(), padded, strict=True):
+        fits = [
+            (y, x)
+            for y in range(5)
+            for x in range(5)
+            if np.array_equal(one, wide[y : y + 8, x : x + 9])
+        ]
+        assert len(fits) == 1
+        places.add(fits[0])
+    assert len(places) > 15  # of 25
+    obs = {"front_image": image}
+    assert shift_images(obs, obs, 0, generator)["front_image"] is image
+
+
+@pytest.mark.parametrize("train_encoder", [False, True])
+def test_a_rollout_learns_from_the_moved_pictures_it_acted_on(train_encoder, generator):
+    task = make_task("lift", cameras=True)
+    fields = tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields)
+    spec = policy_spec(task, fields, ScratchConfig(4, 2))
+    torch.manual_seed(0)
+    policy = FlowPolicy(spec, NetworkConfig(width=16, depth=2))
+    estimator = ScoreFlow(policy, ScoreFlowConfig(drift="none"))
+    config = PPOConfig(num_steps=2, num_minibatches=1, random_shift=8, train_encoder=train_encoder)
+    loop = PPO(policy, estimator, VecEnv(task, 2), config, generator)
+    rollout = loop.collect()
+    obs, trace = flatten(rollout.obs), flatten({**rollout.trace, "executed": rollout.executed})
+    log_ratio, _ = estimator.evaluate(obs, trace)
+    assert log_ratio.abs().max() < 1e-4
+    # An unmoved picture would not do: the same place seen again gives another number.
+    env = VecEnv(task, 2)
+    plain = policy.features(to_tensors(env.reset()))
+    seen = policy.features({k: v[0] for k, v in rollout.obs.items()})
+    assert (seen - plain).abs().max() > 1e-4
 
 
 def test_features_given_are_features_computed(generator):

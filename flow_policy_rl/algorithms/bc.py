@@ -17,6 +17,8 @@ from torch import Tensor
 
 from flow_policy_rl import flow
 from flow_policy_rl.data.demonstrations import ChunkDataset
+from flow_policy_rl.errors import InputError
+from flow_policy_rl.networks import shift_images
 from flow_policy_rl.policy import FlowPolicy, Obs
 
 
@@ -31,6 +33,7 @@ class BCConfig:
         weight_decay: of AdamW.
         ema_decay: of the moving average of the weights.
         held_out: share of episodes kept out of training for the held-out loss.
+        random_shift: move each training picture by up to so many pixels.
     """
 
     num_steps: int = 3000
@@ -39,6 +42,11 @@ class BCConfig:
     weight_decay: float = 1e-6
     ema_decay: float = 0.995
     held_out: float = 0.1
+    random_shift: int = 0
+
+    def __post_init__(self):
+        if self.random_shift < 0:
+            raise InputError(f"random_shift must be at least 0 pixels, not {self.random_shift}")
 
 
 def cfm_loss(policy: FlowPolicy, obs: Obs, x_1: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
@@ -83,7 +91,9 @@ class Imitation:
         rate = config.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
         self.optimizer.param_groups[0]["lr"] = rate
         rows = torch.randint(len(self.training), (config.batch_size,), generator=self.generator)
-        loss = _loss(self.policy, *self.training.batch(rows), self.generator).mean()
+        obs, chunk = self.training.batch(rows)
+        obs = shift_images(obs, self.policy.encoders, config.random_shift, self.generator)
+        loss = _loss(self.policy, obs, chunk, self.generator).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from flow_policy_rl import distributed
 from flow_policy_rl.advantages import generalized_advantages
 from flow_policy_rl.errors import InputError, RunFailed
-from flow_policy_rl.networks import ValueFunction
+from flow_policy_rl.networks import ValueFunction, shift_images
 from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.rollout import Collector, Rollout, TensorDict, flatten, select
 from flow_policy_rl.statistics import RunningStatistics
@@ -76,6 +76,8 @@ class PPOConfig:
             themselves); rollouts use the raw ones.
         train_encoder: also train what turns images into features. Otherwise each observation is encoded once, when it
             is seen, and the features are all that a rollout keeps.
+        random_shift: move each picture of a rollout by up to so many pixels. The policy acts on the moved picture and
+            learns from the same one, so the ratio right after collection is 1.
     """
 
     num_iterations: int = 40
@@ -102,8 +104,11 @@ class PPOConfig:
     scale_rewards: bool = False
     ema_decay: float = 0.0
     train_encoder: bool = False
+    random_shift: int = 0
 
     def __post_init__(self):
+        if self.random_shift < 0:
+            raise InputError(f"random_shift must be at least 0 pixels, not {self.random_shift}")
         for name in (
             "num_iterations",
             "num_envs",
@@ -171,10 +176,10 @@ class PPO:
         self.iteration = 0
 
     def _raw(self, obs: TensorDict) -> TensorDict:
-        return obs
+        return shift_images(obs, self.policy.encoders, self.config.random_shift, self.generator)
 
     def _features(self, obs: TensorDict) -> TensorDict:
-        return {"features": self.policy.features(obs)}
+        return {"features": self.policy.features(self._raw(obs))}
 
     def collect(self) -> Rollout:
         """One rollout with the present weights."""
