@@ -354,6 +354,10 @@ def check_demos(demos: Demonstrations, task, config: TrainBC) -> None:
             raise InputError(
                 f"demonstrations '{path}' have {what} {found}; task '{task.name}' has {wanted}"
             )
+    if all(e.success is False for e in demos.episodes):
+        raise InputError(
+            f"none of the {len(demos.episodes)} demonstrations in '{path}' was a success: there is nothing to imitate"
+        )
     if config.bc.batch_size > demos.num_steps:
         raise InputError(
             f"--bc.batch-size {config.bc.batch_size} is larger than the {demos.num_steps} steps in '{path}'"

@@ -17,6 +17,7 @@ from flow_policy_rl import checkpoint, collect, train
 from flow_policy_rl.algorithms import ppo
 from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.algorithms.ppo import PPOConfig
+from flow_policy_rl.data import robomimic
 from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episode
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.logger import read_metrics
@@ -376,6 +377,28 @@ def test_demonstrations_that_do_not_fit_are_refused(case):
     demos = Demonstrations(dataclasses.replace(layout, **changes), [episode], {})
     with pytest.raises(InputError, match=says):
         train.check_demos(demos, task, train.default_config("bc", "lift"))
+
+
+def test_demonstrations_of_failure_are_refused(tmp_path):
+    """Said of every episode, through the file; one success, or nobody's word on one, is enough to go on."""
+    task = make_task("lift")
+    layout = DemoLayout.of_task(task)
+    obs = {f.name: np.zeros((300, f.size)) for f in layout.observations}
+    for successes, refused in (((False, False), True), ((False, True), False), ((None,), False)):
+        episodes = [
+            Episode(obs, np.zeros((300, 8)), np.zeros(300), np.zeros((300, 0)), success)
+            for success in successes
+        ]
+        path = tmp_path / f"{len(successes)}{refused}.hdf5"
+        robomimic.save(path, Demonstrations(layout, episodes, {}))
+        demos = robomimic.load(path)
+        assert [e.success for e in demos.episodes] == list(successes)
+        config = train.default_config("bc", "lift")
+        if refused:
+            with pytest.raises(InputError, match="none of the 2 demonstrations"):
+                train.check_demos(demos, task, config)
+        else:
+            train.check_demos(demos, task, config)
 
 
 def test_imitation_goes_on_exactly(tmp_path):

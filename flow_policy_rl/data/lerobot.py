@@ -393,7 +393,9 @@ def _read_episodes(folder: Path, info: dict, layout: DemoLayout) -> list[Episode
         rewards = np.zeros(steps)
         rewards[-1] = 1.0 if row.get("success") else 0.0
         obs = {f.name: obs[f.name] for f in layout.observations}
-        episodes.append(Episode(obs, arrays[ACTION], rewards, np.zeros((steps, 0))))
+        episodes.append(
+            Episode(obs, arrays[ACTION], rewards, np.zeros((steps, 0)), row.get("success"))
+        )
     return episodes
 
 

@@ -21,12 +21,16 @@ from flow_policy_rl.spec import ObservationField
 
 @dataclass(frozen=True)
 class Episode:
-    """One demonstration of T steps: observations before each action, and the actions (T, A) in SI units."""
+    """One demonstration of T steps: observations before each action, and the actions (T, A) in SI units.
+
+    `success` is None where nobody said.
+    """
 
     obs: dict[str, np.ndarray]
     actions: np.ndarray
     rewards: np.ndarray
     states: np.ndarray
+    success: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -127,13 +131,10 @@ class RobomimicWriter:
             group[name] = np.stack(rows)
         rewards = np.zeros(steps)
         rewards[-1] = 1.0 if success else 0.0
-        self._finish(group, steps, rewards, np.zeros((steps, 0)))
-        if success is not None:
-            group.attrs["success"] = success
+        self._finish(group, Episode({}, np.zeros(steps), rewards, np.zeros((steps, 0)), success))
 
     def episode(self, episode: Episode) -> None:
         """A whole episode at once."""
-        steps = len(episode.actions)
         group = self._data.create_group(f"demo_{self.num_episodes}")
         group["actions"] = episode.actions
         for name, values in episode.obs.items():
@@ -141,10 +142,14 @@ class RobomimicWriter:
             group.create_dataset(
                 f"obs/{name}", data=values, **(images if values.dtype == np.uint8 else {})
             )
-        self._finish(group, steps, episode.rewards, episode.states)
+        self._finish(group, episode)
 
-    def _finish(self, group: h5py.Group, steps: int, rewards: np.ndarray, states) -> None:
-        group["rewards"], group["states"] = rewards, states
+    def _finish(self, group: h5py.Group, episode: Episode) -> None:
+        """All but observations and actions."""
+        steps = len(episode.actions)
+        group["rewards"], group["states"] = episode.rewards, episode.states
+        if episode.success is not None:
+            group.attrs["success"] = episode.success
         group["dones"] = np.arange(steps) == steps - 1
         group.attrs["num_samples"] = steps
         self.num_episodes += 1
@@ -244,4 +249,5 @@ def _episode(group: h5py.Group, layout: DemoLayout) -> Episode:
         actions=group["actions"][()],
         rewards=group["rewards"][()] if "rewards" in group else np.zeros(steps),
         states=group["states"][()] if "states" in group else np.zeros((steps, 0)),
+        success=bool(group.attrs["success"]) if "success" in group.attrs else None,
     )
