@@ -71,6 +71,7 @@ setup(
         "gpu": GPU,
         "wandb": ["wandb"],
         "trackio": ["trackio"],
+        "rerun": ["rerun-sdk", "opencv-python-headless"],
         "docs": DOCS,
         "all": sorted({*SIM, *KITCHEN, *SERVE, *DATA, *REPORT, *TRAIN}),
         "test": ["pytest", "hypothesis"],

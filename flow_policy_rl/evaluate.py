@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from flow_policy_rl import checkpoint
+from flow_policy_rl import checkpoint, rerun_log
 from flow_policy_rl.data.demonstrations import DemoLayout
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import FlowPolicy
+from flow_policy_rl.rerun_log import RerunLog
 from flow_policy_rl.rollout import to_tensors, under_way
 from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
@@ -21,6 +22,7 @@ from sim.tasks import find_task, make_task
 from sim.vec_env import Observation, VecEnv
 
 VIEWED = 8  # episodes that --viewer plays
+FILMED = 4  # of each outcome
 ChunkFn = Callable[[Observation, np.ndarray], np.ndarray]  # obs, noise (N, H, A) -> chunk (N, H, A)
 
 
@@ -51,6 +53,16 @@ class Evaluation:
             "return_std": float(self.returns.std()),
             "steps_mean": float(self.steps.mean()),
             "episodes": len(self.returns),
+        }
+
+    def watched(self) -> dict[str, list[int]]:
+        """Seeds of the episodes worth a film, by outcome: four that failed and four that did not, or the first four."""
+        if self.success is None:
+            return {"Episodes": list(self.seeds[:FILMED])}
+        seeds = np.array(self.seeds)
+        chosen = {"Failed": seeds[~self.success], "Succeeded": seeds[self.success]}
+        return {
+            name: list(map(int, found[:FILMED])) for name, found in chosen.items() if len(found)
         }
 
 
@@ -164,6 +176,7 @@ class Config:
         viewer: show the first episodes in MuJoCo's viewer afterwards, until it is closed; needs a display.
         out: folder for a page with films, and a table of all episodes (default: none; with --randomize
             runs/robustness, for its page and every episode with what it drew).
+        rerun: file for the Rerun viewer: films and joints of four episodes that failed and four that did not.
         json: print one JSON object.
     """
 
@@ -179,6 +192,7 @@ class Config:
     randomize_episodes: int = 50
     viewer: bool = False
     out: Path | None = None
+    rerun: Path | None = None
     json: bool = False
 
 
@@ -197,6 +211,7 @@ def main(config: Config) -> dict:
             f"--inference-delay {config.inference_delay}: chunks of {spec.action_horizon} actions of which "
             f"{spec.execute_horizon} are executed bridge 0 to {spare} control steps"
         )
+    log = None if config.rerun is None else RerunLog(config.rerun, "episode_time", stamps=False)
 
     def play(env, seeds, on_states=lambda states, valid: None) -> Evaluation:
         return evaluate(
@@ -237,6 +252,10 @@ def main(config: Config) -> dict:
         from flow_policy_rl import evaluation_report
 
         result |= evaluation_report.write(config.out, task, outcome, result, play)
+    if log is not None:
+        rerun_log.episodes(log, task, outcome.watched(), play)
+        log.close()
+        result["rerun"] = str(config.rerun)
     if config.viewer:
         from flow_policy_rl import film
         from sim import viewer

@@ -3,7 +3,6 @@
 import csv
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,15 +92,10 @@ def episode_figures(task, outcome) -> report.Figures:
 
 
 def films(task, outcome, play: film.Play) -> report.Films | None:
-    """Four episodes that failed and four that did not, or the first four."""
+    """The episodes worth a film, four to a picture."""
     if not task.cameras:
         return None
-    chosen: dict[str, Sequence[int]] = {"Episodes": outcome.seeds[:4]}
-    if outcome.success is not None:
-        seeds = np.array(outcome.seeds)
-        chosen = {"Failed": seeds[~outcome.success][:4], "Succeeded": seeds[outcome.success][:4]}
-    chosen = {label: [int(s) for s in seeds] for label, seeds in chosen.items() if len(seeds)}
-    made = []
+    chosen, made = outcome.watched(), []
     try:
         with (
             Renderer(task.world, *film.SIZE) as renderer,

@@ -12,18 +12,20 @@ regressions.
 
 import dataclasses
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from flow_policy_rl import __version__
+from flow_policy_rl import __version__, rerun_log
 from flow_policy_rl.data.bags import Bag
 from flow_policy_rl.errors import InputError, unknown_name
 from flow_policy_rl.offline import gates, metrics, wiring
 from flow_policy_rl.offline.predict import Predictor
-from flow_policy_rl.offline.recording import Recording, read_recording
+from flow_policy_rl.offline.recording import Inference, Recording, Sink, read_recording
+from flow_policy_rl.rerun_log import RerunLog
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.serving.robot import Robot, load_robot
 from flow_policy_rl.spec import PolicySpec
@@ -60,6 +62,7 @@ class Config:
         samples: further chunks per observation from random noise, for best-of-N and spread.
         gates: YAML file of thresholds; exit code 1 when one fails.
         max_mae: a gate on the mean error (rad, m).
+        rerun: file for the Rerun viewer as well: chunks, joints, pictures and latencies over the time of the bag.
         json: print one JSON object.
     """
 
@@ -79,18 +82,20 @@ class Config:
     samples: int = 0
     gates: Path | None = None
     max_mae: float | None = None
+    rerun: Path | None = None
     json: bool = False
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One policy on one bag: its spec, what was recorded, its chunks (n, H, A), and all numbers."""
+    """One policy on one bag: its spec, what was recorded, chunks (n, H, A), s of the first inferences, all numbers."""
 
     policy: Path
     spec: PolicySpec
     robot: Robot
     recording: Recording
     chunks: np.ndarray
+    inference_s: np.ndarray
     numbers: dict
 
 
@@ -101,7 +106,10 @@ def main(config: Config) -> dict:
     limits = {} if config.gates is None else gates.load(config.gates)
     if config.max_mae is not None:
         limits["mae"] = limits.get("mae", {}) | {"max": config.max_mae}
-    judged = [judge(config, path) for path in (config.policy, config.compare) if path is not None]
+    log = None if config.rerun is None else RerunLog(config.rerun, "bag_time", stamps=True)
+    judged = [judge(config, config.policy, log)]
+    if config.compare is not None:
+        judged.append(judge(config, config.compare))
     first = judged[0]
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -131,6 +139,10 @@ def main(config: Config) -> dict:
     output.write_picture(config.out / "replay.png", first)
     output.write_chunks(config.out / "chunks", first)
     output.write_page(config.out / "report.html", judged, result)
+    if log is not None:
+        rerun_log.replay(log, judged)
+        log.close()
+        result["rerun"] = str(config.rerun)
     (config.out / "replay.json").write_text(json.dumps(result, indent=2, default=_plain) + "\n")
     return json.loads(json.dumps(result, default=_plain))
 
@@ -168,8 +180,8 @@ def truth_topic(config: Config, robot: Robot) -> str:
     return getattr(topics, names[config.ground_truth], "")
 
 
-def judge(config: Config, path: Path) -> Judged:
-    """One policy on the bag.
+def judge(config: Config, path: Path, log: RerunLog | None = None) -> Judged:
+    """One policy on the bag; what it sees goes to `log` as well.
 
     Raises:
         InputError: the bag holds no observation for it; the reasons follow.
@@ -178,19 +190,38 @@ def judge(config: Config, path: Path) -> Judged:
     spec = policy.spec
     robot = mapped(load_robot(config.robot or spec.robot), config.topics)
     bag = Bag(config.bag)
+
+    def read(infer: Sink | None, stamps: Iterable[int] | None = None) -> Recording:
+        def both(inference: Inference) -> None:
+            if infer is not None:
+                infer(inference)
+            if log is not None:
+                rerun_log.observation(log, inference)
+
+        recording = read_recording(
+            bag, spec, robot, config.ground_truth, config.truth_topic, both, stamps
+        )
+        refuse_empty(recording, config.bag)
+        return recording
+
     if config.mode == "graph":
-        return through_the_node(config, path, bag, spec, robot)
+        return through_the_node(config, path, read, spec, robot)
     if config.mode == "timed":
-        return with_latency(config, path, bag, policy, robot)
+        return with_latency(config, path, read, policy, robot)
     predictor = Predictor(policy, config.noise, config.seed, config.samples)
-    recording = read_recording(bag, spec, robot, config.ground_truth, config.truth_topic, predictor)
-    refuse_empty(recording, config.bag)
+    recording = read(predictor)
     chunks, samples = predictor.finish()
-    numbers = measure(spec, robot, recording, chunks, samples, np.array(predictor.latencies_s))
-    return Judged(path, spec, robot, recording, chunks, numbers)
+    latencies = np.array(predictor.latencies_s)
+    numbers = measure(spec, robot, recording, chunks, samples, latencies)
+    return Judged(path, spec, robot, recording, chunks, latencies, numbers)
 
 
-def with_latency(config: Config, path: Path, bag: Bag, policy: OnnxPolicy, robot: Robot) -> Judged:
+Read = Callable[..., Recording]  # (sink, stamps) -> the bag, once
+
+
+def with_latency(
+    config: Config, path: Path, read: Read, policy: OnnxPolicy, robot: Robot
+) -> Judged:
     """Chunks that come late, through scheduler and safety filter."""
     from flow_policy_rl.offline.timed import TimedPredictor
 
@@ -198,13 +229,12 @@ def with_latency(config: Config, path: Path, bag: Bag, policy: OnnxPolicy, robot
     timed = TimedPredictor(
         policy, robot, config.noise, config.seed, config.latency_ms, config.joining
     )
-    recording = read_recording(bag, spec, robot, config.ground_truth, config.truth_topic, timed)
-    refuse_empty(recording, config.bag)
-    chunks = timed.finish()
+    recording = read(timed)
+    chunks, latencies = timed.finish(), np.array(timed.latencies_s)
     none = np.zeros((len(chunks), 0, *chunks.shape[1:]))
-    numbers = measure(spec, robot, recording, chunks, none, np.array(timed.latencies_s))
+    numbers = measure(spec, robot, recording, chunks, none, latencies)
     numbers["timed"] = timed.numbers(recording, robot)
-    return Judged(path, spec, robot, recording, chunks, numbers)
+    return Judged(path, spec, robot, recording, chunks, latencies, numbers)
 
 
 def refuse_empty(recording: Recording, bag: Path) -> None:
@@ -215,7 +245,7 @@ def refuse_empty(recording: Recording, bag: Path) -> None:
 
 
 def through_the_node(
-    config: Config, path: Path, bag: Bag, spec: PolicySpec, robot: Robot
+    config: Config, path: Path, read: Read, spec: PolicySpec, robot: Robot
 ) -> Judged:
     """Chunks that the real node planned while the bag was played into it."""
     from flow_policy_rl.offline import graph
@@ -225,17 +255,17 @@ def through_the_node(
     out = config.out if path == config.policy else config.out / "second"
     out.mkdir(parents=True, exist_ok=True)
     found = graph.play(config.bag, path, name, robot, load_robot(name), spec, out)
-    recording = read_recording(
-        bag, spec, robot, config.ground_truth, config.truth_topic, stamps=found
-    )
-    refuse_empty(recording, config.bag)
+    recording = read(None, found)
     recording.stages, recording.latencies_s = graph.stages(out / "graph")
+    recording.latency_times = np.full(len(recording.latencies_s), np.nan)
     chunks = np.array([found[stamp] for stamp in recording.stamps])
     none = np.zeros((len(chunks), 0, *chunks.shape[1:]))
-    numbers = measure(spec, robot, recording, chunks, none, np.zeros(0))
+    inferences = np.zeros(0)
+    numbers = measure(spec, robot, recording, chunks, none, inferences)
     seen = {"planned": len(found), "compared_with_the_bag": len(chunks), "bag": str(out / "graph")}
     source = {"latency_source": "in the node, from message to command"}
-    return Judged(path, spec, robot, recording, chunks, numbers | source | {"graph": seen})
+    numbers |= source | {"graph": seen}
+    return Judged(path, spec, robot, recording, chunks, inferences, numbers)
 
 
 def measure(

@@ -158,7 +158,7 @@ class Recording:
         measured: (n, A) joints.
         before: (n, A) truth at the time of the observation; nan where not known.
         truth: (n, H, A) truth when each action is due; nan where not known.
-        latencies_s: end-to-end latencies that the bag recorded.
+        latencies_s, latency_times: end-to-end latencies that the bag recorded, and when (s; nan where not known).
         stages: latencies by stage that the policy node recorded, ms.
         skew: at an observation, between the newest stamps of its streams.
         streams: facts by topic.
@@ -174,6 +174,7 @@ class Recording:
     truth: np.ndarray
     truth_kind: str
     latencies_s: np.ndarray
+    latency_times: np.ndarray
     stages: dict[str, Durations]
     skew: Durations
     streams: dict[str, StreamFacts]
@@ -369,7 +370,7 @@ class _Reader:
         }
         self.truths: list[np.ndarray] = []
         self.befores: list[np.ndarray] = []
-        self.latencies: list[float] = []
+        self.latencies: list[tuple[float, float]] = []  # when, and how long, s
         self.stages: dict[str, Durations] = {}
         self.skew = Durations()
 
@@ -584,7 +585,8 @@ class _Reader:
         self.pending.resolve(at, self.truth.at)
 
     def _latency(self, message: Message) -> None:
-        self.latencies.append(float(self.bag.deserialize(message).data))
+        now = self.now / 1e9 if self.now else math.nan
+        self.latencies.append((now, float(self.bag.deserialize(message).data)))
 
     def _stages(self, message: Message) -> None:
         read_stages(self.bag.deserialize(message), self.stages)
@@ -607,7 +609,8 @@ class _Reader:
             before=np.array(self.befores).reshape(n, spec.num_joints),
             truth=np.array(self.truths, float).reshape(n, spec.action_horizon, spec.num_joints),
             truth_kind=self.truth_kind,
-            latencies_s=np.array(self.latencies),
+            latencies_s=np.array([seconds for _, seconds in self.latencies]),
+            latency_times=np.array([at for at, _ in self.latencies]),
             stages=self.stages,
             skew=self.skew,
             streams=self.facts,
