@@ -31,15 +31,16 @@ SPARSE = PPOConfig(
 
 
 def _locomotion(actor_learning_rate: float, **changes) -> PPOConfig:
-    """Dense rewards, mostly from scratch."""
+    """Dense rewards, from scratch or from a medium policy."""
     return PPOConfig(
         num_iterations=150,
         num_envs=64,
         num_steps=64,
         num_epochs=5,
-        num_minibatches=8,
+        num_minibatches=16,
         gamma=0.99,
         actor_learning_rate=actor_learning_rate,
+        target_kl=0.1,
         critic_warmup=0,
         scale_rewards=True,
         **changes,
@@ -56,7 +57,7 @@ def score_flow(task: str, preset: Preset = "clean") -> dict:
     if preset == "paper":
         return _score_flow_paper(task)
     if task in LOCOMOTION:
-        return {"ppo": _locomotion(3e-4), "score_flow": ScoreFlowConfig(0.1, 0.3)}
+        return {"ppo": _locomotion(1e-4), "score_flow": ScoreFlowConfig(0.1, 0.3)}
     kernel = ScoreFlowConfig(sigma_min=0.03, sigma_max=0.08, start_noise=0.0)
     return {"ppo": dataclasses.replace(SPARSE, num_iterations=24), "score_flow": kernel}
 
@@ -232,7 +233,7 @@ def fpo_plus_plus(task: str, preset: Preset = "clean") -> dict:
 def gaussian_ppo(task: str, preset: Preset = "clean") -> dict:
     """The control."""
     if task in LOCOMOTION:
-        return {"ppo": _locomotion(3e-4), "gaussian": GaussianConfig(sigma_min=0.1, sigma_max=1.0)}
+        return {"ppo": _locomotion(3e-4), "gaussian": GaussianConfig(sigma_min=0.2, sigma_max=1.5)}
     return {"ppo": SPARSE, "gaussian": GaussianConfig()}
 
 

@@ -225,6 +225,8 @@ def test_a_study_runs_from_nothing_to_its_page(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "README.md").read_text()
     assert "no_such_task" in page
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.done")}
-    assert len(stamps) == 7  # collect, imitate, two evaluations; train, two evaluations
+    assert (
+        len(stamps) == 8
+    )  # collect, imitate, three evaluations (raw weights); train, two evaluations
     assert cli.main(flags) == 0
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.done")}

@@ -162,7 +162,11 @@ def base_stages(base: Base, task: str, seed: int, budget: Budget, where: Path) -
     if base.expert:
         expert = where / "expert"
         algorithm, *flags = base.expert
-        length = training_length(algorithm, task, budget.expert_steps, 4, 0)
+        horizon = train.ScratchConfig().execute_horizon
+        length = training_length(algorithm, task, budget.expert_steps, horizon, 0)
+        if task in base.skill:
+            length += ("--stop-at", str(base.skill[task]), "--eval-every", "5")
+            length += ("--eval-episodes", "20")
         stages.append(training(("train", algorithm, *common, *length, *flags), expert))
         demonstrator = ("--policy", str(expert / train.POLICY_FILE))
     demos, run_dir = where / "demos.hdf5", where / "base"

@@ -22,6 +22,7 @@ class Base:
 
     Attributes:
         expert: `train` arguments of a policy that demonstrates, its algorithm first (default: the scripted expert).
+        skill: return at which that policy stops to learn, by task.
         collect, imitate: of `collect` and `train bc`.
         action_horizon, execute_horizon: chunks of everybody's policy.
     """
@@ -29,6 +30,7 @@ class Base:
     collect: tuple[str, ...]
     imitate: tuple[str, ...] = ()
     expert: tuple[str, ...] = ()
+    skill: dict[str, float] = field(default_factory=dict)
     action_horizon: int = 12
     execute_horizon: int = 8
 
@@ -39,10 +41,10 @@ class Budget:
 
     Attributes:
         env_steps: control steps of training.
-        episodes: of each final evaluation.
+        episodes: of each final evaluation; on the way at most 100.
         points: evaluations on the way.
         imitation_steps: gradient steps of the base policy, where fewer than its recipe says.
-        expert_steps: control steps of the policy that demonstrates.
+        expert_steps: most control steps of the policy that demonstrates.
     """
 
     env_steps: int
@@ -101,13 +103,15 @@ STUDIES = {
         threshold={"hopper": 2500.0, "walker2d": 3500.0, "halfcheetah": 4500.0, "ant": 3000.0}
         | {"humanoid": 1000.0},
         base=Base(
-            expert=("gaussian_ppo",),
+            expert=("gaussian_ppo", "--scratch.num-flow-steps", "1"),
+            skill={"hopper": 1400.0, "walker2d": 2700.0, "halfcheetah": 4500.0, "ant": 2000.0}
+            | {"humanoid": 1900.0},
             collect=("--episodes", "100", "--noise", "0"),
             imitate=IMITATE,
             action_horizon=4,
             execute_horizon=4,
         ),
-        small=Budget(1_000_000),
+        small=Budget(500_000, episodes=100, points=8),
         full=Budget(5_000_000, expert_steps=5_000_000),
     ),
     "from-scratch": Study(
@@ -119,7 +123,7 @@ STUDIES = {
         threshold={"hopper": 1220.0, "walker2d": 635.0, "halfcheetah": 2860.0, "humanoid": 372.0}
         | {"ant": 1000.0},
         base=None,
-        small=Budget(1_000_000),
+        small=Budget(1_000_000, episodes=100, points=8),
         full=Budget(3_000_000),
     ),
     "manipulation": Study(
