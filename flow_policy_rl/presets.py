@@ -30,14 +30,14 @@ SPARSE = PPOConfig(
 )
 
 
-def _locomotion(actor_learning_rate: float, **changes) -> PPOConfig:
+def _locomotion(actor_learning_rate: float, num_minibatches: int = 16, **changes) -> PPOConfig:
     """Dense rewards, from scratch or from a medium policy."""
     return PPOConfig(
         num_iterations=150,
         num_envs=64,
         num_steps=64,
         num_epochs=5,
-        num_minibatches=16,
+        num_minibatches=num_minibatches,
         gamma=0.99,
         actor_learning_rate=actor_learning_rate,
         target_kl=0.1,
@@ -57,7 +57,10 @@ def score_flow(task: str, preset: Preset = "clean") -> dict:
     if preset == "paper":
         return _score_flow_paper(task)
     if task in LOCOMOTION:
-        return {"ppo": _locomotion(1e-4), "score_flow": ScoreFlowConfig(0.1, 0.3)}
+        return {
+            "ppo": _locomotion(1e-4, num_minibatches=8),
+            "score_flow": ScoreFlowConfig(0.1, 0.3),
+        }
     kernel = ScoreFlowConfig(sigma_min=0.03, sigma_max=0.08, start_noise=0.0)
     return {"ppo": dataclasses.replace(SPARSE, num_iterations=24), "score_flow": kernel}
 

@@ -268,7 +268,13 @@ def begin_run(config) -> None:
 
 
 def train_bc(config: TrainBC) -> dict:
-    """Imitation."""
+    """Imitation.
+
+    Raises:
+        InputError: started by torchrun with more than one process.
+    """
+    if distributed.world_size() > 1:
+        raise InputError("bc runs in one process: start it without torchrun")
     demos = demonstrations.load(config.demos)
     recorded = config.task == recording.NAME
     task = recording.recorded_task(demos) if recorded else task_of(demos.layout, config.task)

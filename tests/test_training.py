@@ -235,7 +235,7 @@ def test_two_processes_do_what_one_does_with_as_many_environments(tmp_path):
         "--ppo.num-envs",
         "4",
         "--ppo.num-steps",
-        "6",
+        "24",
         "--ppo.num-epochs",
         "2",
         "--ppo.num-minibatches",
@@ -399,6 +399,14 @@ def test_demonstrations_of_failure_are_refused(tmp_path):
                 train.check_demos(demos, task, config)
         else:
             train.check_demos(demos, task, config)
+
+
+@pytest.mark.parametrize("algorithm", ["bc", "rldt"])
+def test_what_runs_in_one_process_refuses_two(algorithm, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.distributed, "world_size", lambda: 2)
+    config = dataclasses.replace(train.default_config(algorithm, "lift"), run_dir=tmp_path)
+    with pytest.raises(InputError, match=f"^{algorithm} runs in one process"):
+        train.run_training(config)
 
 
 def test_imitation_goes_on_exactly(tmp_path):
