@@ -24,6 +24,7 @@ DATA = [*BAGS, "h5py", "pyarrow", "av", "opencv-python-headless"]
 REPORT = ["jinja2", "plotly", "matplotlib", "av", "opencv-python-headless"]
 TRAIN = [*SIM, "torch", "h5py", "safetensors", "mink", "daqp", "onnx", "onnxscript", "tensorboard"]
 ROS = [*SERVE, *BAGS, "opencv-python-headless"]  # what the nodes need beside ROS itself
+WARP = ["mujoco-warp", "warp-lang"]  # physics on a GPU
 GPU = [
     "onnxruntime-gpu"
 ]  # in place of `serve`: the two share their files. PyTorch brings its own CUDA
@@ -68,6 +69,7 @@ setup(
         "report": REPORT,
         "train": TRAIN,
         "ros": ROS,
+        "warp": WARP,
         "gpu": GPU,
         "wandb": ["wandb"],
         "trackio": ["trackio"],

@@ -60,6 +60,8 @@ EXTRAS = {
     "onnxscript": "train",
     "mink": "train",
     "mujoco": "sim",
+    "warp": "warp",
+    "mujoco_warp": "warp",
     "gymnasium": "sim",
     "onnxruntime": "serve",
     "rosbags": "bags",

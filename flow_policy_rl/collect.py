@@ -14,6 +14,7 @@ from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episo
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.evaluate import check_fits, load_policy, task_of
 from flow_policy_rl.progress import Progress
+from sim.backends import BackendName
 from sim.expert import make_expert
 from sim.tasks import make_task
 from sim.vec_env import Observation, VecEnv
@@ -39,6 +40,7 @@ class Config:
         seed: of start states and noise.
         num_envs: episodes side by side.
         cameras: record camera images in place of what only a simulation knows.
+        backend: what computes the physics: cpu, warp (MuJoCo Warp on an NVIDIA GPU), or warp-cpu (the same on the CPU).
         json: print one JSON object.
     """
 
@@ -53,6 +55,7 @@ class Config:
     seed: int = 0
     num_envs: int = 32
     cameras: bool = False
+    backend: BackendName = "cpu"
     json: bool = False
 
 
@@ -61,7 +64,9 @@ def main(config: Config) -> dict:
     if config.episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {config.episodes}")
     task, demonstrator = _demonstrator(config)
-    env = VecEnv(task, min(config.num_envs, config.episodes), seed=config.seed)
+    env = VecEnv(
+        task, min(config.num_envs, config.episodes), seed=config.seed, backend=config.backend
+    )
     episodes: list[Episode] = []
     attempts = 0
     with Progress("collect", config.episodes, "episode") as progress:
@@ -90,6 +95,7 @@ def main(config: Config) -> dict:
         "noise": config.noise,
         "min_return": config.min_return,
         "seed": config.seed,
+        "backend": config.backend,
         **provenance.environment(),
     }
     demos = Demonstrations(layout, episodes[: config.episodes], facts)

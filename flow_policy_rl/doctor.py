@@ -31,6 +31,11 @@ TORCH = (
     "if gpus: torch.ones(8, device='cuda').sum().item()\n"
     "print(torch.__version__ + ', CUDA ' + (', '.join(gpus) or 'no'))"
 )
+WARP = (
+    "import warp as wp; wp.config.log_level = wp.LOG_ERROR; import mujoco_warp\n"
+    "names = [f'{d.name} ({d})' for d in wp.get_cuda_devices()]\n"
+    "print(f'MuJoCo Warp {mujoco_warp.__version__}, Warp {wp.__version__}, ' + (', '.join(names) or 'no GPU'))"
+)
 ROS_CALL = (
     "import rclpy; from sensor_msgs.msg import JointState; from trajectory_msgs.msg import JointTrajectory\n"
     "rclpy.init(); node = rclpy.create_node('doctor'); node.destroy_node(); rclpy.shutdown()\n"
@@ -106,6 +111,24 @@ def torch() -> Check:
         mend = "this PyTorch sees no GPU though nvidia-smi is here: install its CUDA build, check the driver"
         return Check("torch", False, detail, mend)
     return Check("torch", ok, detail, "" if ok else mend)
+
+
+def warp() -> Check:
+    """Physics on a GPU, which nothing else needs."""
+    if importlib.util.find_spec("mujoco_warp") is None or importlib.util.find_spec("warp") is None:
+        return Check(
+            "warp",
+            True,
+            "not installed; only --backend warp needs it: pip install 'flow_policy_rl[warp]'",
+        )
+    ok, detail = in_child(WARP)
+    if ok and detail.endswith("no GPU"):
+        if shutil.which("nvidia-smi"):
+            mend = "Warp sees no GPU though nvidia-smi is here: check the driver (12.4 or newer)"
+            return Check("warp", False, detail, mend)
+        detail += ": --backend warp-cpu only, for tests"
+    mend = "pip install --force-reinstall 'flow_policy_rl[warp]'"
+    return Check("warp", ok, detail, "" if ok else mend)
 
 
 def rendering() -> Check:
@@ -286,6 +309,7 @@ CHECKS = (
     (serving_python, "serve deploy"),
     (torch, "train"),
     (package("mujoco", "mujoco", "simulation", "sim"), "train"),
+    (warp, "train"),
     (package("mink", "mink", "scripted demonstrations", "train"), "train"),
     (package("rosbags", "rosbags", "replay", "bags"), "train"),
     (rendering, "train"),

@@ -18,6 +18,7 @@ from flow_policy_rl.rollout import to_tensors, under_way
 from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.spec import PolicySpec
+from sim.backends import BackendName
 from sim.tasks import find_task, make_task
 from sim.vec_env import Observation, VecEnv
 
@@ -171,6 +172,7 @@ class Config:
         noise: where the flow starts: zero, or random per episode.
         num_envs: episodes side by side.
         inference_delay: control steps that inference takes.
+        backend: what computes the physics: cpu, warp (MuJoCo Warp on an NVIDIA GPU), or warp-cpu (the same on the CPU).
         randomize: also under randomised worlds, senses and links: a table of presets and a heat map (noise x latency).
         randomize_episodes: episodes in each cell of the heat map.
         viewer: show the first episodes in MuJoCo's viewer afterwards, until it is closed; needs a display.
@@ -188,6 +190,7 @@ class Config:
     noise: Literal["zero", "random"] = "zero"
     num_envs: int = 200
     inference_delay: int = 0
+    backend: BackendName = "cpu"
     randomize: bool = False
     randomize_episodes: int = 50
     viewer: bool = False
@@ -226,7 +229,7 @@ def main(config: Config) -> dict:
             prefix_horizon=spec.prefix_horizon,
         )
 
-    env = VecEnv(task, min(config.num_envs, config.episodes))
+    env = VecEnv(task, min(config.num_envs, config.episodes), backend=config.backend)
     outcome = play(env, range(config.seed, config.seed + config.episodes))
     env.close()
     result = {
@@ -234,6 +237,7 @@ def main(config: Config) -> dict:
         "seed": config.seed,
         "noise": config.noise,
         "inference_delay": config.inference_delay,
+        "backend": config.backend,
         "task": task.name,
         "policy": str(config.policy),
     }
@@ -247,6 +251,7 @@ def main(config: Config) -> dict:
             config.num_envs,
             config.randomize_episodes,
             config.out or Path("runs/robustness"),
+            config.backend,
         )
     if config.out is not None:
         from flow_policy_rl import evaluation_report
@@ -260,7 +265,7 @@ def main(config: Config) -> dict:
         from flow_policy_rl import film
         from sim import viewer
 
-        viewer.show(task.world, film.record(task, outcome.seeds[:VIEWED], play))
+        viewer.show(task.world, film.record(task, outcome.seeds[:VIEWED], play, config.backend))
     return result
 
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from flow_policy_rl import film, provenance, report
 from flow_policy_rl.progress import Progress
+from sim.backends import BackendName
 from sim.errors import SimulationError
 from sim.render import Renderer
 
@@ -33,7 +34,7 @@ def write(out: Path, task, outcome, result: dict, play: film.Play) -> dict:
     page = out / "report.html"
     sections = [
         report.Tiles(tiles(result)),
-        films(task, outcome, play),
+        films(task, outcome, play, result["backend"]),
         episode_figures(task, outcome),
         report.Code("The same again", command(result)),
         report.Code("Versions and machine", json.dumps(provenance.environment(), indent=2), True),
@@ -63,7 +64,8 @@ def command(result: dict) -> str:
     """What repeats the evaluation."""
     return (
         f"flow-policy eval --policy {result['policy']} --task {result['task']} --episodes {result['episodes']} "
-        f"--seed {result['seed']} --noise {result['noise']} --inference-delay {result['inference_delay']}"
+        f"--seed {result['seed']} --noise {result['noise']} --inference-delay {result['inference_delay']} "
+        f"--backend {result['backend']}"
     )
 
 
@@ -91,7 +93,7 @@ def episode_figures(task, outcome) -> report.Figures:
     return report.Figures("Episodes", figures)
 
 
-def films(task, outcome, play: film.Play) -> report.Films | None:
+def films(task, outcome, play: film.Play, backend: BackendName) -> report.Films | None:
     """The episodes worth a film, four to a picture."""
     if not task.cameras:
         return None
@@ -102,7 +104,8 @@ def films(task, outcome, play: film.Play) -> report.Films | None:
             Progress("film", len(chosen), "film") as progress,
         ):
             for label, seeds in chosen.items():
-                frames = film.draw(renderer, film.record(task, seeds, play), task.cameras[0])
+                states = film.record(task, seeds, play, backend)
+                frames = film.draw(renderer, states, task.cameras[0])
                 caption = f"{label}: seeds {', '.join(map(str, seeds))}"
                 fps = round(1 / task.control_dt)
                 made.append(report.Film(report.encode_film(frames, fps), caption))

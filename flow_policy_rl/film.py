@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sim.backends import BackendName
 from sim.render import Renderer
 from sim.vec_env import VecEnv
 
@@ -13,9 +14,9 @@ SIZE = (240, 320)  # height and width of each of the four pictures
 Play = Callable[[VecEnv, Sequence[int], Callable[[np.ndarray, np.ndarray], None]], object]
 
 
-def record(task, seeds: Sequence[int], play: Play) -> np.ndarray:
+def record(task, seeds: Sequence[int], play: Play, backend: BackendName = "cpu") -> np.ndarray:
     """States (len(seeds), T, state_size) of whole episodes, nan after the end of each."""
-    env = VecEnv(task, len(seeds))
+    env = VecEnv(task, len(seeds), backend=backend)
     states: list[np.ndarray] = []
     play(
         env,

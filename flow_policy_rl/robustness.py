@@ -9,6 +9,7 @@ import numpy as np
 
 from flow_policy_rl.evaluate import Evaluation
 from flow_policy_rl.progress import Progress
+from sim.backends import BackendName
 from sim.randomize import PRESETS, Randomization, RandomizedVecEnv, Randomizer, preset
 
 NOISES = (0.0, 0.002, 0.005, 0.01)  # rad and m
@@ -22,6 +23,7 @@ def robustness(
     num_envs: int,
     cell_episodes: int,
     folder: Path,
+    backend: BackendName = "cpu",
 ) -> dict:
     """Evaluate under every preset, and on a grid of observation noise and action latency.
 
@@ -37,7 +39,9 @@ def robustness(
     out, episodes = folder / "robustness.html", folder / "robustness.jsonl"
 
     def judge(randomization: Randomization, chosen: Sequence[int]) -> Evaluation:
-        env = RandomizedVecEnv(task, min(num_envs, len(chosen)), randomization=randomization)
+        env = RandomizedVecEnv(
+            task, min(num_envs, len(chosen)), randomization=randomization, backend=backend
+        )
         result = play(env, chosen)
         env.close()
         return result

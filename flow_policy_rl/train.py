@@ -32,6 +32,7 @@ from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.presets import Preset
 from flow_policy_rl.progress import Progress
 from flow_policy_rl.spec import ObservationField, PolicySpec
+from sim.backends import BackendName
 from sim.tasks import make_task
 from sim.vec_env import VecEnv
 
@@ -116,7 +117,8 @@ class TrainRL:
             a policy of a chosen skill.
         save_every: iterations between checkpoints; each overwrites the one before.
         resume: go on from the last checkpoint of the run folder, exactly.
-        device: where networks and rollouts live; `auto` is CUDA where there is some. Physics stays on the CPU.
+        device: where networks and rollouts live; `auto` is CUDA where there is some.
+        backend: what computes the physics: cpu, warp (MuJoCo Warp on an NVIDIA GPU), or warp-cpu (the same on the CPU).
         peer_timeout_s: how long the processes of torchrun wait for one another.
         scratch: the policy, where there is no checkpoint.
         track: send metrics to these as well: wandb, trackio.
@@ -136,6 +138,7 @@ class TrainRL:
     save_every: int = 5
     resume: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    backend: BackendName = "cpu"
     peer_timeout_s: float = 60.0
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     track: tuple[Tracker, ...] = ()
@@ -430,7 +433,9 @@ def train_rl(config: TrainRL) -> dict:
     state, settings = resume.state_file(config.run_dir), dataclasses.asdict(config)
     env_steps = resume.load(state, learner, settings) if config.resume else 0
     leads = distributed.rank() == 0
-    watch = VecEnv(task, config.eval_episodes) if config.eval_every and leads else None
+    watch = None
+    if config.eval_every and leads:
+        watch = VecEnv(task, config.eval_episodes, backend=config.backend)
     logger = None
     if leads:
         logger = RunLogger(config.run_dir, learner.iteration, config.track, settings)
@@ -515,7 +520,14 @@ def own_environments(task, config: TrainRL) -> VecEnv:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     threads = max(1, len(os.sched_getaffinity(0)) // here)
     first = distributed.rank() * share
-    return VecEnv(task, share, seed=config.seed, num_threads=threads, first_env=first)
+    return VecEnv(
+        task,
+        share,
+        seed=config.seed,
+        num_threads=threads,
+        first_env=first,
+        backend=config.backend,
+    )
 
 
 def evaluated_policy(learner: PPO | RLDT) -> FlowPolicy:

@@ -33,7 +33,7 @@ pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 say "installing torch"
 pip install -q ${PIP_ARGS:-} -c "$constraints" torch
 say "installing the rest"
-pip install -q ${PIP_ARGS:-} -c "$constraints" -e '.[all,test,dev]' -e "ros_ws/src/flow_policy_ros$ros"
+pip install -q ${PIP_ARGS:-} -c "$constraints" -e '.[all,warp,test,dev]' -e "ros_ws/src/flow_policy_ros$ros"
 
 # Off-screen rendering, for films and camera images: EGL through Mesa.
 needed="libegl1 libegl-mesa0 libgl1-mesa-dri"

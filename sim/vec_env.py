@@ -8,11 +8,9 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
-from sim.backends.rollout import RolloutBackend
-from sim.backends.threads import ThreadsBackend
+from sim.backends import BackendName, make_backend
 from sim.render import Renderer
 from sim.tasks.base import Task
-from sim.world import World
 
 LOG = logging.getLogger(__name__)
 ABSURD = 1e6  # m, rad, or per second: MuJoCo itself gives up at 1e10
@@ -70,6 +68,8 @@ class VecEnv:
 
     A simulation that breaks down (not finite, or absurd numbers) ends its own episode as truncated. It is counted in
     `num_diverged`, logged, and written to `dump_dir` (None: not written); all others go on as if nothing had happened.
+
+    `backend` says what computes the physics (`sim.backends.make_backend`).
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class VecEnv:
         num_threads: int | None = None,
         first_env: int = 0,
         dump_dir: Path | None = DUMP_DIR,
+        backend: BackendName = "cpu",
     ):
         self.first_env = first_env
         self.task = task
@@ -90,7 +91,7 @@ class VecEnv:
         self.dump_dir = dump_dir
         self.num_diverged = 0
         self.models: list[mujoco.MjModel] | None = None  # one per environment, where they differ
-        self.backend = make_backend(task.world, num_threads)
+        self.backend = make_backend(task.world, num_threads, backend)
         # Physics after a fall need not be computed; a task that cannot fall need not be asked.
         self._stop = None if type(task).is_failure is Task.is_failure else task.is_failure
         self._episode = np.zeros(num_envs, dtype=int)
@@ -291,9 +292,3 @@ class VecEnv:
         self.backend.close()
         for renderer in self._renderers.values():
             renderer.close()
-
-
-def make_backend(world: World, num_threads: int | None = None) -> RolloutBackend | ThreadsBackend:
-    """The backend that serves a world: `mujoco.rollout` where its plain states are enough."""
-    backend = RolloutBackend if RolloutBackend.serves(world) else ThreadsBackend
-    return backend(world, num_threads)

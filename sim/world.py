@@ -103,12 +103,12 @@ class World:
         model = self.model
         self.state_spec = int(STATE) | int(extra_state)
         self.physics_size = mujoco.mj_stateSize(model, self.state_spec)
-        self._parts: dict[int, slice] = {}
+        self.parts: dict[int, slice] = {}
         start = 0
         for bit in range(int(mujoco.mjtState.mjNSTATE)):
             if self.state_spec & (1 << bit):
                 size = mujoco.mj_stateSize(model, 1 << bit)
-                self._parts[1 << bit] = slice(start, start + size)
+                self.parts[1 << bit] = slice(start, start + size)
                 start += size
         self.outputs: dict[str, tuple[slice, tuple[int, ...]]] = {}
         for name in outputs:
@@ -172,7 +172,7 @@ class World:
 
     def part(self, state: np.ndarray, flag: int) -> np.ndarray:
         """One component of MuJoCo's state (an `mjtState` flag such as `EQUALITIES`), a view."""
-        return state[..., self._parts[int(flag)]]
+        return state[..., self.parts[int(flag)]]
 
     def output(self, state: np.ndarray, name: str) -> np.ndarray:
         """(..., state_size) -> (..., *shape of the MjData array)."""

@@ -4,11 +4,11 @@ import mujoco
 import numpy as np
 import pytest
 
+from sim.backends import make_backend
 from sim.backends.rollout import RolloutBackend
 from sim.backends.threads import ThreadsBackend
 from sim.errors import SimulationError
 from sim.tasks import make_task
-from sim.vec_env import make_backend
 from sim.world import EQUALITIES, WARM_START, World
 
 BALLS = """

@@ -20,6 +20,8 @@ import numpy as np
 
 from flow_policy_rl import provenance
 from flow_policy_rl.errors import InputError
+from sim import backends
+from sim.backends import BackendName
 from sim.render import Renderer
 from sim.tasks import make_task
 from sim.tasks.layout import IMAGE_RESOLUTION
@@ -28,6 +30,8 @@ from sim.world import STATE, WARM_START
 
 SETTLE_CHUNKS = 4  # so that environments are spread over their episodes
 GYMNASIUM_SECONDS = 0.5
+BATCHES = {name: (1, 4, 16, 64, 256, 1024, 4096) for name in backends.NAMES}
+BATCHES["warp"] += (16384, 65536)
 SYNC_ENVS, ASYNC_ENVS_PER_CORE = 32, 4
 ROBOSUITE_STEPS = 200
 
@@ -43,11 +47,12 @@ class Config:
         num_envs: environments side by side.
         chunk: control steps per call.
         num_threads: physics threads (0: one per core).
+        backend: what computes our physics: cpu, warp (MuJoCo Warp on an NVIDIA GPU), or warp-cpu (the same on the CPU).
         repeats: timed chunks; medians are reported.
         gymnasium: also run Gymnasium's SyncVectorEnv and AsyncVectorEnv (locomotion tasks).
         robosuite: also run robosuite's Lift, and both per CPU-second (needs robosuite; task lift).
         cameras: also render, 96 x 96, from the task's first camera.
-        growth: also measure batches of 1 to 4,096 and threads from 1 to one per core.
+        growth: also measure batches of 1 to 4,096 (65,536 on a GPU), and threads from 1 to one per core.
         out: HTML page with the plot of --growth.
         seed: of states and commands.
         json: print one JSON object.
@@ -57,6 +62,7 @@ class Config:
     num_envs: int = 1024
     chunk: int = 4
     num_threads: int = 0
+    backend: BackendName = "cpu"
     repeats: int = 9
     gymnasium: bool = True
     robosuite: bool = False
@@ -87,10 +93,20 @@ def main(config: Config) -> dict:
         "num_envs": config.num_envs,
         "num_threads": threads,
         "chunk": config.chunk,
+        "backend": config.backend,
         "gymnasium_sync_env_steps_per_s": None,
         "gymnasium_async_env_steps_per_s": None,
         "ratio_to_gymnasium": None,
-    } | compare(task, config.num_envs, config.chunk, threads, config.repeats, config.seed, rivals)
+    } | compare(
+        task,
+        config.num_envs,
+        config.chunk,
+        threads,
+        config.repeats,
+        config.seed,
+        rivals,
+        config.backend,
+    )
     for rival in rivals:
         rival.envs.close()
     if config.cameras:
@@ -119,12 +135,14 @@ def compare(
     repeats: int,
     seed: int,
     rivals: Sequence["GymnasiumRate"] = (),
+    backend: BackendName = "cpu",
 ) -> dict[str, float]:
     """Ours, `mujoco.rollout` and rivals in turns: steps per second and per CPU-second of this process."""
     import mujoco
     from mujoco import rollout
 
-    env, world = VecEnv(task, num_envs, seed=seed, num_threads=threads), task.world
+    env = VecEnv(task, num_envs, seed=seed, num_threads=threads, backend=backend)
+    world = task.world
     rng = np.random.default_rng(seed)
     env.reset()
     for _ in range(SETTLE_CHUNKS):
@@ -271,9 +289,17 @@ def grow(task, config: Config, threads: int) -> list[dict[str, float]]:
     """The same with other batches and numbers of threads."""
     rows = []
     for count in sorted({1, *range(2, threads, 2), threads}):
-        for num_envs in (1, 4, 16, 64, 256, 1024, 4096):
+        for num_envs in BATCHES[config.backend]:
             repeats = max(3, min(config.repeats, 4096 // num_envs))
-            rates = compare(task, num_envs, config.chunk, count, repeats, config.seed)
+            rates = compare(
+                task,
+                num_envs,
+                config.chunk,
+                count,
+                repeats,
+                config.seed,
+                backend=config.backend,
+            )
             rows.append({"num_envs": num_envs, "num_threads": count, **rates})
     return rows
 
@@ -307,7 +333,7 @@ def text(result: dict) -> str:
     """For people."""
     lines = [
         f"{result['task']}, {result['num_envs']} environments, chunk {result['chunk']}, "
-        f"{result['num_threads']} threads (load {result['load']:.1f})",
+        f"{result['num_threads']} threads, backend {result['backend']} (load {result['load']:.1f})",
         f"  ours                    {result['env_steps_per_s']:>10,.0f} control steps/s, "
         f"{result['peak_memory_mb']:.0f} MB",
         f"  raw mujoco.rollout      {result['raw_rollout_env_steps_per_s']:>10,.0f}   "

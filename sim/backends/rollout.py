@@ -1,28 +1,26 @@
-"""Physics for all environments at once with `mujoco.rollout`: C++ threads, one call for a whole chunk."""
+"""Physics with `mujoco.rollout`: C++ threads, one call for a whole chunk."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
 from mujoco import rollout
 
+from sim.backends.base import StopFn, default_threads
 from sim.world import STATE, World
-
-StopFn = Callable[[np.ndarray], np.ndarray]
 
 
 class RolloutBackend:
-    """Advance N states by the same number of physics steps.
+    """For worlds whose rows are MuJoCo's plain state.
 
-    For worlds whose rows are MuJoCo's plain state. The constraint solver starts every call without a warm start:
-    `mujoco.rollout` returns none. A call is therefore a pure function of (state, controls): it does not depend on the
-    number of threads, on the batch, or on what ran before. But two chunks are not exactly one long simulation.
+    The constraint solver starts every call without a warm start: `mujoco.rollout` returns none. So a call does not
+    depend on the number of threads, on the batch, or on what ran before, but two chunks are not exactly one long
+    simulation.
     """
 
     def __init__(self, world: World, num_threads: int | None = None):
         self.world = world
-        self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self.num_threads = num_threads or default_threads()
         self._data = [mujoco.MjData(world.model) for _ in range(self.num_threads)]
         self._pool = rollout.Rollout(nthread=self.num_threads if self.num_threads > 1 else 0)
 
@@ -39,16 +37,7 @@ class RolloutBackend:
         stop: StopFn | None = None,
         models: Sequence[mujoco.MjModel] | None = None,
     ) -> None:
-        """Advance by T rows of controls.
-
-        Args:
-            state: (N, state_size).
-            controls: (N, T, A), each row for `world.steps_per_control` physics steps.
-            out: (N, H, state_size), filled with the state at the end of each control step.
-            stop: says of states (n, state_size) which environments need not go on, (n,) bool; a hint, which a rollout
-                ignores.
-            models: one per environment, of the same layout as the world's; None: the world's for all.
-        """
+        """As in `Backend`, without taking the hint."""
         controls = np.repeat(controls, self.world.steps_per_control, axis=1)
         models = self.world.model if models is None else models
         states, _ = self._pool.rollout(models, self._data, state, controls)

@@ -1,32 +1,30 @@
-"""Physics for all environments with `mj_step` in threads: exact, and with all that MjData holds."""
+"""Physics with `mj_step` in threads: exact, and with all that MjData holds."""
 
 import itertools
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import mujoco
 import numpy as np
 
-from sim.backends.rollout import StopFn
+from sim.backends.base import StopFn, default_threads
 from sim.world import WARM_START, World
 
 BLOCKS_PER_THREAD = 8  # a thread held up by another process must not hold up the rest
 
 
 class ThreadsBackend:
-    """Advance N states by the same number of physics steps, as `mj_step` in a loop does.
+    """For every world: `mj_step` in a loop.
 
     `mj_step` releases Python's interpreter lock. A row holds all that the next step depends on, so one MjData per
-    thread is enough: a call is a pure function of (state, controls), which depends neither on the number of threads
-    nor on the batch. With `WARM_START` in the row, chunk after chunk equals one long simulation bit for bit; without,
-    every call starts cold, as a rollout does. Contact forces are computed at the end of each control step
-    (`mj_rnePostConstraint`) for worlds that put them out.
+    thread is enough: a call depends neither on the number of threads nor on the batch. With `WARM_START` in the row,
+    chunk after chunk equals one long simulation bit for bit; without, every call starts cold, as a rollout does.
+    Contact forces are computed at the end of each control step (`mj_rnePostConstraint`) for worlds that put them out.
     """
 
     def __init__(self, world: World, num_threads: int | None = None):
         self.world = world
-        self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self.num_threads = num_threads or default_threads()
         self._idle = [mujoco.MjData(world.model) for _ in range(self.num_threads)]
         self._pool = ThreadPoolExecutor(self.num_threads) if self.num_threads > 1 else None
 
@@ -38,10 +36,7 @@ class ThreadsBackend:
         stop: StopFn | None = None,
         models: Sequence[mujoco.MjModel] | None = None,
     ) -> None:
-        """Advance by T rows of controls; arguments as in `RolloutBackend.step`.
-
-        Where `stop` says so, an environment does not go on: its rows repeat the state in which it stopped.
-        """
+        """As in `Backend`; the hint is taken where rows carry a warm start."""
         num_envs = len(state)
         controls = controls.reshape(*out.shape[:2], -1, controls.shape[-1])
         models = [self.world.model] * num_envs if models is None else models

@@ -1,0 +1,41 @@
+"""What a backend is: physics for N environments at once."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import mujoco
+import numpy as np
+
+StopFn = Callable[[np.ndarray], np.ndarray]
+
+
+class Backend(Protocol):
+    """Advances N states by the same number of physics steps. A pure function of (state, controls)."""
+
+    def step(
+        self,
+        state: np.ndarray,
+        controls: np.ndarray,
+        out: np.ndarray,
+        stop: StopFn | None = None,
+        models: Sequence[mujoco.MjModel] | None = None,
+    ) -> None:
+        """Advance by T rows of controls.
+
+        Args:
+            state: (N, state_size).
+            controls: (N, T, A), each row for `world.steps_per_control` physics steps.
+            out: (N, H, state_size), filled with the state at the end of each control step.
+            stop: says of states (n, state_size) which environments need not go on, (n,) bool. A hint: where it is
+                taken, later rows repeat the state in which an environment stopped.
+            models: one per environment, of the same layout as the world's; None: the world's for all.
+        """
+
+    def close(self) -> None:
+        """End the threads, free the memory."""
+
+
+def default_threads() -> int:
+    """One for each core that this process may use."""
+    return len(os.sched_getaffinity(0))
