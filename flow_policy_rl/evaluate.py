@@ -258,7 +258,7 @@ def main(config: Config) -> dict:
 
         result |= evaluation_report.write(config.out, task, outcome, result, play)
     if log is not None:
-        rerun_log.episodes(log, task, outcome.watched(), play)
+        rerun_log.episodes(log, task, outcome.watched(), play, config.backend)
         log.close()
         result["rerun"] = str(config.rerun)
     if config.viewer:

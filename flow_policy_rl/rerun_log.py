@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # a replay needs no simulation
     from flow_policy_rl.film import Play
     from flow_policy_rl.offline.recording import Inference
     from flow_policy_rl.replay import Judged
+    from sim.backends import BackendName
 
 APPLICATION = "flow_policy_rl"
 JPEG_QUALITY = 90
@@ -130,7 +131,13 @@ def _due(one: "Judged", actions: np.ndarray, first: int = 0) -> np.ndarray:
     return (one.recording.times[:, None] + ahead).ravel()
 
 
-def episodes(log: RerunLog, task, chosen: Mapping[str, Sequence[int]], play: "Play") -> None:
+def episodes(
+    log: RerunLog,
+    task,
+    chosen: Mapping[str, Sequence[int]],
+    play: "Play",
+    backend: "BackendName" = "cpu",
+) -> None:
     """Films and joints of episodes: seeds by outcome, as in the page of an evaluation.
 
     Raises:
@@ -144,7 +151,7 @@ def episodes(log: RerunLog, task, chosen: Mapping[str, Sequence[int]], play: "Pl
     with contextlib.ExitStack() as stack:
         renderer = task.cameras and stack.enter_context(Renderer(world, *film.SIZE))
         for outcome, seeds in chosen.items():
-            for seed, states in zip(seeds, film.record(task, seeds, play), strict=True):
+            for seed, states in zip(seeds, film.record(task, seeds, play, backend), strict=True):
                 name = f"{outcome.lower()}/seed_{seed}"
                 times = np.arange(len(states)) * world.control_dt
                 for joint, values in zip(
