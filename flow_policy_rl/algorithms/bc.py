@@ -80,7 +80,10 @@ class Imitation:
         policy.fit_action_range(self.training.actions)
         self.average = copy.deepcopy(policy).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            policy.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.num_steps = 0
 

@@ -164,10 +164,10 @@ class PPO:
             device,
         )
         self.actor_optimizer = torch.optim.AdamW(
-            estimator.parameter_groups(config.actor_learning_rate), weight_decay=0.0
+            estimator.parameter_groups(config.actor_learning_rate), weight_decay=0.0, fused=True
         )
         self.critic_optimizer = torch.optim.AdamW(
-            self.critic.parameters(), lr=config.critic_learning_rate, weight_decay=1e-5
+            self.critic.parameters(), lr=config.critic_learning_rate, weight_decay=1e-5, fused=True
         )
         self.average = copy.deepcopy(policy) if config.ema_decay else policy
         self.obs_statistics = RunningStatistics(len(policy.normalizer.mean))
