@@ -4,6 +4,7 @@ Noise is added to what is executed, and the clean intention is what is recorded 
 1703.09327): the data cover states off the demonstrator's path together with the way back.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from flow_policy_rl.evaluate import check_fits, load_policy, task_of
 from flow_policy_rl.progress import Progress
 from sim.backends import BackendName
 from sim.expert import make_expert
+from sim.randomize import PresetName, make_env
 from sim.tasks import make_task
 from sim.vec_env import Observation, VecEnv
 
@@ -40,6 +42,8 @@ class Config:
         seed: of start states and noise.
         num_envs: episodes side by side.
         cameras: record camera images in place of what only a simulation knows.
+        randomize: each episode in a world, senses and links that differ: nominal, mild or hard; the file has what each
+            drew.
         backend: what computes the physics: cpu, warp (MuJoCo Warp on an NVIDIA GPU), or warp-cpu (the same on the CPU).
         json: print one JSON object.
     """
@@ -55,6 +59,7 @@ class Config:
     seed: int = 0
     num_envs: int = 32
     cameras: bool = False
+    randomize: PresetName = "nominal"
     backend: BackendName = "cpu"
     json: bool = False
 
@@ -64,8 +69,12 @@ def main(config: Config) -> dict:
     if config.episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {config.episodes}")
     task, demonstrator = _demonstrator(config)
-    env = VecEnv(
-        task, min(config.num_envs, config.episodes), seed=config.seed, backend=config.backend
+    env = make_env(
+        task,
+        min(config.num_envs, config.episodes),
+        config.randomize,
+        seed=config.seed,
+        backend=config.backend,
     )
     episodes: list[Episode] = []
     attempts = 0
@@ -96,6 +105,7 @@ def main(config: Config) -> dict:
         "min_return": config.min_return,
         "seed": config.seed,
         "backend": config.backend,
+        "randomize": config.randomize,
         **provenance.environment(),
     }
     demos = Demonstrations(layout, episodes[: config.episodes], facts)
@@ -180,6 +190,7 @@ def collect_batch(
     """One new episode in every environment; returns those worth keeping."""
     task = env.task
     obs = env.reset()
+    drawn = list(env.draws)  # an environment whose episode ends draws for the next one
     demonstrator.begin(env, rng)
     spread = np.full(len(task.world.joint_names), noise)
     spread[[arm.columns[-1] for arm in getattr(task, "arms", ())]] = 0.0  # the grippers
@@ -199,15 +210,18 @@ def collect_batch(
         kept |= running & step.success
         running &= ~step.ended
         obs = step.obs
-    episodes = [_episode(record) for record, keep in zip(records, kept, strict=True) if keep]
+    episodes = [_episode(records[i], drawn[i]) for i in np.flatnonzero(kept)]
     least = -np.inf if min_return is None else min_return
     return [e for e in episodes if e.rewards.sum() >= least]
 
 
-def _episode(record: list) -> Episode:
+def _episode(record: list, drawn: Mapping[str, float | np.ndarray]) -> Episode:
     seen, actions, rewards, states = zip(*record, strict=True)
     obs = {name: np.stack([s[name] for s in seen]) for name in seen[0]}
-    return Episode(obs, np.stack(actions), np.array(rewards), np.stack(states))
+    randomization = {name: np.asarray(value) for name, value in drawn.items()}
+    return Episode(
+        obs, np.stack(actions), np.array(rewards), np.stack(states), randomization=randomization
+    )
 
 
 def text(result: dict) -> str:

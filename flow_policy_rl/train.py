@@ -33,6 +33,7 @@ from flow_policy_rl.presets import Preset
 from flow_policy_rl.progress import Progress
 from flow_policy_rl.spec import ObservationField, PolicySpec
 from sim.backends import BackendName
+from sim.randomize import PresetName, make_env
 from sim.tasks import make_task
 from sim.vec_env import VecEnv
 
@@ -119,6 +120,8 @@ class TrainRL:
         resume: go on from the last checkpoint of the run folder, exactly.
         device: where networks and rollouts live; `auto` is CUDA where there is some.
         backend: what computes the physics: cpu, warp (MuJoCo Warp on an NVIDIA GPU), or warp-cpu (the same on the CPU).
+        randomize: each episode of training in a world, senses and links that differ: nominal, mild or hard. Evaluations
+            stay nominal.
         peer_timeout_s: how long the processes of torchrun wait for one another.
         scratch: the policy, where there is no checkpoint.
         track: send metrics to these as well: wandb, trackio.
@@ -139,6 +142,7 @@ class TrainRL:
     resume: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: BackendName = "cpu"
+    randomize: PresetName = "nominal"
     peer_timeout_s: float = 60.0
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     track: tuple[Tracker, ...] = ()
@@ -520,9 +524,10 @@ def own_environments(task, config: TrainRL) -> VecEnv:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     threads = max(1, len(os.sched_getaffinity(0)) // here)
     first = distributed.rank() * share
-    return VecEnv(
+    return make_env(
         task,
         share,
+        config.randomize,
         seed=config.seed,
         num_threads=threads,
         first_env=first,

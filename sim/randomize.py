@@ -7,8 +7,10 @@ Peng et al., arXiv 1710.06537.
 
 import copy
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import mujoco
 import numpy as np
@@ -117,6 +119,7 @@ def hard(task) -> Randomization:
     )
 
 
+PresetName = Literal["nominal", "mild", "hard"]
 PRESETS: dict[str, Callable[..., Randomization]] = {
     "nominal": lambda task: Randomization(),
     "mild": mild,
@@ -235,7 +238,7 @@ def turned(quat: np.ndarray, rotation: np.ndarray) -> np.ndarray:
 
 
 class RandomizedVecEnv(VecEnv):
-    """A `VecEnv` whose environments differ. `draws[i]` is what the running episode of environment i drew.
+    """A `VecEnv` whose environments differ, each episode anew.
 
     Args:
         randomization: ranges. Everything else as for `VecEnv`.
@@ -245,7 +248,6 @@ class RandomizedVecEnv(VecEnv):
         super().__init__(task, num_envs, **options)
         self.randomizer = Randomizer(task, randomization)
         self.models = [copy.copy(task.world.model) for _ in range(num_envs)]
-        self.draws: list[Draw] = [{} for _ in range(num_envs)]
         self._rngs = [np.random.default_rng(0)] * num_envs
         world = task.world
         self._row_dt = world.physics_dt * world.steps_per_control
@@ -263,6 +265,28 @@ class RandomizedVecEnv(VecEnv):
         self._late[i] = self.command[i] - self._offset(i)
         self._past[i] = self.state[i]
         return rng
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """Also what the running episodes drew and will draw, and what is under way."""
+        generators = json.dumps([rng.bit_generator.state for rng in self._rngs]).encode()
+        return super().snapshot() | {
+            "late": self._late.copy(),
+            "past": self._past.copy(),
+            "generators": np.frombuffer(generators, np.uint8),
+            **{f"draw.{name}": np.stack([d[name] for d in self.draws]) for name in self.draws[0]},
+        }
+
+    def restore(self, snapshot: dict[str, np.ndarray]) -> None:
+        """Go on from a snapshot of as many environments of the same task under the same randomisation."""
+        super().restore(snapshot)
+        self._late[:], self._past[:] = snapshot["late"], snapshot["past"]
+        states = json.loads(snapshot["generators"].tobytes())
+        names = [name.removeprefix("draw.") for name in snapshot if name.startswith("draw.")]
+        for i, state in enumerate(states):
+            self._rngs[i] = np.random.default_rng(0)
+            self._rngs[i].bit_generator.state = state
+            self.draws[i] = {name: snapshot[f"draw.{name}"][i] for name in names}
+            self.randomizer.apply(self.models[i], self.draws[i])
 
     def _offset(self, i: int) -> np.ndarray | float:
         """The arm goes where its encoders say the target is."""
@@ -309,3 +333,15 @@ class RandomizedVecEnv(VecEnv):
         executed = sent[np.arange(self.num_envs)[:, None], late + np.arange(rows) - lag]
         self._late = sent[:, -late:]
         return executed, commands
+
+
+def make_env(task, num_envs: int, randomize: PresetName = "nominal", **options) -> VecEnv:
+    """Environments under a preset; nominal ones share one model.
+
+    Raises:
+        SimulationError: unknown preset.
+    """
+    randomization = preset(randomize, task)
+    if randomization == Randomization():
+        return VecEnv(task, num_envs, **options)
+    return RandomizedVecEnv(task, num_envs, randomization=randomization, **options)

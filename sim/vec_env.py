@@ -69,7 +69,8 @@ class VecEnv:
     A simulation that breaks down (not finite, or absurd numbers) ends its own episode as truncated. It is counted in
     `num_diverged`, logged, and written to `dump_dir` (None: not written); all others go on as if nothing had happened.
 
-    `backend` says what computes the physics (`sim.backends.make_backend`).
+    `backend` says what computes the physics (`sim.backends.make_backend`). `draws[i]` is what the running episode of
+    environment i drew, empty unless its world is randomised (`sim/randomize.py`).
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class VecEnv:
         self.dump_dir = dump_dir
         self.num_diverged = 0
         self.models: list[mujoco.MjModel] | None = None  # one per environment, where they differ
+        self.draws: list[dict[str, float | np.ndarray]] = [{} for _ in range(num_envs)]
         self.backend = make_backend(task.world, num_threads, backend)
         # Physics after a fall need not be computed; a task that cannot fall need not be asked.
         self._stop = None if type(task).is_failure is Task.is_failure else task.is_failure

@@ -16,6 +16,7 @@ from flow_policy_rl.errors import InputError
 from flow_policy_rl.evaluate import task_of
 from flow_policy_rl.policy import NetworkConfig
 from sim.errors import SimulationError
+from sim.randomize import Randomizer, preset
 from sim.tasks import make_task
 from sim.vec_env import VecEnv
 
@@ -91,6 +92,30 @@ def test_successes_of_a_policy_file_are_kept(tmp_path):
         collect.main(collect.Config("reach", out, policy=policy, robot="ur5e"))
     with pytest.raises(InputError, match="does not fit task 'push'"):
         collect.main(collect.Config("push", out, policy=policy))
+
+
+def test_what_an_episode_drew_is_in_the_file_and_in_the_world(tmp_path):
+    """The draw is found again from the start state, and the episode played again in that world is the same."""
+    out = tmp_path / "d.hdf5"
+    config = collect.Config("reach", out, episodes=4, num_envs=2, randomize="hard", seed=3)
+    collect.main(config)
+    demos = demonstrations.load(out)
+    assert demos.provenance["randomize"] == "hard"
+    task = make_task("reach")
+    randomizer = Randomizer(task, preset("hard", task))
+    expected = {}
+    for env in range(2):
+        for episode in range(50):
+            rng = np.random.default_rng((3, env, episode))
+            start = task.initial_state(rng)
+            expected[start.tobytes()] = randomizer.draw(rng)
+    draws = [expected[e.states[0].tobytes()] for e in demos.episodes]
+    for episode, draw in zip(demos.episodes, draws, strict=True):
+        assert episode.randomization.keys() == draw.keys()
+        assert all(np.array_equal(episode.randomization[k], draw[k]) for k in draw)
+        offset = episode.obs["joint_pos"][0] - task.observe(episode.states[0])["joint_pos"]
+        assert np.abs(offset - draw["joint_offset"][:7]).max() < 5 * draw["observation_noise"]
+    assert len({float(d["friction"]) for d in draws}) == len(draws)
 
 
 def test_returns_below_the_least_are_not_kept():

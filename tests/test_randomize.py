@@ -9,7 +9,14 @@ import pytest
 
 from flow_policy_rl import cli
 from sim.errors import SimulationError
-from sim.randomize import PRESETS, Randomization, RandomizedVecEnv, Randomizer, preset
+from sim.randomize import (
+    PRESETS,
+    Randomization,
+    RandomizedVecEnv,
+    Randomizer,
+    make_env,
+    preset,
+)
 from sim.tasks import TASKS, make_task
 from sim.vec_env import VecEnv
 
@@ -168,6 +175,43 @@ def test_cameras_show_the_world_of_their_environment():
     obs = env.reset([0, 1])
     assert np.abs(obs["front_image"][0].astype(int) - obs["front_image"][1]).mean() > 5
     env.close()
+
+
+@pytest.mark.parametrize("name", ["mild", "hard"])
+def test_a_snapshot_goes_on_bit_for_bit(task, name):
+    """In the middle of episodes, into environments that have seen others, over ends of episodes."""
+    first, other = (make_env(task, 3, name, seed=seed) for seed in (0, 1))
+    first.reset(), other.reset()
+    first.step(swing(first)), other.step(swing(other))
+    first._steps[1] = task.episode_steps - 5
+    other.restore({k: v.copy() for k, v in first.snapshot().items()})
+    other.seed = first.seed
+    for _ in range(3):
+        one, two = first.step(hold(first)), other.step(hold(other))
+        assert np.array_equal(one.states, two.states)
+        assert np.array_equal(one.commands, two.commands)
+        assert all(np.array_equal(one.obs[f], two.obs[f]) for f in one.obs)
+    assert all(np.array_equal(first.draws[1][k], other.draws[1][k]) for k in first.draws[1])
+
+
+def test_each_episode_draws_anew(task):
+    env = make_env(task, 2, "mild")
+    env.reset()
+    before = [draw["mass"] for draw in env.draws]
+    env._steps[0] = task.episode_steps - 1
+    env.step(hold(env, 1))
+    assert not np.array_equal(env.draws[0]["mass"], before[0])
+    assert np.array_equal(env.draws[1]["mass"], before[1])
+
+
+def test_nominal_environments_share_one_model(task):
+    env = make_env(task, 2, "nominal")
+    assert env.models is None
+    assert env.draws == [{}, {}]
+    with pytest.raises(
+        SimulationError, match=r"unknown randomisation 'milt' \(did you mean 'mild'"
+    ):
+        make_env(task, 2, "milt")
 
 
 def test_bad_ranges_are_refused(task):

@@ -1,5 +1,6 @@
 """Runs: exact resumption, several processes, what happens when one goes wrong, and running statistics."""
 
+import copy
 import dataclasses
 import os
 import socket
@@ -58,14 +59,23 @@ def weights(folder, name=train.POLICY_FILE):
     return load_file(folder / name)
 
 
-@pytest.mark.parametrize("algorithm", ["fpo_plus_plus", "score_flow", "gaussian_ppo"])
-def test_two_and_two_iterations_are_four_bit_for_bit(algorithm, tmp_path):
+@pytest.mark.parametrize(
+    ("algorithm", "randomize"),
+    [
+        ("fpo_plus_plus", "nominal"),
+        ("score_flow", "nominal"),
+        ("gaussian_ppo", "nominal"),
+        ("gaussian_ppo", "hard"),
+    ],
+)
+def test_two_and_two_iterations_are_four_bit_for_bit(algorithm, randomize, tmp_path):
     """Weights, optimisers, random numbers, normalisers and environments all go on where they were."""
     extra = {"ema_decay": 0.9} if algorithm == "fpo_plus_plus" else {}
-    train.main(tiny(algorithm, tmp_path / "four", ppo={"num_iterations": 4, **extra}))
-    train.main(tiny(algorithm, tmp_path / "two", ppo=extra))
+    more = {"ppo": {"num_iterations": 4, **extra}, "randomize": randomize}
+    train.main(tiny(algorithm, tmp_path / "four", **copy.deepcopy(more)))
+    train.main(tiny(algorithm, tmp_path / "two", ppo=extra, randomize=randomize))
     half = weights(tmp_path / "two")
-    train.main(tiny(algorithm, tmp_path / "two", resume=True, ppo={"num_iterations": 4, **extra}))
+    train.main(tiny(algorithm, tmp_path / "two", resume=True, **more))
     names = [train.POLICY_FILE, "state.safetensors"]
     for name in names + ([train.RAW_POLICY_FILE] if extra else []):
         four, two = (weights(tmp_path / run, name) for run in ("four", "two"))

@@ -1,6 +1,7 @@
 """Demonstrations on disk in robomimic's HDF5 layout. Pictures are written one by one; no torch.
 
     data/demo_0/obs/<field>  (T, size)      data/demo_0/actions (T, A)     data/demo_0/{rewards,dones,states}
+    data/demo_0/randomization/<name>        what the episode drew, where it was randomised
     data attributes: `env_args` (JSON: task, robot, joint names, control_dt, fields), `provenance` (JSON), `total`
 
 Observation t is what was seen before action t.
@@ -9,7 +10,7 @@ Observation t is what was seen before action t.
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
@@ -23,7 +24,7 @@ from flow_policy_rl.spec import ObservationField
 class Episode:
     """One demonstration of T steps: observations before each action, and the actions (T, A) in SI units.
 
-    `success` is None where nobody said.
+    `success` is None where nobody said. `randomization` is what the episode drew, by name (`sim/randomize.py`).
     """
 
     obs: dict[str, np.ndarray]
@@ -31,6 +32,7 @@ class Episode:
     rewards: np.ndarray
     states: np.ndarray
     success: bool | None = None
+    randomization: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ class RobomimicWriter:
         group["rewards"], group["states"] = episode.rewards, episode.states
         if episode.success is not None:
             group.attrs["success"] = episode.success
+        for name, values in episode.randomization.items():
+            group[f"randomization/{name}"] = values
         group["dones"] = np.arange(steps) == steps - 1
         group.attrs["num_samples"] = steps
         self.num_episodes += 1
@@ -250,4 +254,5 @@ def _episode(group: h5py.Group, layout: DemoLayout) -> Episode:
         rewards=group["rewards"][()] if "rewards" in group else np.zeros(steps),
         states=group["states"][()] if "states" in group else np.zeros((steps, 0)),
         success=bool(group.attrs["success"]) if "success" in group.attrs else None,
+        randomization={name: v[()] for name, v in group.get("randomization", {}).items()},
     )
