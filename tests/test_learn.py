@@ -198,6 +198,10 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
     assert "2,500 (2 of 2 seeds)" in line
     assert "never" not in line
     assert "hence not run: lamp" in page
+    first = "**lift**: best at the end rldt (93.0%). Threshold first: rldt, after 2,500 steps"
+    assert page.splitlines()[2].startswith(first)
+    level = [r | {"success_rate": 0.9} if r["algorithm"] == "fpo" else r for r in rows]
+    assert "rldt (93.0%), not told apart from fpo" in learn.verdict(level, "lift", "success_rate")
     learn.copy_page(tmp_path, tmp_path / "docs/learn.md", page, pictures)
     copied = (tmp_path / "docs/learn.md").read_text()
     for name in {part.split(")")[0] for part in copied.split("](")[1:]}:

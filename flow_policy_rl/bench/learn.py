@@ -381,6 +381,39 @@ def bootstrap_interval(values: np.ndarray, draws: int = 2000) -> tuple[float, fl
     return float(low), float(high)
 
 
+def pooled(rows: list[dict], key: str) -> tuple[float, float, float]:
+    """Over seeds: a success rate pooled over episodes, or the inter-quartile mean of returns; and its interval."""
+    if key.startswith("return"):
+        returns = np.array([r[key] for r in rows])
+        return interquartile_mean(returns), *bootstrap_interval(returns)
+    trials = sum(r["episodes"] for r in rows)
+    successes = round(sum(r[key] * r["episodes"] for r in rows))
+    return successes / trials, *wilson_interval(successes, trials)
+
+
+def verdict(rows: list[dict], task: str, metric: str) -> str:
+    """For a reader in a hurry: who is best at the end, who cannot be told apart from that, who was there first."""
+    key = {"success_rate": "success_rate", "return": "return_mean"}[metric]
+    mine = [r for r in rows if r["task"] == task]
+    by_label = {
+        label: [r for r in mine if r["algorithm"] == label]
+        for label in dict.fromkeys(r["algorithm"] for r in mine)
+    }
+    scores = {label: pooled(own, key) for label, own in by_label.items()}
+    best = max(scores, key=lambda label: scores[label][0])
+    shown = f"{scores[best][0]:.1%}" if metric == "success_rate" else f"{scores[best][0]:,.0f}"
+    close = [v for v in scores if v != best and scores[v][2] >= scores[best][1]]
+    apart = f", not told apart from {', '.join(close)} (intervals overlap)" if close else ""
+    steps = {
+        label: float(np.median([r["steps_to_threshold"] for r in own]))
+        for label, own in by_label.items()
+        if all(r["steps_to_threshold"] is not None for r in own)
+    }
+    first = min(steps, key=steps.__getitem__) if steps else ""
+    when = f" Threshold first: {first}, after {steps[first]:,.0f} steps (median)." if first else ""
+    return f"**{task}**: best at the end {best} ({shown}){apart}.{when}"
+
+
 def summarize(rows: list[dict], task: str, label: str) -> list[str]:
     """One line of the page: label, success, return, steps to the threshold, wall time."""
     mine = [r for r in rows if (r["task"], r["algorithm"]) == (task, label)]
@@ -389,13 +422,10 @@ def summarize(rows: list[dict], task: str, label: str) -> list[str]:
         if mine[0][key] is None:
             cells.append("")
             continue
-        trials = sum(r["episodes"] for r in mine)
-        successes = round(sum(r[key] * r["episodes"] for r in mine))
-        low, high = wilson_interval(successes, trials)
-        cells.append(f"{successes / trials:.1%} ({low:.1%} to {high:.1%})")
-    returns = np.array([r["return_mean"] for r in mine])
-    low, high = bootstrap_interval(returns)
-    cells.append(f"{interquartile_mean(returns):.4g} ({low:.4g} to {high:.4g})")
+        rate, low, high = pooled(mine, key)
+        cells.append(f"{rate:.1%} ({low:.1%} to {high:.1%})")
+    middle, low, high = pooled(mine, "return_mean")
+    cells.append(f"{middle:.4g} ({low:.4g} to {high:.4g})")
     reached = [r["steps_to_threshold"] for r in mine if r["steps_to_threshold"] is not None]
     steps = f"{np.median(reached):,.0f}" if reached else "never"
     cells.append(f"{steps} ({len(reached)} of {len(mine)} seeds)")
@@ -416,17 +446,21 @@ def markdown(
     environment = provenance.environment()
     command = f"flow-policy bench learn --study {config.study} --budget {config.budget} --seeds {config.seeds}"
     command += f" --env-steps {config.env_steps}" if config.env_steps else ""
+    for flag, chosen in (("tasks", config.tasks), ("variants", config.variants)):
+        command += f" --{flag} {shlex.join(chosen)}" if chosen else ""
     header = ["algorithm", "success, zero noise", "success, random noise", "return (IQM of seeds)"]
     header += ["control steps to threshold (median)", "control steps", "seconds"]
+    tasks = list(dict.fromkeys(c.task for c in cells))
     parts = [
         f"# Study: {config.study}",
+        *(verdict(rows, task, study.metric) for task in tasks),
         study.question,
         f"`{command}`: budget `{config.budget}`, seeds 0 to {config.seeds - 1}, "
         f"{rows[0]['episodes'] if rows else 0} whole episodes per cell and noise on seeds from {EVAL_SEED}. "
         "Success pools the seeds' episodes (Wilson, 95 %); the interval of the return resamples seeds. The full "
         f"budget: the same command with `--budget full` ({study.full.env_steps:,} control steps a cell).",
     ]
-    for task in dict.fromkeys(c.task for c in cells):
+    for task in tasks:
         threshold = study.threshold.get(task, study.threshold.get("*"))
         lines = [summarize(rows, task, v) for v in dict.fromkeys(c.label for c in cells)]
         base = base_line(config, study, task)
