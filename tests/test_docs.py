@@ -4,6 +4,7 @@ A block is run when a comment stands before it: `<!-- run -->`. In the comment m
 appended flags for one command, `s/$/--flags/train`, and after a word `runs` two invented run folders.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -14,9 +15,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from toys import ROOT
 
 from flow_policy_rl import cli
+from flow_policy_rl.serving.kinematics import Link
+from flow_policy_rl.serving.robot import JointLimits, Robot, Topics, load_robot
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(
@@ -118,6 +122,29 @@ def invent_runs(folder: Path) -> None:
 
     make_run(folder / "runs" / "rl")
     make_run(folder / "runs" / "bc", rate=0.3)
+
+
+def test_the_robot_file_and_the_parameters_of_the_tutorial_are_real(tmp_path):
+    """The file loads and shows every key there is; every parameter of the policy node is documented."""
+    text = (ROOT / "docs/tutorials/own_robot.md").read_text()
+    robot, parameters = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "my_robot.yaml").write_text(robot)
+    loaded = load_robot(str(tmp_path / "my_robot.yaml"))
+    assert set(loaded.limits) == {"joint_1", "joint_2", "finger"}
+    assert loaded.workspace is not None
+    for cls in (Robot, Topics, JointLimits, Link):
+        for key in dataclasses.fields(cls):
+            assert f"{key.name}:" in text, key.name
+    node = ROOT / "ros_ws/src/flow_policy_ros/flow_policy_ros/policy_node.py"
+    declared = re.findall(r'Parameter\(\s*"(\w+)",\s*("\w*"|[^,]+),', node.read_text())
+    defaults = {name: yaml.safe_load(value) for name, value in declared}
+    settings = yaml.safe_load(parameters)["policy_node"]["ros__parameters"]
+    assert set(settings) <= set(defaults)
+    assert {name: type(v) for name, v in settings.items()} == {
+        name: type(defaults[name]) for name in settings
+    }
+    reference = (ROOT / "docs/ros.md").read_text()
+    assert [name for name in defaults if f"`{name}`" not in reference] == []
 
 
 def test_every_relative_link_leads_to_a_file():
