@@ -166,7 +166,7 @@ STUDIES = {
             "rldt, no repulsion": Variant("rldt", ("--rldt.transport.temperature", "0")),
             "rldt, hot repulsion": Variant("rldt", ("--rldt.transport.temperature", "0.1")),
             "rldt, no kernel": Variant("rldt", ("--rldt.transport.kernel", "delta")),
-            "rldt, base as reference": Variant("rldt", ("--rldt.reference", "base")),
+            "rldt, previous as reference": Variant("rldt", ("--rldt.reference", "previous")),
             "rldt, replay unbalanced": Variant("rldt", ("--rldt.no-balanced-replay",)),
             "rldt, one-step targets": Variant("rldt", ("--rldt.critic.td-lambda", "0")),
             "rldt, no constraint": Variant("rldt", ("--rldt.constraint-coef", "0")),
