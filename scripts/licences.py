@@ -6,7 +6,7 @@ import re
 import sys
 from importlib import metadata
 
-ROOTS = ("flow_policy_rl[all]",)
+ROOTS = ("flow_policy_rl[all,warp]",)
 PERMISSIVE = re.compile(
     r"apache|bsd|\bmit\b|isc|psf|python software|zlib|unlicense|public domain|hpnd|cc0|boost|zope|mozilla|mpl",
     re.IGNORECASE,

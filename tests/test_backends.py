@@ -137,3 +137,20 @@ def test_malformed_model_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(SimulationError, match="no array 'cfrc_exd'"):
         world(outputs=("cfrc_exd",))
+
+
+def test_whole_chunks_in_c_equal_the_loop_in_python():
+    """A world with a warm start, with and without an output that makes the loop necessary."""
+    whole, loop = world(extra_state=WARM_START), world(extra_state=WARM_START, outputs=("xpos",))
+    state, wanted = start(whole, 5), actions(5, 24)
+    wide = start(loop, 5)
+    backends = make_backend(whole, 2), make_backend(loop, 2)
+    for k in range(0, 24, 6):
+        one = step(backends[0], state, wanted[:, k : k + 6])
+        other = step(backends[1], wide, wanted[:, k : k + 6])
+        size = whole.parts[int(WARM_START)].start
+        assert np.array_equal(one[..., :size], other[..., :size])
+        state, wide = one[:, -1], other[:, -1]
+        assert np.array_equal(state, wide[:, : whole.state_size])  # the warm start too
+    for backend in backends:
+        backend.close()

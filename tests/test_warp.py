@@ -116,6 +116,20 @@ def test_full_buffers_grow_and_the_chunk_is_computed_again(warp, lift, caplog):
     assert caplog.text == ""
 
 
+def test_tensors_of_the_device_are_taken_and_filled_in_place(warp, lift):
+    import torch
+
+    env = at_rest(lift)
+    controls, _ = lift.world.controls(env.command, small_actions(env))
+    backend = make_backend(lift.world, name="warp-cpu")
+    rows = np.empty((ENVS, 2, lift.world.state_size))
+    backend.step(env.state, controls, rows)
+    tensors = [torch.as_tensor(a, dtype=torch.float32) for a in (env.state, controls)]
+    backend.step(*tensors, filled := torch.empty(rows.shape))
+    assert np.allclose(filled.numpy(), rows, rtol=0, atol=1e-6)
+    assert np.array_equal(filled.numpy()[..., 1:], rows[..., 1:])
+
+
 def test_more_than_any_buffer_holds_is_an_error(warp, lift, monkeypatch):
     env = at_rest(lift)
     controls, _ = lift.world.controls(env.command, small_actions(env))
@@ -158,6 +172,12 @@ def test_randomised_models_differ_as_on_the_cpu(warp, lift):
         assert np.allclose(one, two, rtol=0, atol=1e-5)
         assert np.abs(two - plain).max() > 1e-3
     assert np.abs(after[1] - after[4]).max() > 1e-3
+    controls, _ = lift.world.controls(nominal.command, small_actions(nominal))
+    fresh, used = make_backend(lift.world, name="warp-cpu"), envs[1].backend
+    rows = np.empty((2, 3, 2, lift.world.state_size))
+    for backend, out in zip((fresh, used), rows, strict=True):
+        backend.step(nominal.state, controls, out)
+    assert np.array_equal(*rows)  # nothing is left of them
 
 
 def test_what_warp_lacks_is_named(warp):

@@ -6,26 +6,38 @@ from concurrent.futures import ThreadPoolExecutor
 
 import mujoco
 import numpy as np
+from mujoco import rollout
 
 from sim.backends.base import StopFn, default_threads
-from sim.world import WARM_START, World
+from sim.world import STATE, WARM_START, World
 
 BLOCKS_PER_THREAD = 8  # a thread held up by another process must not hold up the rest
 
 
 class ThreadsBackend:
-    """For every world: `mj_step` in a loop.
+    """For every world: `mj_step` in a loop, in C where the row holds no more than state and warm start.
 
     `mj_step` releases Python's interpreter lock. A row holds all that the next step depends on, so one MjData per
     thread is enough: a call depends neither on the number of threads nor on the batch. With `WARM_START` in the row,
     chunk after chunk equals one long simulation bit for bit; without, every call starts cold, as a rollout does.
     Contact forces are computed at the end of each control step (`mj_rnePostConstraint`) for worlds that put them out.
+
+    Threads wait for one another whenever Python runs between two calls into MuJoCo. So a chunk of one environment is
+    one call where that is possible (a `mujoco.rollout` of its own); then only the last row of a chunk holds the warm
+    start, the rows before it zeros.
     """
 
     def __init__(self, world: World, num_threads: int | None = None):
         self.world = world
         self.num_threads = num_threads or default_threads()
-        self._idle = [mujoco.MjData(world.model) for _ in range(self.num_threads)]
+        self._idle = [
+            (mujoco.MjData(world.model), rollout.Rollout(nthread=0))
+            for _ in range(self.num_threads)
+        ]
+        self._plain = mujoco.mj_stateSize(world.model, STATE)
+        warm = world.parts.get(int(WARM_START), slice(0))
+        ends = (warm.start, warm.stop, world.physics_size)
+        self._whole = ends == (self._plain, *2 * (world.physics_size,)) and not world.outputs
         self._pool = ThreadPoolExecutor(self.num_threads) if self.num_threads > 1 else None
 
     def step(
@@ -36,7 +48,7 @@ class ThreadsBackend:
         stop: StopFn | None = None,
         models: Sequence[mujoco.MjModel] | None = None,
     ) -> None:
-        """As in `Backend`; the hint is taken where rows carry a warm start."""
+        """As in `Backend`; the hint is taken where rows hold outputs beside a warm start."""
         num_envs = len(state)
         controls = controls.reshape(*out.shape[:2], -1, controls.shape[-1])
         models = [self.world.model] * num_envs if models is None else models
@@ -45,13 +57,56 @@ class ThreadsBackend:
         parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
         def run(part: slice) -> None:
-            data = self._idle.pop()
+            data, roller = self._idle.pop()
+            given = models[part], data, state[part], controls[part], out[part]
             try:
-                self._run(models[part], data, state[part], controls[part], out[part], stop)
+                if self._whole:
+                    self._run_whole(roller, *given)
+                else:
+                    self._run(*given, stop)
             finally:
-                self._idle.append(data)
+                self._idle.append((data, roller))
 
         list((self._pool.map if self._pool else map)(run, parts))
+
+    def _run_whole(
+        self,
+        roller: rollout.Rollout,
+        models: Sequence[mujoco.MjModel],
+        data: mujoco.MjData,
+        state: np.ndarray,
+        controls: np.ndarray,
+        states: np.ndarray,
+    ) -> None:
+        """A block of environments, one call for the chunk of each."""
+        world = self.world
+        num_envs, horizon = states.shape[:2]
+        count = horizon * world.decimation
+        sent = np.repeat(
+            controls.reshape(num_envs, -1, controls.shape[-1]), world.steps_per_control, axis=1
+        )
+        start = np.ascontiguousarray(state[:, : self._plain])
+        warm_start = np.ascontiguousarray(world.part(state, WARM_START))
+        after = np.empty((num_envs, count, self._plain))
+        sensors = np.empty((1, count, world.model.nsensordata))  # nobody looks
+        last = np.empty_like(warm_start)
+        for i, model in enumerate(models):
+            row = slice(i, i + 1)
+            roller.rollout(
+                [model],
+                [data],
+                start[row],
+                sent[row],
+                skip_checks=True,
+                nstep=count,
+                initial_warmstart=warm_start[row],
+                state=after[row],
+                sensordata=sensors,
+            )
+            last[i] = data.qacc_warmstart
+        states[..., : self._plain] = after[:, world.decimation - 1 :: world.decimation]
+        world.part(states, WARM_START)[:, :-1] = 0
+        world.part(states, WARM_START)[:, -1] = last
 
     def _run(
         self,

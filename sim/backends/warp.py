@@ -104,9 +104,10 @@ class WarpBackend:
         sent = sent.reshape(num_envs, horizon, -1, sent.shape[-1])
         with wp.ScopedDevice(str(self.device)):
             if self._data is None or self._data.nworld != num_envs:
+                self._varied = False
                 self._allocate(num_envs, *self._first_sizes(start))
-            if models is not None:
-                self._vary(models)
+            if models is not None or self._varied:
+                self._vary(models or [self._host] * num_envs)
             rows = self._run(start, sent)
             while self._grown():
                 rows = self._run(start, sent)
@@ -229,7 +230,8 @@ class WarpBackend:
                 field.assign(values)
             else:
                 setattr(self._model, name, wp.array(values, dtype=field.dtype))
-        self._varied = True
+        if not self._varied:
+            self._graph, self._varied = None, True  # it was recorded with other arrays
 
     def close(self) -> None:
         """Free the memory of the device."""
