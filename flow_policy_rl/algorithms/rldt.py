@@ -15,8 +15,8 @@ Deviations from the paper and the released code; the `paper` presets undo those 
   discounted inside a chunk, and by gamma ** (executed steps) across it.
 - The critic sees the executed action, held to the joint limits; its gradient never pushes beyond them.
 - Steps of the chain and t' are stratified over the particles of a state: the same expectation, less variance.
-- v_ref is the policy of the previous iteration, as in the code, in the `paper` presets; the paper's words suggest the base
-  policy, which is what `clean` takes: without it success on `lift` falls again after its peak.
+- v_ref is the policy of the previous iteration, as in the code, in the `paper` presets; the paper's words suggest the
+  base policy, which is what `clean` takes: without it success on `lift` falls again after its peak.
 - The landing point is that of the differentiated call: no second call, the same number.
 - Actions of a chunk that are not executed get no field (the released code pads the wrong axis; it never showed).
 - Exploration noise is scaled per element, not by the norm of the whole chunk, unless `explore_by_norm`.
