@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_safety import plain_check
 from toys import small_spec
 
 from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
 from flow_policy_rl.serving.commander import Commander
 from flow_policy_rl.serving.robot import JointLimits, Robot, Topics, load_robot
 from flow_policy_rl.serving.safety import EmergencyStop, Motion, Rejected, SafetyFilter
+from flow_policy_rl.serving.spline import Spline, extremes, hull
 from flow_policy_rl.serving.trajectory_controller import TrajectoryController
 
 PANDA = load_robot("panda")
@@ -117,6 +119,74 @@ def test_no_command_ever_leaves_the_limits(robot, seed, joining, soft_start_s):
     assert (np.abs(np.diff(position, axis=0)) <= limits["velocity"] * SAMPLE_S * 1.001 + 1e-6).all()
 
 
+def modest_chunk(
+    rng: np.random.Generator, start: Motion, horizon: int, control_dt: float
+) -> np.ndarray:
+    """From what needs no limit to what goes too far, (H, 3), beginning near the start."""
+    ahead = np.arange(1, horizon + 1)[:, None]
+    kinds = [
+        start.position + start.velocity * control_dt * ahead,
+        start.position + np.cumsum(rng.normal(0, rng.choice([0.001, 0.05]), (horizon, 3)), axis=0),
+        start.position + (ahead / horizon) ** 2 * rng.normal(0, 0.05, 3),
+        np.tile(rng.uniform(-1, 1, 3), (horizon, 1)),
+        rng.choice([-4.0, 4.0, 0.0], (horizon, 3)),
+    ]
+    return kinds[rng.integers(len(kinds))]
+
+
+@settings(max_examples=40, deadline=None)
+@given(robot=robots(), seed=st.integers(0, 2**31))
+def test_plans_are_those_of_the_plain_rules(robot, seed):
+    """Chunk after chunk, each from where the plan before it is under way, with and without jerk that binds."""
+    rng = np.random.default_rng(seed)
+    dt = float(rng.choice([0.02, 0.05, 0.1]))
+    safety = SafetyFilter(robot, ("a", "b", "g"), dt, max_start_distance=1e9)
+    start = Motion.at_rest(rng.uniform(safety.low, safety.high))
+    for _ in range(8):
+        targets = modest_chunk(rng, start, 8, dt)
+        due = rng.uniform(0.2, 1.0) * dt + dt * np.arange(8)
+        scale = float(rng.choice([1.0, 1.0, 0.3]))
+        try:
+            expected = plain_check(safety, start, due, targets, scale)
+        except Rejected:
+            with pytest.raises(Rejected):
+                safety.check(start, due, targets, speed_scale=scale)
+            return
+        spline = safety.check(start, due, targets, speed_scale=scale).spline
+        found = spline.times, spline.positions, spline.velocities
+        for ours, theirs in zip(found, expected, strict=True):
+            assert np.abs(ours - theirs).max() < 1e-9
+        t = float(rng.choice([rng.choice(spline.times[1:]), rng.uniform(0, spline.end)]))
+        position, velocity, _ = spline.sample(t)
+        start = Motion(position, velocity, spline.sample(t - 1e-6)[2])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), still=st.booleans())
+def test_a_spline_stays_between_its_extremes_and_these_within_its_hull(seed, still):
+    rng = np.random.default_rng(seed)
+    times = np.concatenate([[0.0], np.cumsum(rng.uniform(0.01, 0.2, 6))])
+    velocities = rng.normal(0, 2, (7, 3)) * (not still)
+    spline = Spline(times, rng.normal(0, 0.1, (7, 3)), velocities)
+    exact, wide = (f(spline, np.zeros(3)) for f in (extremes, hull))
+    shares = np.linspace(0, 1 - 1e-9, 100)
+    moments = (times[:-1, None] + np.diff(times)[:, None] * shares).ravel()
+    samples = [spline.sample(t) for t in moments]
+    position, velocity, acceleration = (np.array(part) for part in zip(*samples, strict=True))
+    assert np.allclose(exact.low, position.min(axis=0), atol=0.01)
+    assert np.allclose(exact.high, position.max(axis=0), atol=0.01)
+    assert np.allclose(exact.speed, np.abs(velocity).max(axis=0), rtol=0.01)
+    assert np.allclose(exact.acceleration, np.abs(acceleration).max(axis=0), rtol=1e-4)
+    for found in (exact, wide):
+        assert (found.low <= position.min(axis=0) + 1e-12).all()
+        assert (found.high >= position.max(axis=0) - 1e-12).all()
+        assert (found.speed >= np.abs(velocity).max(axis=0) * (1 - 1e-9)).all()
+        assert (found.acceleration >= np.abs(acceleration).max(axis=0) * (1 - 1e-9)).all()
+    assert (wide.low <= exact.low + 1e-12).all()
+    assert (wide.high >= exact.high - 1e-12).all()
+    assert (wide.speed >= exact.speed - 1e-9).all()
+
+
 @given(
     velocity=st.lists(st.floats(-2, 2), min_size=7, max_size=7), dt=st.sampled_from([0.01, 0.05])
 )
@@ -125,7 +195,7 @@ def test_stopping_distance_in_closed_form_is_that_of_the_stop(velocity, dt):
     v = np.array(velocity)
     _, positions, velocities = group.stop(Motion(np.zeros(7), v, np.zeros(7)))
     went = positions[-1] if len(positions) else np.zeros(7)
-    assert np.allclose(group.stop_distance(v), went, atol=1e-8)
+    assert np.allclose(v * group.stop_seconds(velocity), went, atol=1e-8)
     # The direction stays: every velocity on the way is a multiple of the first.
     for ahead in velocities:
         assert np.allclose(np.outer(ahead, v), np.outer(v, ahead), atol=1e-7)

@@ -159,12 +159,16 @@ class ChunkScheduler:
             jump = ((positions[0] - one) - (one - last)) / self.control_dt
         kept = self._due < due[0] - self.step // 2
         self._due = np.concatenate([self._due[kept][-REMEMBERED:], due])
-        self._positions = np.vstack([self._positions[kept][-REMEMBERED:], positions])
+        self._positions = np.concatenate([self._positions[kept][-REMEMBERED:], positions])
         return Targets(due, positions, jump)
 
     def _in_force(self, due: np.ndarray) -> np.ndarray:
         """Targets in force (n, A) at given times; the first and the last hold beyond."""
-        return np.stack([np.interp(due, self._due, joint) for joint in self._positions.T], axis=1)
+        after = np.clip(np.searchsorted(self._due, due), 1, max(len(self._due) - 1, 1))
+        before, after = after - 1, np.minimum(after, len(self._due) - 1)
+        gap = np.maximum(self._due[after] - self._due[before], 1)
+        share = np.clip((due - self._due[before]) / gap, 0.0, 1.0)[:, None]
+        return self._positions[before] * (1 - share) + self._positions[after] * share
 
     def _crossfaded(self, due: np.ndarray, positions: np.ndarray) -> np.ndarray:
         share = np.arange(1, len(due) + 1) / (CROSSFADE_STEPS + 1)
@@ -172,14 +176,18 @@ class ChunkScheduler:
         return (1 - share) * self._in_force(due) + share * positions
 
     def _averaged(self, due: np.ndarray) -> np.ndarray:
-        total, weights = np.zeros((len(due), self.num_joints)), np.zeros(len(due))
-        age = 0
-        for stamp, chunk in self._chunks:  # oldest first
-            steps = (due - stamp) / self.step - 1
-            covers = steps <= len(chunk) - 0.5
-            if covers.any():
-                weight = np.where(covers, np.exp(-ENSEMBLE_DECAY * age), 0.0)
-                grid = np.arange(len(chunk))
-                predicted = np.stack([np.interp(steps, grid, j) for j in chunk.T], axis=1)
-                total, weights, age = total + weight[:, None] * predicted, weights + weight, age + 1
-        return total / weights[:, None]
+        # The next chunk may begin up to a step earlier than this one; what ends before is over.
+        while self._chunks[0][0] + (self.action_horizon + 1.5) * self.step < due[0]:
+            self._chunks.popleft()
+        stamps = np.array([stamp for stamp, _ in self._chunks])  # oldest first
+        chunks = np.array([chunk for _, chunk in self._chunks])  # (m, H, A)
+        last = chunks.shape[1] - 1
+        steps = (due - stamps[:, None]) / self.step - 1  # (m, n)
+        before = np.clip(np.floor(steps).astype(int), 0, max(last - 1, 0))
+        share = np.clip(steps - before, 0.0, 1.0)[..., None] if last else 0.0
+        m = np.arange(len(chunks))[:, None]
+        predicted = (
+            chunks[m, before] * (1 - share) + chunks[m, np.minimum(before + 1, last)] * share
+        )
+        weights = np.exp(-ENSEMBLE_DECAY * m) * (steps <= last + 0.5)
+        return (weights[..., None] * predicted).sum(axis=0) / weights.sum(axis=0)[:, None]

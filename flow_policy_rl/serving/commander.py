@@ -104,16 +104,15 @@ class Commander:
         if targets is None:
             raise Rejected("the chunk was late: all of its actions are past")
         first = self._began is None
-        base = self._base(now, measured)
-        due = (targets.due - base.start) / 1e9
+        since, start = self._changeable(now, measured)
         checked = self.safety.check(
-            base.at(base.start),
-            due,
+            start,
+            (targets.due - since) / 1e9,
             targets.positions,
             measured=measured if first else None,
             speed_scale=self._speed_scale(now),
         )
-        self.plan = self._continued(base, checked.spline, now)
+        self.plan = self._continued(since, checked.spline, now)
         self._began = now if first else self._began
         self.emergency.count(checked)
         return Outcome(self.plan, targets, checked)
@@ -122,10 +121,10 @@ class Commander:
         """Come to rest as quickly as the limits allow, from the commanded state; None when nothing is commanded."""
         if self.plan is None:
             return None
-        base = self._base(now, self.plan.at(now).position)
-        tail = self.safety.stop(base.at(base.start))
+        since, start = self._changeable(now, None)
+        tail = self.safety.stop(start)
         if tail is not None:
-            self.plan = self._continued(base, tail, now)
+            self.plan = self._continued(since, tail, now)
         self.scheduler.reset()
         self._began = None
         return self.plan
@@ -137,32 +136,32 @@ class Commander:
         self._began = None
         self.scheduler.reset()
 
-    def _base(self, now: int, measured: np.ndarray) -> Plan:
-        """The plan in force, told from the moment from which it can still be changed."""
+    def _changeable(self, now: int, measured: np.ndarray | None) -> tuple[int, Motion]:
+        """From when on the plan in force can still be changed, and the commanded state then."""
         if self.plan is None:
-            return Plan(now, _standing(measured))
+            return now, Motion.at_rest(measured)
         since = now + self.scheduler.min_lead
         knots = self.plan.start + np.rint(self.plan.spline.times * 1e9).astype(np.int64)
         near = knots[np.abs(knots - since) < SHORTEST_SEGMENT]
         if len(near) and near[0] > now:  # a tiny segment would turn rounding into acceleration
             since = int(near[0])
-        return Plan(since, _shifted(self.plan, since))
+        return since, self.plan.at(since)
 
-    def _continued(self, base: Plan, spline: Spline, now: int) -> Plan:
-        """The plan in force until `base.start`, the new one from then on."""
-        if self.plan is None or base.start == now:
-            return Plan(base.start, spline)
+    def _continued(self, since: int, spline: Spline, now: int) -> Plan:
+        """The plan in force until `since`, the new one from then on."""
+        if self.plan is None or since == now:
+            return Plan(since, spline)
         old = self.plan.spline
         times = old.times + (self.plan.start - now) / 1e9
-        change = (base.start - now) / 1e9
+        change = (since - now) / 1e9
         kept = (times > 1e-4) & (times < change - 1e-4)
-        here = self.plan.at(now)
+        position, velocity, _ = old.sample((now - self.plan.start) / 1e9)
         return Plan(
             now,
             Spline(
                 np.concatenate([[0.0], times[kept], change + spline.times]),
-                np.vstack([here.position, old.positions[kept], spline.positions]),
-                np.vstack([here.velocity, old.velocities[kept], spline.velocities]),
+                np.concatenate([position[None], old.positions[kept], spline.positions]),
+                np.concatenate([velocity[None], old.velocities[kept], spline.velocities]),
             ),
         )
 
@@ -171,16 +170,6 @@ class Commander:
             return 1.0
         elapsed = 0.0 if self._began is None else (now - self._began) / 1e9
         return min(1.0, SLOWEST + (1 - SLOWEST) * elapsed / self.soft_start_s)
-
-
-def _shifted(plan: Plan, since: int) -> Spline:
-    """The plan with its time zero moved."""
-    spline = plan.spline
-    return Spline(
-        spline.times + (plan.start - since) / 1e9,
-        spline.positions,
-        spline.velocities,
-    )
 
 
 def _standing(position: np.ndarray) -> Spline:

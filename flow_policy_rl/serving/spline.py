@@ -1,7 +1,7 @@
 """Piecewise polynomials through timed points: the one curve behind trajectories, per-tick commands,
 the controller's mock and the safety checks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -56,23 +56,36 @@ class Spline:
         still = np.zeros(self.positions.shape[1])
         if t >= self.times[-1] or t < self.times[0]:
             return self.positions[-1 if t >= self.times[-1] else 0].copy(), still, still.copy()
-        k = int(np.searchsorted(self.times, t, side="right")) - 1
-        u = t - self.times[k]
-        position, velocity, acceleration = still, still, still
-        for c in self.coefficients[k][::-1]:  # Horner, with both derivatives
-            acceleration = acceleration * u + 2 * velocity
-            velocity = velocity * u + position
-            position = position * u + c
+        k = int(self.times.searchsorted(t, side="right")) - 1
+        segment = self.coefficients[k]
+        position, velocity, acceleration = _powers(t - float(self.times[k]), len(segment)) @ segment
         return position, velocity, acceleration
 
     def position(self, times: np.ndarray) -> np.ndarray:
         """Positions (m, A) at times (m,)."""
-        return np.array([self.sample(float(t))[0] for t in times])
+        if len(self.times) == 1:
+            return np.repeat(self.positions, len(times), axis=0)
+        times = np.clip(times, self.times[0], self.times[-1])
+        k = np.clip(np.searchsorted(self.times, times, side="right") - 1, 0, len(self.times) - 2)
+        u, result = (times - self.times[k])[:, None], 0.0
+        for c in np.moveaxis(self.coefficients[k], 1, 0)[::-1]:  # Horner
+            result = result * u + c
+        return result
+
+
+def _powers(u: float, num: int) -> np.ndarray:
+    """(3, num): what the coefficients c_i of a polynomial are multiplied with for its value and two derivatives."""
+    powers = [1.0]
+    for _ in range(num - 1):
+        powers.append(powers[-1] * u)
+    first = [0.0, *(i * powers[i - 1] for i in range(1, num))]
+    second = [0.0, 0.0, *(i * (i - 1) * powers[i - 2] for i in range(2, num))]
+    return np.array([powers, first, second[:num]])
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """What a cubic spline does between its knots, exactly, per joint (A,).
+    """What a cubic spline does between its knots, per joint (A,).
 
     Attributes:
         low, high: of position.
@@ -88,8 +101,32 @@ class Extremes:
     jerk_step: np.ndarray
 
 
+def hull(spline: Spline, acceleration_before: np.ndarray) -> Extremes:
+    """Bounds of a cubic spline that comes from `acceleration_before` (A,) and ends at rest: what it never leaves.
+
+    Position and speed stay between their Bezier control points, which may lie further out than the spline goes;
+    acceleration and jerk are exact.
+    """
+    p, v = spline.positions, spline.velocities
+    h = (spline.times[1:] - spline.times[:-1])[:, None]
+    v0, v1 = v[:-1], v[1:]
+    inner = np.concatenate([p[:-1] + v0 * (h / 3), p[1:] - v1 * (h / 3)])
+    rise = (p[1:] - p[:-1]) * (3 / h)
+    one_sided = np.empty((2 * len(h) + 2, p.shape[1]))
+    one_sided[0], one_sided[-1] = acceleration_before, 0.0
+    one_sided[1:-1:2] = (rise - 2 * v0 - v1) * (2 / h)
+    one_sided[2:-1:2] = (v0 + 2 * v1 - rise) * (2 / h)
+    return Extremes(
+        low=np.minimum(p.min(axis=0), inner.min(axis=0)),
+        high=np.maximum(p.max(axis=0), inner.max(axis=0)),
+        speed=np.maximum(np.abs(v).max(axis=0), np.abs(rise - v0 - v1).max(axis=0)),
+        acceleration=np.abs(one_sided[1:-1]).max(axis=0),
+        jerk_step=np.abs(one_sided[1:] - one_sided[:-1]).max(axis=0),
+    )
+
+
 def extremes(spline: Spline, acceleration_before: np.ndarray) -> Extremes:
-    """Closed forms over every segment of a cubic spline that comes from `acceleration_before` (A,) and ends at rest."""
+    """As `hull`, exactly: closed forms over every segment."""
     c0, c1, c2, c3 = np.moveaxis(spline.coefficients, 1, 0)  # (n - 1, A) each
     h = (spline.times[1:] - spline.times[:-1])[:, None]
 
@@ -103,18 +140,10 @@ def extremes(spline: Spline, acceleration_before: np.ndarray) -> Extremes:
         turns.append(inside(-c1 / (2 * c2)))
     t = np.array(turns)
     between = c0 + t * (c1 + t * (c2 + t * c3))
-    low = np.minimum(spline.positions.min(axis=0), between.min(axis=(0, 1)))
-    high = np.maximum(spline.positions.max(axis=0), between.max(axis=(0, 1)))
-    speed = np.abs(spline.velocities).max(axis=0)
-    speed = np.maximum(speed, np.abs(c1 + fastest * (2 * c2 + 3 * fastest * c3)).max(axis=0))
-    at_start, at_end = 2 * c2, 2 * c2 + 6 * c3 * h
-    one_sided = np.empty((2 * len(h) + 2, c0.shape[1]))
-    one_sided[0], one_sided[-1] = acceleration_before, 0.0
-    one_sided[1:-1:2], one_sided[2:-1:2] = at_start, at_end
-    return Extremes(
-        low=low,
-        high=high,
-        speed=speed,
-        acceleration=np.abs(one_sided[1:-1]).max(axis=0),
-        jerk_step=np.abs(one_sided[1:] - one_sided[:-1]).max(axis=0),
+    speed = np.abs(c1 + fastest * (2 * c2 + 3 * fastest * c3)).max(axis=0)
+    return replace(
+        hull(spline, acceleration_before),
+        low=np.minimum(spline.positions.min(axis=0), between.min(axis=(0, 1))),
+        high=np.maximum(spline.positions.max(axis=0), between.max(axis=(0, 1))),
+        speed=np.maximum(np.abs(spline.velocities).max(axis=0), speed),
     )
