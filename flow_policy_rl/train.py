@@ -426,6 +426,8 @@ def starting_point(config: TrainRL):
 def train_rl(config: TrainRL) -> dict:
     """RL, from a checkpoint or from scratch, in this process or in all that torchrun started."""
     device = choose_device(config)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # physics on a GPU takes the same one
     torch.manual_seed(config.seed)
     generator = torch.Generator(device).manual_seed(config.seed)
     task, base = starting_point(config)

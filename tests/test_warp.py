@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from flow_policy_rl import cli, collect, evaluate, train
+from flow_policy_rl import cli, collect, doctor, evaluate, train
 from flow_policy_rl.bench import sim as bench
 from flow_policy_rl.data import demonstrations
 from sim.backends import make_backend
@@ -99,7 +99,7 @@ def test_every_task_has_a_tolerance():
     assert set(TOLERANCES) == set(TASKS)
 
 
-def test_full_buffers_grow_and_the_chunk_is_computed_again(warp, lift, caplog):
+def test_full_buffers_grow_and_the_chunk_is_computed_again(warp, lift, caplog, capfd):
     env = at_rest(lift)
     world = lift.world
     controls, _ = world.controls(env.command, small_actions(env))
@@ -114,6 +114,9 @@ def test_full_buffers_grow_and_the_chunk_is_computed_again(warp, lift, caplog):
     caplog.clear()
     backend.step(env.state, controls, narrow)
     assert caplog.text == ""
+    printed = capfd.readouterr()
+    assert "overflow" in printed.err  # MuJoCo Warp's own words
+    assert printed.out == ""  # which belongs to --json
 
 
 def test_tensors_of_the_device_are_taken_and_filled_in_place(warp, lift):
@@ -212,6 +215,16 @@ def test_without_the_extra_one_line_says_so(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "needs warp, which is not installed: pip install 'flow_policy_rl[warp]'" in error
+
+
+def test_the_doctor_names_it_and_its_device(warp, monkeypatch):
+    check = doctor.warp()
+    assert check.ok or check.mend
+    assert check.detail.startswith("MuJoCo Warp 3.9")
+    assert "no GPU" in check.detail or "cuda:0" in check.detail
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    assert doctor.warp().ok  # it is optional
+    assert "flow_policy_rl[warp]" in doctor.warp().detail
 
 
 @pytest.mark.slow

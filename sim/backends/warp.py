@@ -5,9 +5,12 @@ and controls are tensors of the device already, nothing is copied. In between Wa
 tensors that share their memory.
 """
 
+import contextlib
 import copy
+import ctypes
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 
 import mujoco
 import numpy as np
@@ -66,6 +69,8 @@ class WarpBackend:
                 "backend 'warp' hands its arrays to PyTorch, and this PyTorch was built without CUDA"
             )
         self.world = world
+        if device == "cuda":
+            device = f"cuda:{torch.cuda.current_device()}"
         self.device = torch.device(device)
         model = adapted(world.model)
         unknown = world.state_spec & ~sum(CARRIED) & ~int(STATE)
@@ -84,7 +89,7 @@ class WarpBackend:
         self._host = model
         self._data: mjw.Data | None = None
         self._varied = False
-        self._records = device == "cuda" and wp.is_mempool_enabled(device)
+        self._records = self.device.type == "cuda" and wp.is_mempool_enabled(device)
 
     def step(
         self,
@@ -102,7 +107,7 @@ class WarpBackend:
         num_envs, horizon = out.shape[:2]
         start, sent = self._here(state), self._here(controls)
         sent = sent.reshape(num_envs, horizon, -1, sent.shape[-1])
-        with wp.ScopedDevice(str(self.device)):
+        with wp.ScopedDevice(str(self.device)), kernels_print_to_stderr():
             if self._data is None or self._data.nworld != num_envs:
                 self._varied = False
                 self._allocate(num_envs, *self._first_sizes(start))
@@ -236,6 +241,21 @@ class WarpBackend:
     def close(self) -> None:
         """Free the memory of the device."""
         self._data = self._graph = None
+
+
+@contextlib.contextmanager
+def kernels_print_to_stderr() -> Iterator[None]:
+    """Kernels print what does not fit; standard output is for results."""
+    libc = ctypes.CDLL(None)
+    libc.fflush(None)
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        libc.fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def one_line_name(model: mujoco.MjModel) -> str:
