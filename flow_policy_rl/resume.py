@@ -1,4 +1,4 @@
-"""The state of a run, from which it goes on exactly: one safetensors file per process, no pickle.
+"""The state of a run, from which it goes on exactly: one file of tensors per process.
 
 Networks, optimisers, random generator, statistics, replay and environments are in it. On a CPU, 2 + 2 iterations equal
 4, bit for bit.
@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from flow_policy_rl import distributed
+from flow_policy_rl import distributed, tensor_file
 from flow_policy_rl.errors import InputError
 
 FORMAT = "flow_policy_rl.state.1"
@@ -34,7 +32,7 @@ def state_file(run_dir: Path) -> Path:
 
 
 def save(path: Path, learner, settings: dict, env_steps: int) -> None:
-    """Write to a neighbour and rename, so that an interruption leaves the old file whole.
+    """Write all of it.
 
     Args:
         learner: has `state_dict()`, nested dicts of tensors and JSON values, and a `collector` if it simulates.
@@ -49,9 +47,7 @@ def save(path: Path, learner, settings: dict, env_steps: int) -> None:
         "settings": comparable(settings),
         "values": values,
     }
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"format": FORMAT, "facts": json.dumps(facts)})
-    partial.rename(path)
+    tensor_file.write(path, tensors, FORMAT, facts=json.dumps(facts))
 
 
 def load(path: Path, learner, settings: dict) -> int:
@@ -62,15 +58,8 @@ def load(path: Path, learner, settings: dict) -> int:
     """
     if not path.is_file():
         raise InputError(f"nothing to resume: '{path}' does not exist")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"state '{path}' is not a safetensors file: {error}") from None
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"'{path}' is not the state of a run")
-    facts = json.loads(metadata["facts"])
+    tensors, texts = tensor_file.read(path, "state", FORMAT)
+    facts = json.loads(texts["facts"])
     found, wanted = dotted(facts["settings"]), dotted(comparable(settings))
     different = sorted(k for k in found.keys() | wanted if found.get(k) != wanted.get(k))
     if facts["processes"] != distributed.world_size():

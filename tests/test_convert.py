@@ -467,7 +467,7 @@ def test_image_statistics_are_those_of_the_pixels():
 def test_poses_have_their_stamp_where_the_reader_looks(tmp_path):
     """`header_stamp` reads bytes; the decoder agrees."""
     from flow_policy_rl.data.bags import Message
-    from flow_policy_rl.offline.recording import header_stamp
+    from flow_policy_rl.offline.raw_messages import header_stamp
 
     for msg, kind in (
         (pose(1_234_567_891, 1.0), "geometry_msgs/msg/PoseStamped"),

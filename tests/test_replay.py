@@ -27,8 +27,9 @@ from flow_policy_rl import replay
 from flow_policy_rl.data.bags import Bag
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.offline import gates, metrics, predict
+from flow_policy_rl.offline.durations import Durations
 from flow_policy_rl.offline.predict import Predictor
-from flow_policy_rl.offline.recording import MEASURED, Durations, read_recording
+from flow_policy_rl.offline.recording import MEASURED, read_recording
 from flow_policy_rl.offline.truth import Pending, SampledTruth
 from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy

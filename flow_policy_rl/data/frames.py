@@ -14,14 +14,13 @@ import numpy as np
 from flow_policy_rl.data.bags import BadMessage, Bag, Message
 from flow_policy_rl.data.robomimic import DemoLayout
 from flow_policy_rl.errors import InputError
+from flow_policy_rl.offline.raw_messages import JointPositions, header_stamp
 from flow_policy_rl.offline.recording import (
     COMMAND_TYPES,
     FIELD_TYPES,
     GAP_S,
     JUMP_MARGIN,
-    JointPositions,
     check_topics,
-    header_stamp,
 )
 from flow_policy_rl.offline.truth import CommandTruth, SampledTruth, controller_reference
 from flow_policy_rl.serving.decode import DecodeError, decode, rgb

@@ -13,7 +13,8 @@ import numpy as np
 
 from flow_policy_rl.data.bags import Bag
 from flow_policy_rl.errors import InputError, RunFailed
-from flow_policy_rl.offline.recording import INFERENCE_TOPIC, Durations, read_stages
+from flow_policy_rl.offline.durations import Durations, read_stages
+from flow_policy_rl.offline.recording import INFERENCE_TOPIC
 from flow_policy_rl.ros import processes
 from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.decode import stamp_ns

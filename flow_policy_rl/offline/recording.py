@@ -7,18 +7,18 @@ per inference, whatever the length of the bag.
 """
 
 import bisect
-import contextlib
 import math
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from flow_policy_rl.data.bags import BadMessage, Bag, Message
 from flow_policy_rl.data.problems import Problems
 from flow_policy_rl.errors import InputError
+from flow_policy_rl.offline.durations import Durations, StreamFacts, read_stages
+from flow_policy_rl.offline.raw_messages import JointPositions, header_stamp
 from flow_policy_rl.offline.truth import (
     CommandTruth,
     Pending,
@@ -26,7 +26,7 @@ from flow_policy_rl.offline.truth import (
     controller_reference,
 )
 from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
-from flow_policy_rl.serving.decode import DecodeError, image, joint_values
+from flow_policy_rl.serving.decode import DecodeError, image
 from flow_policy_rl.serving.robot import Robot
 from flow_policy_rl.serving.streams import NotReady, Streams, topics_of
 from flow_policy_rl.serving.trajectory_controller import TrajectoryRejected
@@ -54,97 +54,6 @@ FIELD_TYPES = {
     "pose": ("geometry_msgs/msg/PoseStamped",),
     "image": ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"),
 }
-BINS_PER_DECADE = 40
-BLOCK = 4096  # durations that are sorted in at once
-
-
-class Durations:
-    """Percentiles of any number of durations in constant memory: a histogram of bins 6 % wide."""
-
-    def __init__(self):
-        self._new: list[tuple[float, float]] = []
-        self._bins: Counter = Counter()
-        self._max = (0.0, 0.0)
-        self._count = 0
-
-    def add(self, seconds: float, at: float = 0.0) -> None:
-        """One duration, met at a time in the bag."""
-        self._new.append((seconds, at))
-        if len(self._new) >= BLOCK:
-            self._sort_in()
-
-    def _sort_in(self) -> None:
-        if not self._new:
-            return
-        seconds = np.array(self._new)[:, 0]
-        bins = np.rint(np.log10(np.maximum(seconds, 1e-7)) * BINS_PER_DECADE).astype(int)
-        self._bins.update(bins.tolist())
-        self._max = max(self._max, self._new[int(seconds.argmax())], key=lambda pair: pair[0])
-        self._count += len(self._new)
-        self._new = []
-
-    @property
-    def count(self) -> int:
-        """How many."""
-        return self._count + len(self._new)
-
-    @property
-    def max(self) -> float:
-        """The longest, s."""
-        self._sort_in()
-        return self._max[0]
-
-    @property
-    def max_at(self) -> float:
-        """When the longest was met."""
-        self._sort_in()
-        return self._max[1]
-
-    def percentile(self, share: float) -> float:
-        """Seconds; nan without any."""
-        self._sort_in()
-        left = share * self._count
-        for index in sorted(self._bins):
-            left -= self._bins[index]
-            if left <= 0:
-                return min(10 ** (index / BINS_PER_DECADE), self._max[0])
-        return math.nan
-
-    def summary_ms(self) -> dict[str, float | None]:
-        """p50, p95, p99 and max in ms; None without any."""
-        if not self.count:
-            return dict.fromkeys(("p50", "p95", "p99", "max"))
-        found = {f"p{p}": self.percentile(p / 100) * 1e3 for p in (50, 95, 99)}
-        return found | {"max": self.max * 1e3}
-
-
-@dataclass
-class StreamFacts:
-    """What was seen of one topic.
-
-    Attributes:
-        type: message type in the bag.
-        count, bad: messages, and how many of them could not be decoded.
-        periods: time from stamp to stamp.
-        delays: time from stamp to reception.
-        backward: how often the stamp went back.
-        shapes: image sizes and encodings, or names of joints, and how often each.
-    """
-
-    type: str = ""
-    count: int = 0
-    bad: int = 0
-    backward: int = 0
-    first: int = 0
-    last: int | None = None
-    periods: Durations = field(default_factory=Durations)
-    delays: Durations = field(default_factory=Durations)
-    shapes: Counter = field(default_factory=Counter)
-
-    def rate_hz(self) -> float:
-        """From the median period."""
-        period = self.periods.percentile(0.5)
-        return 1 / period if period > 0 else math.nan
 
 
 @dataclass
@@ -236,74 +145,6 @@ def check_topics(bag: Bag, needed: Mapping[str, tuple[str, ...]]) -> None:
         raise InputError(
             f"bag '{bag.path}': {'; '.join(wrong)}. It has: {listed}. Map topics with --topics NAME=TOPIC"
         )
-
-
-def header_stamp(message: Message) -> int:
-    """Stamp (ns) straight from the bytes: two integers after the encoding; reception where it is 0.
-
-    Raises:
-        BadMessage: too short.
-    """
-    if len(message.data) < 12:
-        raise BadMessage(f"not a {message.type}: {len(message.data)} bytes")
-    order = "<iI" if message.data[1] & 1 else ">iI"
-    sec, nanosec = struct.unpack_from(order, message.data, 4)
-    return sec * 1_000_000_000 + nanosec or message.log_time
-
-
-class JointPositions:
-    """Positions (A,) of raw JointState messages; one whose names are the last one's is not taken apart again."""
-
-    def __init__(self, bag: Bag, names: tuple[str, ...]):
-        self._bag, self._names = bag, names
-        self._prefix, self._offset, self._length = b"", 0, -1
-        self._index = np.zeros(0, int)
-        self.seen: tuple[str, ...] = ()
-
-    def __call__(self, message: Message) -> np.ndarray:
-        """Positions in the order of the names.
-
-        Raises:
-            BadMessage, DecodeError: unreadable, or a joint is missing.
-        """
-        data = message.data
-        if len(data) == self._length and data[12 : self._offset] == self._prefix:
-            positions = np.frombuffer(data, "<f8", len(self.seen), self._offset)
-            return positions[self._index]
-        msg = self._bag.deserialize(message)
-        values = joint_values(msg, self._names, "position")
-        self._remember(message.data, list(msg.name), np.asarray(msg.position))
-        return values
-
-    def _remember(self, data: bytes | memoryview, names: list[str], positions: np.ndarray) -> None:
-        """Where the positions begin: after the names, a count, and padding to eight bytes (XCDR1, little endian)."""
-        self.seen, self._length = tuple(names), -1
-        if bytes(data[:4]) != b"\x00\x01\x00\x00":
-            return
-        (frame,) = struct.unpack_from("<I", data, 12)
-        at = 16 + frame
-        at += -at % 4 + 4
-        for name in names:
-            at += -at % 4 + 4 + len(name.encode()) + 1
-        at += -at % 4 + 4
-        at += -(at - 4) % 8
-        found = (
-            np.frombuffer(data, "<f8", len(positions), at)
-            if at + 8 * len(positions) <= len(data)
-            else None
-        )
-        if found is not None and np.array_equal(found, positions):
-            self._prefix, self._offset, self._length = bytes(data[12:at]), at, len(data)
-            self._index = np.array([names.index(name) for name in self._names])
-
-
-def read_stages(msg, into: dict[str, Durations]) -> None:
-    """Add the latencies (keys that end in `_ms`) of a record that the policy node published."""
-    for status in msg.status:
-        for pair in status.values:
-            if pair.key.endswith("_ms"):
-                with contextlib.suppress(ValueError):
-                    into.setdefault(pair.key[:-3], Durations()).add(float(pair.value) / 1e3)
 
 
 class _Given:

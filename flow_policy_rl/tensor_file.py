@@ -1,0 +1,36 @@
+"""Tensors and text in one safetensors file, which names its format. No pickle."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flow_policy_rl.errors import InputError
+
+
+def write(path: Path, tensors: dict[str, Tensor], form: str, **texts: str) -> None:
+    """Write to a neighbour and rename, so that an interruption leaves the old file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"format": form, **texts})
+    partial.rename(path)
+
+
+def read(path: Path, what: str, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and texts of a file that is there; `what` it is, for the errors.
+
+    Raises:
+        InputError: not a safetensors file, or one of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            texts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{what} '{path}' is not a safetensors file: {error}") from None
+    if texts.get("format") != form:
+        raise InputError(
+            f"{what} '{path}' has format {texts.get('format')!r}; this version reads {form!r}"
+        )
+    return tensors, texts
