@@ -21,6 +21,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rclpy._rclpy_pybind11 import RCLError
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
@@ -54,6 +55,8 @@ WATCHDOG_PERIOD_S = 0.05
 DIAGNOSTICS_PERIOD_S = 1.0
 NEIGHBOURS_PERIOD_S = 0.25
 WARM_UP = 20
+RELOAD_POLL_S = 0.001
+SWITCH_S = 0.0005  # how long the inference thread may wait for the interpreter while callbacks use it; 5 ms by default
 
 PARAMETERS = (
     Parameter("policy", "", "path of the policy.onnx; a change takes effect with ~/reload"),
@@ -157,6 +160,13 @@ class Order:
     decoded: int
 
 
+class _OthersFirst:
+    """Awaited in a callback, it lets the executor serve the others before it goes on."""
+
+    def __await__(self):
+        yield
+
+
 class PolicyNode(LifecycleNode):
     """Parameters, callbacks and topics; the work is done by `flow_policy_rl.serving`."""
 
@@ -174,6 +184,7 @@ class PolicyNode(LifecycleNode):
         self._inputs: list[Input] = []
         self._outlets: dict[tuple[str, ...], Outlet] = {}
         self._ticker = None
+        self._reload: threading.Thread | None = None
         self._command_count = self._deadline_misses = self._limited = self._rejected = 0
         self._state = (DiagnosticStatus.WARN, "not configured")
         self._holding = False
@@ -187,7 +198,9 @@ class PolicyNode(LifecycleNode):
         self._debug_pub = self.create_publisher(Float64MultiArray, "~/debug_inference", 10)
         self.create_service(Trigger, "~/emergency_stop", self._on_emergency_stop)
         self.create_service(Trigger, "~/reset_emergency_stop", self._on_reset_emergency_stop)
-        self.create_service(Trigger, "~/reload", self._on_reload)
+        # In a group of its own: while it waits, the callbacks of its group are not served.
+        alone = ReentrantCallbackGroup()
+        self.create_service(Trigger, "~/reload", self._on_reload, callback_group=alone)
         topic = self._get("emergency_stop_topic")
         self._button = False
         self.create_subscription(Bool, topic, self._on_button, 10)
@@ -664,24 +677,43 @@ class PolicyNode(LifecycleNode):
             self._emergency.reset()
         return response
 
-    def _on_reload(self, request, response):
-        """Read the policy file again: the new one must have the same interface."""
+    async def _on_reload(self, request, response):
+        """Read the policy file again: the new one must have the same interface.
+
+        Loading takes seconds, in a thread of its own; the old policy goes on being served meanwhile.
+        """
+        if self._reload is not None:
+            response.success, response.message = False, "a reload is under way already"
+            return response
+        self._reload = threading.Thread(target=self._load_again, args=(response,), daemon=True)
+        self._reload.start()
+        while self._reload.is_alive():
+            self._reload.join(RELOAD_POLL_S)
+            await _OthersFirst()
+        self._reload = None
+        if not response.success:
+            self.get_logger().error(response.message)
+        return response
+
+    def _load_again(self, response) -> None:
+        """Swap the policy if the file fits, and say so in the response."""
+        old = self._policy
         try:
-            if self._policy is None:
+            if old is None:
                 raise InputError("the node is not configured")
             policy = OnnxPolicy(self._get("policy"))
-            self._check_same(policy.spec, self._policy.spec)
+            self._check_same(policy.spec, old.spec)
             policy.warm_up(WARM_UP)
-        except InputError as error:
+            familiarity = Familiarity(policy.spec, self._get("max_sigma"))
+            with self._lock:
+                if self._policy is not old:
+                    raise InputError("the node was configured anew meanwhile")
+                self._policy, self._familiarity = policy, familiarity
+                self._commander.scheduler.reset()
+        except Exception as error:  # whatever is wrong with a file must not cost the old policy
             response.success, response.message = False, f"the old policy stays: {error}"
-            self.get_logger().error(response.message)
-            return response
-        with self._lock:
-            self._policy = policy
-            self._familiarity = Familiarity(policy.spec, self._get("max_sigma"))
-            self._commander.scheduler.reset()
+            return
         response.success, response.message = True, f"serving {policy.path}"
-        return response
 
     def _check_same(self, new: PolicySpec, old: PolicySpec) -> None:
         for what in (
@@ -753,6 +785,7 @@ def spin(node: PolicyNode, executor: SingleThreadedExecutor, stop: Stop) -> None
 
 def main() -> int:
     """Entry point."""
+    sys.setswitchinterval(SWITCH_S)
     return run_node(PolicyNode, spin)
 
 

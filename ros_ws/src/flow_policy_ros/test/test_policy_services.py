@@ -181,6 +181,30 @@ def test_a_policy_file_is_replaced_while_the_node_runs(
     peer.until(lambda: len(commands) >= before + 2, "commands of the new policy")
 
 
+def test_commands_keep_coming_while_another_policy_is_loaded(
+    start, peer, robot, policy_file, commands, tmp_path, monkeypatch
+):
+    """A file that this machine never saw is tried in a child process first: that takes a second or more."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    served = tmp_path / "served.onnx"
+    shutil.copy(policy_file, served)
+    start(policy_node={"policy": str(served), "armed": True, "joining": "ensemble"})
+    client = peer.node.create_client(Trigger, "/policy_node/reload")
+    peer.until(lambda: len(commands) >= 2 and client.service_is_ready(), "commands")
+    edited(policy_file, served, algorithm="other")
+    before = len(commands)
+    answer = client.call_async(Trigger.Request())
+    second = client.call_async(Trigger.Request())
+    peer.until(answer.done, "the answer")
+    during = len(commands) - before
+    assert answer.result().success, answer.result().message
+    assert during >= 3  # none but those under way, when loading blocks the node
+    peer.until(second.done, "the second answer")
+    assert "under way already" in second.result().message
+    before = len(commands)
+    peer.until(lambda: len(commands) >= before + 2, "commands of the new policy")
+
+
 def test_per_tick_output_is_the_same_motion_and_ramps_down(start, peer, robot, policy_file):
     ticks = peer.listen(Float64MultiArray, "/forward_position_controller/commands", depth=500)
     options = {"output": "per_tick", "max_tracking_error": 0.0}
