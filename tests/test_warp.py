@@ -1,10 +1,13 @@
 """MuJoCo Warp on its CPU device against the CPU backend: what would run on a GPU, in 32 bits."""
 
+import dataclasses
 import sys
 
 import mujoco
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from flow_policy_rl import cli, collect, doctor, evaluate, train
 from flow_policy_rl.bench import sim as bench
@@ -120,8 +123,6 @@ def test_full_buffers_grow_and_the_chunk_is_computed_again(warp, lift, caplog, c
 
 
 def test_tensors_of_the_device_are_taken_and_filled_in_place(warp, lift):
-    import torch
-
     env = at_rest(lift)
     controls, _ = lift.world.controls(env.command, small_actions(env))
     backend = make_backend(lift.world, name="warp-cpu")
@@ -251,3 +252,31 @@ def test_commands_run_on_it(warp, tmp_path, capsys):
     ]
     assert cli.main(["train", "gaussian_ppo", *flags, *small]) == 0
     assert (tmp_path / "run" / train.POLICY_FILE).is_file()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_bit_for_bit(warp, tmp_path):
+    def run(folder: str, iterations: int, resume: bool = False) -> dict:
+        settings = train.default_config("gaussian_ppo", "hopper")
+        ppo = dataclasses.replace(
+            settings.ppo, num_iterations=iterations, num_envs=4, num_steps=4, num_minibatches=2
+        )
+        folder = tmp_path / folder
+        train.main(
+            dataclasses.replace(
+                settings,
+                ppo=ppo,
+                run_dir=folder,
+                eval_every=0,
+                backend="warp-cpu",
+                randomize="mild",
+                resume=resume,
+            )
+        )
+        return load_file(folder / "state.safetensors")
+
+    whole = run("whole", 2)
+    run("parts", 1)
+    parts = run("parts", 2, resume=True)
+    assert whole.keys() == parts.keys()
+    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
