@@ -12,6 +12,7 @@ from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving import decode
 from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
 from flow_policy_rl.serving.decode import DecodeError
+from flow_policy_rl.serving.monitor import Arrivals
 from flow_policy_rl.serving.robot import Topics, load_robot, robot_names
 from flow_policy_rl.serving.streams import NotReady, Streams, topics_of
 from flow_policy_rl.serving.trajectory_controller import (
@@ -133,6 +134,37 @@ def test_missing_stale_and_broken_streams_are_named_and_never_filled(streams):
     assert (
         streams.snapshot(20 * MS).obs["joint_pos"].tolist() == [0] * 3
     )  # as of the pose, which is older
+
+
+def test_the_newest_message_is_used_whatever_came_before_and_counted_once(streams):
+    """A burst after a pause: nothing of the backlog is used."""
+    for ns in range(0, 100 * MS, 10 * MS):
+        streams.push("/cube", ns, pose([0, 0, ns / 1e9, 0, 0, 0, 1]))
+        streams.push("/joints", ns, joint_state(ABC, [ns / 1e9] * 3))
+    streams.push("/cube", 80 * MS, pose(UP))  # out of order
+    first = streams.take(100 * MS)
+    assert first.stamps == {"/cube": 90 * MS, "/joints": 90 * MS}
+    assert first.obs["object_pose"][2] == 0.09
+    streams.push("/joints", 95 * MS, joint_state(ABC, [1] * 3))
+    streams.take(100 * MS)  # nothing newer that both have reached
+    assert streams.used == {"/cube": 1, "/joints": 1}
+    streams.push("/cube", 96 * MS, pose(UP))
+    assert streams.take(100 * MS).stamps == {"/cube": 90 * MS, "/joints": 95 * MS}
+    assert streams.used == {"/cube": 1, "/joints": 2}
+
+
+def test_lost_messages_are_counted_by_their_numbers():
+    arrivals = Arrivals()
+    for number in (7, 8, 11, 12):
+        arrivals.count(number)
+    assert (arrivals.received, arrivals.lost) == (4, 2)
+    arrivals.begin_again()  # another publisher
+    for number in (1, 2, None, 9, 10):  # without a number nothing is known
+        arrivals.count(number)
+    assert (arrivals.received, arrivals.lost) == (9, 2)
+    arrivals.count(3)  # a publisher that started anew
+    arrivals.count(4)
+    assert (arrivals.received, arrivals.lost) == (11, 2)
 
 
 def test_a_clock_that_jumps_back_empties_the_streams(streams):

@@ -19,7 +19,8 @@ from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.progress import Progress
 
 SAMPLE_S = 1.0
-STARTED_S = 8.0  # memory counts from here on
+STARTED_S = 8.0  # memory and CPU count from here on
+WARM_UP_SHARE = 0.1  # or from this share of a long run on
 MARGIN_S = 60.0
 
 
@@ -111,7 +112,8 @@ def _judge(measured: dict, samples: list, config: Config, policy: str) -> dict:
     if not measured["end_to_end_ms"]:
         raise RunFailed("no command could be paired with its observation")
     stage = lambda name: np.array([float(r[name]) for r in records])  # noqa: E731
-    settled = [s for s in samples if s[0] - samples[0][0] > STARTED_S] or samples
+    started = max(STARTED_S, WARM_UP_SHARE * config.duration_s)
+    settled = [s for s in samples if s[0] - samples[0][0] > started] or samples
     times, cpu, memory = np.array(settled).T
     period = 0.05 if config.joining == "ensemble" else 0.4
     span = max(times[-1] - times[0], 1e-9)
@@ -136,7 +138,7 @@ def _judge(measured: dict, samples: list, config: Config, policy: str) -> dict:
             )
         },
         "deadline_misses": int((np.diff(stamps) > 2.5 * period).sum()),
-        "frames_published": measured["frames"],
+        "frames": measured["frames"],
         "node_cpu_share": float((cpu[-1] - cpu[0]) / span),
         "node_rss_mb": {"start": float(memory[0]), "end": float(memory[-1])},
         "node_rss_mb_per_minute": slope,
@@ -193,6 +195,12 @@ def text(result: dict) -> str:
     for name, row in rows.items():
         lines.append(
             f"{name:<18}" + "".join(f"{row[k]:>9.3f}" for k in ("p50", "p95", "p99", "max"))
+        )
+    if result["images"]:
+        frames = result["frames"]
+        lines.append(
+            f"camera: {frames['published']} frames published, {frames['received']} received, {frames['lost']} lost, "
+            f"{frames['used']} used (counted by the node once a second)"
         )
     memory = result["node_rss_mb"]
     lines.append(

@@ -31,6 +31,29 @@ class Latencies:
         return result
 
 
+class Arrivals:
+    """Counts the messages of one topic, and by their publisher's sequence numbers those that never came.
+
+    Attributes:
+        received, lost: messages so far.
+    """
+
+    def __init__(self):
+        self.received = self.lost = 0
+        self._last: int | None = None
+
+    def count(self, sequence: int | None) -> None:
+        """One more; None where the middleware gives no number (then nothing is known to be lost)."""
+        self.received += 1
+        if sequence is not None and self._last is not None and sequence > self._last:
+            self.lost += sequence - self._last - 1
+        self._last = sequence
+
+    def begin_again(self) -> None:
+        """Another publisher, or another subscription: numbers have nothing to do with those before."""
+        self._last = None
+
+
 class Familiarity:
     """How far an observation is from what the policy was trained on, by the mean and spread in its spec.
 

@@ -22,10 +22,12 @@ class NotReady(Exception):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One observation: values by field (size,), and the time (ns) as of which they were sampled."""
+    """One observation: values by field (size,), the time (ns) as of which they were sampled, and the stamp (ns) of
+    the message of each topic."""
 
     obs: dict[str, np.ndarray]
     stamp: int
+    stamps: dict[str, int]
 
 
 def topics_of(spec: PolicySpec, topics: Topics) -> dict[str, list[ObservationField]]:
@@ -61,6 +63,8 @@ class Streams:
             for topic, wanted in fields.items()
         }
         self._problem: dict[str, str] = {}
+        self.used = dict.fromkeys(fields, 0)  # messages that went into an observation
+        self._last_used: dict[str, int] = {}
 
     def push(self, topic: str, stamp: int, msg) -> None:
         """Decode a message and keep it. One that cannot be decoded makes its stream not ready until the next good one.
@@ -126,9 +130,19 @@ class Streams:
                 )
         reference = min(samples[-1][0] for samples in self._samples.values())
         obs: dict[str, np.ndarray] = {}
+        stamps: dict[str, int] = {}
         for topic, samples in self._samples.items():
-            values = next((v for stamp, v in reversed(samples) if stamp <= reference), None)
-            if values is None:
+            newest = next((sample for sample in reversed(samples) if sample[0] <= reference), None)
+            if newest is None:
                 raise NotReady(f"{topic}: no message as old as the other streams yet")
-            obs |= values
-        return Snapshot(obs, reference)
+            stamps[topic] = newest[0]
+            obs |= newest[1]
+        return Snapshot(obs, reference, stamps)
+
+    def take(self, now: int) -> Snapshot:
+        """A snapshot that is used: its messages are counted, each once."""
+        snapshot = self.snapshot(now)
+        for topic, stamp in snapshot.stamps.items():
+            self.used[topic] += self._last_used.get(topic) != stamp
+            self._last_used[topic] = stamp
+        return snapshot

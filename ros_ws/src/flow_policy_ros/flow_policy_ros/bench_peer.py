@@ -60,6 +60,9 @@ class BenchPeer(Node):
         self._received: dict[int | None, int] = {}
         self._records: list[dict] = []
         self._frames = 0
+        self._cameras = [p.topic_name for p in self._images]
+        self._status: dict[str, str] = {}
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_status, 10)
         self.create_subscription(JointTrajectory, topics.command, self._on_command, 10)
         self.create_subscription(DiagnosticArray, "/policy_node/inference", self._on_record, 100)
         self.create_timer(1 / STATE_HZ, self._publish_state)
@@ -105,6 +108,18 @@ class BenchPeer(Node):
     def _on_record(self, msg: DiagnosticArray) -> None:
         self._records.append({p.key: p.value for p in msg.status[0].values})
 
+    def _on_status(self, msg: DiagnosticArray) -> None:
+        for status in msg.status:
+            if status.name == "policy_node":
+                self._status = {p.key: p.value for p in status.values}
+
+    def _camera_counts(self) -> dict[str, int]:
+        """Frames that the policy node received, lost and used so far, over all cameras."""
+        return {
+            what: sum(int(self._status.get(f"{what} of {topic}", 0)) for topic in self._cameras)
+            for what in ("received", "lost", "used")
+        }
+
     def spin(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
         """Measure, then write."""
         begin = time.monotonic()
@@ -114,7 +129,7 @@ class BenchPeer(Node):
                 raise InputError(f"no inference within {START_UP_S:.0f} s; see policy_node.log")
         self._run(executor, stop, WARM_UP_S)
         self._records.clear()
-        frames = self._frames
+        frames, counts = self._frames, self._camera_counts()
         self._run(executor, stop, self._get("duration_s"))
         end_to_end = []
         for record in self._records:
@@ -125,7 +140,10 @@ class BenchPeer(Node):
         result = {
             "end_to_end_ms": end_to_end,
             "records": self._records,
-            "frames": self._frames - frames,
+            "frames": {
+                "published": (self._frames - frames) * len(self._cameras),
+                **{what: n - counts[what] for what, n in self._camera_counts().items()},
+            },
         }
         partial = Path(self._get("out")).with_suffix(".partial")
         partial.write_text(json.dumps(result))

@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from rcl_interfaces.srv import GetParameters
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
 
 try:
     from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
+
+from flow_policy_rl.serving.monitor import Arrivals
 
 DEPTH = 5
 CONTROLLER_PARAMETERS = ("joints", "allow_partial_joints_goal")
@@ -24,15 +27,34 @@ class Input:
         self._node, self._kind, self._callback = node, kind, callback
         self.topic = topic
         self.mismatch = ""
+        self.arrivals = Arrivals()
+        self._publishers: set[bytes] = set()
         self._reliability = ReliabilityPolicy.BEST_EFFORT
         self._subscription = self._subscribe()
 
     def _subscribe(self):
         qos = QoSProfile(depth=DEPTH, reliability=self._reliability)
         events = SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible)
+        self.arrivals.begin_again()
+        # rclpy looks at the signature; Humble gives no information about a message.
+        numbered = hasattr(Subscription, "CallbackType")
         return self._node.create_subscription(
-            self._kind, self.topic, self._callback, qos, event_callbacks=events
+            self._kind,
+            self.topic,
+            self._receive if numbered else self._receive_plain,
+            qos,
+            event_callbacks=events,
         )
+
+    def _receive(self, msg, info: dict) -> None:
+        # Numbers of several publishers cannot be told apart.
+        alone = len(self._publishers) <= 1
+        self.arrivals.count(info.get("publication_sequence_number") if alone else None)
+        self._callback(msg)
+
+    def _receive_plain(self, msg) -> None:
+        self.arrivals.count(None)
+        self._callback(msg)
 
     def _on_incompatible(self, event) -> None:
         self.mismatch = f"{self.topic}: a publisher's QoS ({event.last_policy_kind}) does not fit"
@@ -46,6 +68,10 @@ class Input:
     def adapt(self) -> None:
         """Look at the publishers."""
         offers = self._node.get_publishers_info_by_topic(self.topic)
+        publishers = {bytes(o.endpoint_gid) for o in offers}
+        if publishers != self._publishers:
+            self._publishers = publishers
+            self.arrivals.begin_again()
         others = {o.topic_type for o in offers} - {self.wanted_type}
         self.mismatch = (
             f"{self.topic} is published as {', '.join(sorted(others))}, not {self.wanted_type}"

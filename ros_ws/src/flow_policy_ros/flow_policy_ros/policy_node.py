@@ -419,7 +419,7 @@ class PolicyNode(LifecycleNode):
             if self._obstacle or reference is None or not self._commander.scheduler.due(reference):
                 return
             try:
-                snapshot = self._streams.snapshot(now)
+                snapshot = self._streams.take(now)
             except NotReady:
                 return  # the watchdog says so if it lasts
             self._commander.scheduler.started(snapshot.stamp)
@@ -758,6 +758,12 @@ class PolicyNode(LifecycleNode):
             now = self._now()
             values |= {f"age of {t}": f"{age:.3f} s" for t, age in self._streams.ages(now).items()}
             values |= {f"qos of {i.topic}": i.mismatch or "fits" for i in self._inputs}
+            for i in self._inputs:
+                values |= {
+                    f"received of {i.topic}": i.arrivals.received,
+                    f"lost of {i.topic}": i.arrivals.lost,
+                    f"used of {i.topic}": self._streams.used[i.topic],
+                }
             values |= self._latencies.summary()
         self._status_pub.publish(
             messages.diagnostics("policy_node", level, text, values, self._now())

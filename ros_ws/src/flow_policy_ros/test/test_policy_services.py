@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
 from flow_policy_ros.messages import to_time
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
@@ -219,6 +220,23 @@ def test_per_tick_output_is_the_same_motion_and_ramps_down(start, peer, robot, p
     # Missed ticks may come together: three periods at most, and full speed is 2.6 rad/s.
     assert steps.max() < 2.61 * 0.05
     assert steps[-1].max() < 0.01
+
+
+def test_diagnostics_count_messages_received_lost_and_used(start, peer, robot, policy_file):
+    received = peer.listen(DiagnosticArray, "/diagnostics")
+    planned = peer.listen(JointTrajectory, "/policy_node/planned_chunk")
+    start(policy_node={"policy": str(policy_file)})
+
+    def values() -> dict[str, str]:
+        found = [s for msg in received for s in msg.status if s.name == "policy_node"]
+        return {p.key: p.value for p in found[-1].values} if found else {}
+
+    peer.until(lambda: int(values().get("used of /joint_states", 0)) >= 3, "three used")
+    told = values()
+    for topic in ("/joint_states", "/cube/pose"):
+        assert int(told[f"received of {topic}"]) > int(told[f"used of {topic}"])
+        assert told[f"lost of {topic}"].isdigit()
+    peer.until(lambda: len(planned) >= int(told["used of /joint_states"]), "a chunk for each")
 
 
 def test_best_effort_and_reliable_publishers_are_both_heard(start, peer, policy_file, status):
