@@ -17,6 +17,7 @@ KNOWN = {
     "qpsolvers": "LGPL-3.0 (used as a library, unchanged, by mink for scripted demonstrations only)",
     "av": "BSD-3-Clause; its wheels contain FFmpeg with x264 (GPL-2.0): separate work, loaded for films only",
 }
+NVIDIA = ("nvidia-", "cuda-toolkit")  # what PyTorch's CUDA build wants
 
 
 def requirements(roots: tuple[str, ...] = ROOTS) -> list[str]:
@@ -48,6 +49,10 @@ def licence(name: str) -> str:
     """What a distribution says of its licence, in one line."""
     if name in KNOWN:
         return KNOWN[name]
+    if name.startswith(NVIDIA):
+        return (
+            "NVIDIA's own; comes with PyTorch's CUDA build, is loaded by it, and is no part of ours"
+        )
     about = metadata.metadata(name)
     marks = [c.rpartition(":: ")[2] for c in about.get_all("Classifier") or [] if "License" in c]
     said = about.get("License-Expression") or ", ".join(marks) or about.get("License") or "?"
@@ -56,7 +61,8 @@ def licence(name: str) -> str:
 
 def unknown(name: str) -> bool:
     """Whether nobody has said that this licence is fine."""
-    return name not in KNOWN and not PERMISSIVE.search(licence(name))
+    looked_at = name in KNOWN or name.startswith(NVIDIA)
+    return not looked_at and not PERMISSIVE.search(licence(name))
 
 
 def main() -> int:

@@ -24,8 +24,8 @@ if [ -n "${AMENT_PREFIX_PATH:-}" ] && .venv/bin/python -c 'import rclpy' 2>/dev/
   ros=''
   if ! .venv/bin/python -c 'import numpy, sys; sys.exit(numpy.__version__ < "2")' 2>/dev/null; then
     constraints=.venv/constraints.txt
-    grep -v -E '^(numpy|opencv-python-headless|scipy|ros-)' constraints.txt >"$constraints"
-    printf 'numpy<2\nopencv-python-headless<5\n' >>"$constraints"
+    grep -v -E '^(numpy|opencv-python-headless|pyarrow|scipy|ros-)' constraints.txt >"$constraints"
+    printf 'numpy<2\nopencv-python-headless<5\npyarrow<26\n' >>"$constraints" # the first that want numpy 2
   fi
 fi
 

@@ -1,6 +1,7 @@
 """Franka Kitchen is gymnasium-robotics': readings, targets, rewards, ends, step by step."""
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 
@@ -31,6 +32,9 @@ def test_goals_are_theirs():
         assert np.array_equal(goal, kitchen_env.OBS_ELEMENT_GOALS[name])
 
 
+@pytest.mark.skipif(
+    mujoco.__version__.startswith("4."), reason="gymnasium-robotics 1.4 cannot read MuJoCo 4"
+)
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_equals_gymnasium_robotics(chunk):
     """60 control steps of 40 physics steps, across chunks; in the middle the light switch is set by hand."""
