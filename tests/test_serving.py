@@ -10,7 +10,7 @@ from toys import small_spec
 
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving import decode
-from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
+from flow_policy_rl.serving.chunk_scheduler import METHODS, ChunkScheduler
 from flow_policy_rl.serving.decode import DecodeError
 from flow_policy_rl.serving.monitor import Arrivals
 from flow_policy_rl.serving.robot import Topics, load_robot, robot_names
@@ -186,11 +186,25 @@ def test_a_pose_the_robot_does_not_know_is_refused():
 def test_late_actions_are_dropped_and_the_rest_keep_their_place_in_time():
     scheduler = ChunkScheduler(small_spec(), min_lead_s=0.01)
     chunk = np.arange(12.0).reshape(6, 2)
+    scheduler.join(chunk, stamp=800 * MS, now=800 * MS)
     rest = scheduler.join(chunk, stamp=1000 * MS, now=1000 * MS + 95 * MS)
     # Due at 50, 100, 150, ... ms: the first is past, the second is closer than the lead.
     assert (rest.due - 1000 * MS).tolist() == [150 * MS, 200 * MS, 250 * MS, 300 * MS]
     assert np.array_equal(rest.positions, chunk[2:])
     assert scheduler.join(chunk, 0, 10_000 * MS) is None
+
+
+@pytest.mark.parametrize("joining", METHODS)
+def test_a_run_begins_with_the_first_action_however_long_its_inference_took(joining):
+    """Nothing is in force: the robot stands where it was seen, and would have to jump to a later action."""
+    spec = small_spec(prefix_horizon=2)
+    chunk = np.arange(12.0).reshape(6, 2)
+    first = ChunkScheduler(spec, joining=joining).join(chunk, 1000 * MS, 1200 * MS)
+    assert first.due[0] == 1250 * MS
+    assert np.allclose(first.positions[:4], chunk[:4])
+    late = None if joining != "sync" else 1550 * MS
+    over = ChunkScheduler(spec, joining=joining).join(chunk, 1000 * MS, 1500 * MS)
+    assert (over.due[0] if over else None) == late
 
 
 def ramp(start: float, slope: float) -> np.ndarray:
@@ -244,6 +258,7 @@ def test_rtc_hands_the_policy_what_will_be_executed_meanwhile():
         ChunkScheduler(small_spec(), joining="rtc")
     scheduler = ChunkScheduler(small_spec(prefix_horizon=2), joining="rtc")
     assert scheduler.prefix(0).delay == 0  # nothing is in force
+    scheduler.join(ramp(0.0, 0.1), 0, 0)
     scheduler.join(ramp(0.0, 0.1), 0, 60 * MS)  # a delay of more than one step
     prefix = scheduler.prefix(100 * MS)
     assert prefix.delay == 2

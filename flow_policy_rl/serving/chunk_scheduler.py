@@ -1,8 +1,9 @@
 """When to infer, and how consecutive chunks become one sequence of timed targets.
 
 Action k of a chunk is due (k + 1) * control_dt after its observation. By the time the chunk is ready some of it is
-past:
-those actions are dropped, and the rest keep their place in time, so that the delay does not shift the motion.
+past: those actions are dropped, and the rest keep their place in time, so that the delay does not shift the motion.
+Where nothing is in force the robot has waited where it was seen, and a chunk that is not over yet begins now, from its
+first action.
 
 Joining methods:
 
@@ -139,11 +140,13 @@ class ChunkScheduler:
             due = now + self.step * np.arange(1, self.execute_horizon + 1)
             self._busy_until = int(due[-1])
             return self._take_over(due, chunk[: self.execute_horizon])
-        due = stamp + self.step * np.arange(1, len(chunk) + 1)
-        keep = due >= now + self.min_lead + round(SHORTEST * self.step)
+        steps = self.step * np.arange(1, len(chunk) + 1)
+        keep = stamp + steps >= now + self.min_lead + round(SHORTEST * self.step)
         if not keep.any():
             return None
-        due, positions = due[keep], chunk[keep]
+        if not len(self._due):
+            stamp, keep = now, steps > 0
+        due, positions = (stamp + steps)[keep], chunk[keep]
         if self.joining == "crossfade" and len(self._due):
             positions = self._crossfaded(due, positions)
         if self.joining == "ensemble":
