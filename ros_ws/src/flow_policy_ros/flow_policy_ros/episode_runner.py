@@ -117,31 +117,40 @@ class EpisodeRunner(Node):
 
     def _episode(self) -> dict:
         self._deactivate()
+        self._release_own_stop()  # of before the run
         facts = json.loads(self._call(self._reset, Trigger.Request()).message)
         self._result = None
         self._transition(Transition.TRANSITION_ACTIVATE)
         deadline = time.monotonic() + self.get_parameter("episode_timeout_s").value
         while self._result is None:
             self._tick(0.05)
-            self._check_stop(self._stopped_because, facts["episode"])
+            check_stop(self._stopped_because)
             if time.monotonic() > deadline:
                 raise InputError(
                     f"episode {facts['episode']} did not end; does the policy command the arm (armed)?"
                 )
-        stopped = ""
-        if tripped_by_itself(self._stopped_because):
-            stopped = self._call(self._release, Trigger.Request()).message.removeprefix("was: ")
-            self._check_stop(stopped, facts["episode"])
-            self._stopped_because = "no"
+        self._deactivate()
+        stopped = self._release_own_stop()
         return {"seed": facts["seed"], "success": self._result, "emergency_stop": stopped}
 
-    @staticmethod
-    def _check_stop(reason: str, episode: int) -> None:
-        if reason != "no" and not tripped_by_itself(reason):
-            raise RunFailed(
-                f"emergency stop in episode {episode}: {reason}; "
-                "call /policy_node/reset_emergency_stop and start again"
-            )
+    def _release_own_stop(self) -> str:
+        """Reset what the policy node, which is inactive now, tripped by itself; returns why it did, or nothing.
+
+        Diagnostics may come late, so the node's answer decides, not they.
+        """
+        check_stop(self._stopped_because)
+        reason = self._call(self._release, Trigger.Request()).message.removeprefix("was: ")
+        reason = "" if reason == "not tripped" else reason
+        check_stop(reason or "no")
+        return reason
+
+
+def check_stop(reason: str) -> None:
+    """Raise if somebody asked for a stop; `no` is none."""
+    if reason != "no" and not tripped_by_itself(reason):
+        raise RunFailed(
+            f"emergency stop: {reason}; call /policy_node/reset_emergency_stop and start again"
+        )
 
 
 def main() -> int:
