@@ -15,6 +15,7 @@ with its latencies), `/diagnostics`, `~/emergency_stop`, `~/reset_emergency_stop
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,7 +123,7 @@ PARAMETERS = (
     Parameter(
         "max_limited_in_a_row",
         10,
-        "emergency stop after so many plans in a row that miss an arm target by more than 0.25; 0: never",
+        "armed: emergency stop after so many plans in a row that miss an arm target by more than 0.25; 0: never",
         0,
         10_000,
     ),
@@ -223,6 +224,10 @@ class PolicyNode(LifecycleNode):
             self._apply({p.name: p.value for p in changes})
         return verdict
 
+    def _most_limited(self, value: Callable) -> int:
+        """Plans in a row that may be limited. In a dry run the arm does not follow, so plans are limited for ever."""
+        return value("max_limited_in_a_row") if self._get("armed") else 0
+
     def _apply(self, changes: dict) -> None:
         """Numbers that may change while the node runs."""
         value = lambda name: changes.get(name, self._get(name))  # noqa: E731
@@ -230,7 +235,7 @@ class PolicyNode(LifecycleNode):
             self._streams.max_age = int(value("max_input_age_s") * 1e9)
             self._commander.soft_start_s = value("soft_start_s")
             self._familiarity.max_sigma = value("max_sigma")
-            self._emergency.max_consecutive_limited = value("max_limited_in_a_row")
+            self._emergency.max_consecutive_limited = self._most_limited(value)
             if {"max_start_distance", "position_margin"} & set(changes):
                 self._commander.safety = self._make_safety(self._policy.spec, self._robot, changes)
 
@@ -272,7 +277,7 @@ class PolicyNode(LifecycleNode):
             self._emergency,
             self._get("soft_start_s"),
         )
-        self._emergency.max_consecutive_limited = self._get("max_limited_in_a_row")
+        self._emergency.max_consecutive_limited = self._most_limited(self._get)
         self._familiarity = Familiarity(spec, self._get("max_sigma"))
         fields = topics_of(spec, robot.topics)
         measured = ObservationField(MEASURED, "joint_position", spec.joint_names, "")

@@ -15,10 +15,13 @@ def robot(peer) -> Robot:
     return Robot(peer)
 
 
-def test_dry_run_plans_and_commands_nothing(start, peer, robot, policy_file, commands):
+def test_dry_run_plans_and_commands_nothing(start, peer, robot, policy_file, commands, status):
+    """Also beside an arm that does not follow, with plans that are all limited."""
     planned = peer.listen(JointTrajectory, "/policy_node/planned_chunk")
-    start(policy_node={"policy": str(policy_file)})
-    peer.until(lambda: len(planned) >= 3, "three planned chunks")
+    slow = {"soft_start_s": 60.0, "max_limited_in_a_row": 1, "joining": "ensemble"}
+    start(policy_node={"policy": str(policy_file), **slow})
+    peer.until(lambda: len(planned) >= 8, "planned chunks")
+    assert "emergency" not in status()
     assert commands == []
     assert len(planned[0].points) == 12
 
