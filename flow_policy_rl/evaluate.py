@@ -19,11 +19,13 @@ from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.spec import PolicySpec
 from sim.backends import BackendName
-from sim.tasks import find_task, make_task
+from sim.gym_task import GymnasiumTask, GymnasiumVecEnv, is_gymnasium
+from sim.tasks import find_task, make_task, task_names
 from sim.vec_env import Observation, VecEnv
 
 VIEWED = 8  # episodes that --viewer plays
 FILMED = 4  # of each outcome
+GYMNASIUM_ENVS = 16  # at most so many of somebody else's environments are in memory
 ChunkFn = Callable[[Observation, np.ndarray], np.ndarray]  # obs, noise (N, H, A) -> chunk (N, H, A)
 
 
@@ -78,7 +80,7 @@ def wilson_interval(
 
 
 def evaluate(
-    env: VecEnv,
+    env: VecEnv | GymnasiumVecEnv,
     act: ChunkFn,
     seeds: Sequence[int],
     chunk_shape: tuple[int, int],
@@ -165,7 +167,8 @@ class Config:
 
     Attributes:
         policy: checkpoint (.safetensors), exported policy (.onnx), or the name of one that ships.
-        task: name of the task (default: the one the policy was trained for).
+        task: name of the task (default: the one the policy was trained for), a Gymnasium environment
+            (`Hopper-v5`, `gymnasium_robotics:FetchReach-v4`), or a stock one of robosuite (`robosuite_lift`).
         task_options: names and values of the task's own options, e.g. `randomness med`.
         episodes: number of episodes.
         seed: of the first episode; the next ones follow.
@@ -206,8 +209,7 @@ def main(config: Config) -> dict:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} must be at least 1, not {getattr(config, name)}")
     spec, act = load_policy(config.policy)
-    task = task_of(spec, config.task, config.task_options)
-    check_fits(spec, task, str(config.policy))
+    task = played_task(spec, config)
     spare = spec.action_horizon - spec.execute_horizon
     if not 0 <= config.inference_delay <= spare:
         raise InputError(
@@ -229,7 +231,12 @@ def main(config: Config) -> dict:
             prefix_horizon=spec.prefix_horizon,
         )
 
-    env = VecEnv(task, min(config.num_envs, config.episodes), backend=config.backend)
+    num_envs = min(config.num_envs, config.episodes)
+    if isinstance(task, GymnasiumTask):
+        batches = math.ceil(config.episodes / min(num_envs, GYMNASIUM_ENVS))
+        env = GymnasiumVecEnv(task, math.ceil(config.episodes / batches), spec.observations)
+    else:
+        env = VecEnv(task, num_envs, backend=config.backend)
     outcome = play(env, range(config.seed, config.seed + config.episodes))
     env.close()
     result = {
@@ -267,6 +274,51 @@ def main(config: Config) -> dict:
 
         viewer.show(task.world, film.record(task, outcome.seeds[:VIEWED], play, config.backend))
     return result
+
+
+def played_task(spec: PolicySpec, config: Config):
+    """The task of an evaluation, which the policy fits.
+
+    Raises:
+        InputError, SimulationError: there is none, it is not there, or it is another policy's.
+    """
+    name = config.task or spec.task
+    if not is_gymnasium(name) or name in task_names():
+        task = task_of(spec, name, config.task_options)
+        check_fits(spec, task, str(config.policy))
+        return task
+    defaults = Config(config.policy)
+    for flag in ("randomize", "viewer", "rerun", "backend"):
+        if getattr(config, flag) != getattr(defaults, flag):
+            raise InputError(f"--{flag} needs a task of this package; '{name}' is Gymnasium's")
+    task = GymnasiumTask(name, spec.control_dt, config.task_options)
+    check_fits_gymnasium(spec, task, str(config.policy))
+    return task
+
+
+def check_fits_gymnasium(spec: PolicySpec, task: GymnasiumTask, name: str) -> None:
+    """Refuse a policy of other dimensions, or one that asks for what the environment does not show.
+
+    Raises:
+        InputError: names both sides.
+    """
+    mine = {"control_dt": spec.control_dt, "actions": spec.num_joints}
+    theirs = {"control_dt": task.control_dt, "actions": task.num_actions}
+    wanted = {f.name: f.shape for f in spec.observations}
+    if GymnasiumTask.VECTOR in task.fields:  # all fields, one after the other
+        theirs["observations"] = task.fields[GymnasiumTask.VECTOR]
+        images = any(len(shape) > 1 for shape in wanted.values())
+        mine["observations"] = wanted if images else (sum(n for (n,) in wanted.values()),)
+    else:
+        theirs["observations"] = task.fields
+        shown = {f: task.fields.get(f) for f in wanted}
+        mine["observations"] = task.fields if shown == wanted else wanted
+    different = [what for what in mine if mine[what] != theirs[what]]
+    if different:
+        say = lambda side: ", ".join(f"{what} {side[what]}" for what in different)  # noqa: E731
+        raise InputError(
+            f"policy '{name}' ({say(mine)}) does not fit environment '{task.name}' ({say(theirs)})"
+        )
 
 
 def load_policy(path: Path) -> tuple[PolicySpec, ChunkFn]:

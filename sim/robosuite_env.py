@@ -4,10 +4,11 @@
     env = gymnasium.make("flow_policy/RobosuiteLift-v0")
 
 Optional: pip install --no-deps robosuite==1.5.2 numba==0.68.1 llvmlite==0.50.0 termcolor==3.3.0. Observations are
-robomimic's low-dimensional ones, actions robosuite's (operational space, between -1 and 1) at 20 Hz, success
-robosuite's own. They are slow (about 150 control steps per second and core): to judge a policy, not to train one.
+robosuite's low-dimensional ones under robomimic's names, actions robosuite's (operational space, between -1 and 1) at
+20 Hz, success robosuite's own. They are slow (about 150 control steps per second and core): to judge a policy, not to train one.
 """
 
+import logging
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from gymnasium import spaces
 
 from sim.errors import SimulationError, unknown_name
 
+CONTROL_HZ = 20
 # Ours -> robosuite's name, its robots, control steps of an episode (robomimic's).
 STOCK: dict[str, tuple[str, list[str], int]] = {
     "Lift": ("Lift", ["Panda"], 400),
@@ -36,7 +38,8 @@ class RobosuiteEnv(gymnasium.Env):
         SimulationError: unknown name, or robosuite is not installed.
     """
 
-    metadata: ClassVar[dict] = {"render_modes": [], "render_fps": 20}
+    metadata: ClassVar[dict] = {"render_modes": [], "render_fps": CONTROL_HZ}
+    dt = 1 / CONTROL_HZ  # s, of a control step
 
     def __init__(self, name: str, render_mode: None = None):
         if name not in STOCK:
@@ -48,6 +51,9 @@ class RobosuiteEnv(gymnasium.Env):
             )
         import robosuite
 
+        logging.getLogger("robosuite_logs").setLevel(
+            logging.ERROR
+        )  # which files it reads, for each
         stock, robots, self._horizon = STOCK[name]
         self.render_mode = render_mode
         self._env = robosuite.make(
@@ -56,15 +62,10 @@ class RobosuiteEnv(gymnasium.Env):
             has_renderer=False,
             has_offscreen_renderer=False,
             use_camera_obs=False,
-            control_freq=20,
+            control_freq=CONTROL_HZ,
             hard_reset=True,  # slower, but nothing of the last episode remains
             ignore_done=True,
         )
-        self._names = ["object"] + [
-            f"robot{i}_{part}"
-            for i in range(len(robots))
-            for part in ("eef_pos", "eef_quat", "gripper_qpos")
-        ]
         low, high = self._env.action_spec
         self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32))
         self.observation_space = spaces.Dict(
@@ -75,9 +76,13 @@ class RobosuiteEnv(gymnasium.Env):
         )
 
     def _pick(self, obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """robosuite calls the objects `object-state`, robomimic `object`."""
-        renamed = obs | {"object": obs["object-state"]}
-        return {name: np.asarray(renamed[name], dtype=np.float64) for name in self._names}
+        """All vectors that robosuite gives but its own collections of them; `object-state` is robomimic's `object`."""
+        whole = obs | {"object": obs["object-state"]}
+        return {
+            name: np.asarray(values, dtype=np.float64)
+            for name, values in whole.items()
+            if np.ndim(values) == 1 and not name.endswith("-state")
+        }
 
     def reset(
         self, *, seed: int | None = None, options: dict | None = None
