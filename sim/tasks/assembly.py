@@ -190,16 +190,19 @@ def screw_in(expert, part: str, grip: float, holder: str, place: np.ndarray, lif
     """Pick a part, put its key into the nut at `place` (3,) of the holder, and turn it home, half a turn at a time.
 
     The part's origin is its shoulder. The hand starts a quarter turn to the left and ends a quarter turn to the right.
+    It turns there only above the place: a part creeps along the finger pads while it is carried sideways to them, and a
+    round one leaves them.
     """
     hand = expert.hand
     while not inserted(expert, part, holder, place):
         yield from pick(expert, part, grip, lift)
-        yield from turn_left(expert)
         seat = poses.compose(expert.pose(holder), poses.pose(place))
+        above = seat[:3] + [0, 0, TRAVEL + KEY_LENGTH + 0.008]
+        yield from expert.carry(part, above + [0, 0, 0.03], poses.yaw(expert.pose(part)[3:]))
+        yield from turn_left(expert)
         facing = poses.yaw(seat[3:])
         turned = poses.yaw(expert.pose(part)[3:]) - facing
         yaw = facing + poses.nearest_multiple(turned, np.pi / 2)
-        above = seat[:3] + [0, 0, TRAVEL + KEY_LENGTH + 0.008]
         yield from expert.align(part, above, yaw, tolerance=0.0008)
         yield from expert.carry(part, seat[:3] + [0, 0, TRAVEL], yaw, steps=4, speed=0.2)
         yield from hand.release()
