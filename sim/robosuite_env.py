@@ -5,7 +5,8 @@
 
 Optional: pip install --no-deps robosuite==1.5.2 numba==0.68.1 llvmlite==0.50.0 termcolor==3.3.0. Observations are
 robosuite's low-dimensional ones under robomimic's names, actions robosuite's (operational space, between -1 and 1) at
-20 Hz, success robosuite's own. They are slow (about 150 control steps per second and core): to judge a policy, not to train one.
+20 Hz, success robosuite's own. They are slow (about 150 control steps per second and core): to judge a policy, not to
+train one.
 """
 
 import logging
