@@ -168,7 +168,8 @@ def test_a_spline_stays_between_its_extremes_and_these_within_its_hull(seed, sti
     times = np.concatenate([[0.0], np.cumsum(rng.uniform(0.01, 0.2, 6))])
     velocities = rng.normal(0, 2, (7, 3)) * (not still)
     spline = Spline(times, rng.normal(0, 0.1, (7, 3)), velocities)
-    exact, wide = (f(spline, np.zeros(3)) for f in (extremes, hull))
+    wide = hull(spline, np.zeros(3))
+    exact = extremes(spline, wide)
     shares = np.linspace(0, 1 - 1e-9, 100)
     moments = (times[:-1, None] + np.diff(times)[:, None] * shares).ravel()
     samples = [spline.sample(t) for t in moments]

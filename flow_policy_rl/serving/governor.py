@@ -6,6 +6,7 @@ Vectors of a handful of joints are lists of floats here: numpy takes longer to b
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import truediv
 
 import numpy as np
 
@@ -14,6 +15,7 @@ AT_REST = 1e-9
 SCALES = (0.75, 0.5, 0.25, 0.0)  # of a step that the robot could not stop after, toward braking
 
 Reach = list[tuple[float, float, float]]  # by joint: lowest and highest position, highest speed
+State = tuple[list[float], list[float]]  # positions and velocities
 Knots = tuple[np.ndarray, np.ndarray, np.ndarray]  # times (n,), positions and velocities (n, A)
 
 
@@ -60,6 +62,44 @@ class Bounds:
         return list(zip(*(side.tolist() for side in sides), strict=True))
 
 
+@dataclass(frozen=True)
+class Course:
+    """The cubic spline through targets.
+
+    Attributes:
+        due: (n,) s, when it reaches them.
+        positions, velocities: (n, A) there.
+        first, last: (n, A) acceleration at the start and at the end of each segment.
+    """
+
+    due: np.ndarray
+    positions: np.ndarray
+    velocities: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+
+    @classmethod
+    def through(cls, start: Motion, steps: np.ndarray, targets: np.ndarray) -> "Course":
+        """From a motion on, `steps` (n,) s from each target (n, A) to the next."""
+        h = steps[:, None]
+        slopes = np.empty_like(targets)
+        slopes[0], slopes[1:] = targets[0] - start.position, targets[1:] - targets[:-1]
+        slopes /= h
+        v = np.empty((len(targets) + 1, targets.shape[1]))
+        v[0], v[-1] = start.velocity, slopes[-1]
+        # At a point between two steps: the slope of the parabola through it and both neighbours.
+        v[1:-1] = (h[1:] * slopes[:-1] + h[:-1] * slopes[1:]) / (h[1:] + h[:-1])
+        bend = 3 * slopes - v[:-1] - v[1:]
+        twice = 2 / h
+        first, last = (bend - v[:-1]) * twice, (v[1:] - bend) * twice
+        return cls(np.cumsum(steps), targets, v[1:], first, last)
+
+    def strong_or_fast(self, acceleration: np.ndarray, speed: np.ndarray) -> np.ndarray:
+        """Which joints (A,) accelerate or move more than that (A,)."""
+        strongest = np.maximum(np.abs(self.first), np.abs(self.last))
+        return ((strongest > acceleration) | (np.abs(self.velocities) > speed)).any(axis=0)
+
+
 class JointGroup:
     """Joints that are limited together: the arm, or the gripper.
 
@@ -70,18 +110,16 @@ class JointGroup:
 
     def __init__(self, columns: np.ndarray, limits: dict[str, np.ndarray], control_dt: float):
         self.columns, self.control_dt = columns, control_dt
-        self.velocity, self.acceleration, self.jerk = (
+        velocity, acceleration, jerk = (
             limits[what][columns] for what in ("velocity", "acceleration", "jerk")
         )
-        jerk_step = self.jerk * control_dt
-        self.jerk_binds = bool((jerk_step < 2 * self.acceleration).any())
-        ramp = np.ceil(2 * self.acceleration / jerk_step)
-        steps = self.velocity / (self.acceleration * control_dt) + 2 * ramp
+        jerk_step = jerk * control_dt
+        self.jerk_binds = bool((jerk_step < 2 * acceleration).any())
+        ramp = np.ceil(2 * acceleration / jerk_step)
+        steps = velocity / (acceleration * control_dt) + 2 * ramp
         # Braking together is as slow as the slowest joint; a jerk-limited one needs its ramps besides.
         self.stop_steps = int(np.ceil(steps.max())) * (2 if self.jerk_binds else 1) + 6
-        self._strengths = list(
-            zip(self.acceleration.tolist(), self.jerk.tolist(), strict=True)
-        )  # by joint
+        self._acceleration, self._jerk = acceleration.tolist(), jerk.tolist()
 
     def part(self, motion: Motion) -> Motion:
         """The motion of these joints alone."""
@@ -95,22 +133,18 @@ class JointGroup:
 
     def brake(self, v: list[float], before: list[float], h: float) -> list[float]:
         """Accelerations of the next step of a stop: against the velocity, so that the direction stays."""
-        share, dt = 1 / h, min(h, self.control_dt)
-        for speed, (acceleration, jerk) in zip(map(abs, v), self._strengths, strict=True):
-            if speed > AT_REST:
-                ramp = jerk * dt  # per step
-                most = speed / h
-                if speed >= ramp * h:  # more than one step
-                    most = ramp if ramp >= acceleration else ramp * _ramp_steps(speed, ramp * h)
-                share = min(share, most / speed, acceleration / speed)
+        dt = min(h, self.control_dt)
+        strongest = _largest_share(v, self._acceleration)  # s at full acceleration
+        ramp = _largest_share(v, self._jerk) / (dt * h)  # in steps of jerk
+        share = min(1 / max(h, strongest), _ramp_share(ramp) / h)
         return [
             _clip(_clip(-share * x, b - jerk * dt, b + jerk * dt), -acceleration, acceleration)
-            for x, b, (acceleration, jerk) in zip(v, before, self._strengths, strict=True)
+            for x, b, acceleration, jerk in zip(
+                v, before, self._acceleration, self._jerk, strict=True
+            )
         ]
 
-    def _slow_down(
-        self, q: list[float], v: list[float], a: list[float]
-    ) -> Iterator[tuple[list[float], list[float]]]:
+    def _slow_down(self, q: list[float], v: list[float], a: list[float]) -> Iterator[State]:
         """Positions and velocities, control step by control step, until rest (or too many steps)."""
         h = self.control_dt
         for _ in range(self.stop_steps + 1):
@@ -133,35 +167,34 @@ class JointGroup:
     def stop_seconds(self, v: list[float]) -> float:
         """How long at these velocities the joints would go as far as `stop` does, where jerk does not bind: full
         braking, then one last step."""
-        steps = 1.0
-        for speed, (acceleration, _) in zip(map(abs, v), self._strengths, strict=True):
-            if speed > AT_REST:
-                steps = max(steps, speed / (acceleration * self.control_dt))
+        steps = max(1.0, _largest_share(v, self._acceleration) / self.control_dt)
         full = math.floor(steps) if steps > 1 else 0
         rest = 1 - full / steps
         return self.control_dt * (full * (1 + rest) / 2 + rest / 2)
 
-    def can_stop(
+    def after(
         self, q: list[float], v: list[float], a: list[float], h: float, reach: Reach
-    ) -> bool:
-        """Whether a step of constant acceleration, and a stop after it, keep velocity and position."""
-        q_after, v_after = [], []
+    ) -> State | None:
+        """Where a step of constant acceleration leads; None where it, or a stop after it, breaks velocity or
+        position."""
+        there, ahead = [], []
         for x, y, z, (low, high, speed) in zip(q, v, a, reach, strict=True):
-            ahead = y + z * h
-            there = x + (y + ahead) / 2 * h
-            if not (-speed <= ahead <= speed and low <= there <= high):
-                return False
-            if y * ahead < 0 and not low <= x - y * y / (2 * z) <= high:  # it turns within the step
-                return False
-            q_after.append(there)
-            v_after.append(ahead)
-        if not self.jerk_binds:
-            seconds = self.stop_seconds(v_after)
-            return all(
-                low <= x + y * seconds <= high
-                for x, y, (low, high, _) in zip(q_after, v_after, reach, strict=True)
-            )
-        return self._rests_within(q_after, v_after, a, reach)
+            y_after = y + z * h
+            x_after = x + (y + y_after) / 2 * h
+            if not (-speed <= y_after <= speed and low <= x_after <= high):
+                return None
+            # It may turn within the step.
+            if y * y_after < 0 and not low <= x - y * y / (2 * z) <= high:
+                return None
+            there.append(x_after)
+            ahead.append(y_after if abs(y_after) > AT_REST else 0.0)
+        if self.jerk_binds:
+            return (there, ahead) if self._rests_within(there, ahead, a, reach) else None
+        seconds = self.stop_seconds(ahead)
+        for x, y, (low, high, _) in zip(there, ahead, reach, strict=True):
+            if not low <= x + y * seconds <= high:
+                return None
+        return there, ahead
 
     def _rests_within(self, q: list[float], v: list[float], a: list[float], reach: Reach) -> bool:
         """Whether a stop, step by step, comes to rest and keeps velocity and position."""
@@ -181,37 +214,27 @@ class JointGroup:
 
     # --- following targets ---
 
-    def follow(
-        self, start: Motion, steps: np.ndarray, targets: np.ndarray, bounds: Bounds
-    ) -> Knots | None:
-        """The cubic through targets (n, A), due after `steps` (n,) s each, as they are; then a stop. None where it
-        would be too fast."""
-        h = steps[:, None]
-        slopes = np.empty_like(targets)
-        slopes[0], slopes[1:] = targets[0] - start.position, targets[1:] - targets[:-1]
-        slopes /= h
-        velocities = np.empty((len(targets) + 1, targets.shape[1]))
-        velocities[0], velocities[-1] = start.velocity, slopes[-1]
-        # At a point between two steps: the slope of the parabola through it and both neighbours.
-        velocities[1:-1] = (h[1:] * slopes[:-1] + h[:-1] * slopes[1:]) / (h[1:] + h[:-1])
-        if (np.abs(velocities) > bounds.too_fast).any():
-            return None
-        arrival = (2 * velocities[-2] + 4 * velocities[-1] - 6 * slopes[-1]) / h[-1]
-        due, tail = np.cumsum(steps), self.stop(Motion(targets[-1], velocities[-1], arrival))
-        return _joined((due, targets, velocities[1:]), tail)
+    def follow(self, course: Course) -> Knots:
+        """A course, as it is for these joints; then a stop."""
+        c = self.columns
+        tail = self.stop(
+            Motion(course.positions[-1, c], course.velocities[-1, c], course.last[-1, c])
+        )
+        return _joined((course.due, course.positions[:, c], course.velocities[:, c]), tail)
 
     def govern(
         self, start: Motion, steps: np.ndarray, targets: np.ndarray, bounds: Bounds
     ) -> Knots:
-        """As `follow`, as far as the limits allow, with constant acceleration in each step."""
+        """As near to targets (n, A), due after `steps` (n,) s each, as the limits allow, with constant acceleration in
+        each step; then a stop."""
         reach, fastest = bounds.reach(), bounds.speed.tolist()
         slopes = np.zeros_like(targets)
         slopes[:-1] = (targets[1:] - targets[:-1]) / steps[1:, None]
         q, v, a = start.lists()
         positions, velocities = [], []
         for h, target, slope in zip(steps.tolist(), targets.tolist(), slopes.tolist(), strict=True):
-            a = self._allowed(q, v, a, self._wanted(q, v, a, target, slope, h, fastest), h, reach)
-            q, v = _step(q, v, a, h)
+            wanted = self._wanted(q, v, a, target, slope, h, fastest)
+            a, (q, v) = self._allowed(q, v, a, wanted, h, reach)
             positions.append(q)
             velocities.append(v)
         positions, velocities = np.array(positions), np.array(velocities)
@@ -222,38 +245,35 @@ class JointGroup:
         """Accelerations toward a target that moves at `slope`, within the limits of velocity, acceleration, jerk."""
         errors = [t - x - (y + s) / 2 * h for t, x, y, s in zip(target, q, v, slope, strict=True)]
         # The fastest correction that can still brake before the target, the same share for every joint.
-        share = None
-        for error, (acceleration, _) in zip(map(abs, errors), self._strengths, strict=True):
-            if error > AT_REST:
-                unit = acceleration * h
-                most = unit * _ramp_steps(error, unit * h) / error
-                share = min(1 / h if share is None else share, most)
-        share = share or 0.0
+        share = _ramp_share(_largest_share(errors, self._acceleration) / (h * h)) / h
         wanted = [s + share * error for s, error in zip(slope, errors, strict=True)]
-        wanted = _together(wanted, speed)
-        change = [w - y for w, y in zip(wanted, v, strict=True)]
-        change = _together(change, [acceleration * h for acceleration, _ in self._strengths])
+        slower = max(1.0, _largest_share(wanted, speed))
+        change = [w / slower - y for w, y in zip(wanted, v, strict=True)]
+        seconds = max(h, _largest_share(change, self._acceleration))
+        if h >= self.control_dt and not self.jerk_binds:
+            return [c / seconds for c in change]
         dt = min(h, self.control_dt)
         return [
-            _clip(c / h, b - jerk * dt, b + jerk * dt)
-            for c, b, (_, jerk) in zip(change, before, self._strengths, strict=True)
+            _clip(c / seconds, b - jerk * dt, b + jerk * dt)
+            for c, b, jerk in zip(change, before, self._jerk, strict=True)
         ]
 
-    def _allowed(self, q, v, before, wanted, h: float, reach: Reach) -> list[float]:
-        """The accelerations that are wanted, or the nearest toward braking after which a stop is possible."""
-        if self.can_stop(q, v, wanted, h, reach):
-            return wanted
+    def _allowed(self, q, v, before, wanted, h: float, reach: Reach) -> tuple[list[float], State]:
+        """The accelerations that are wanted, or the nearest toward braking after which a stop is possible; and where
+        they lead."""
+        state = self.after(q, v, wanted, h, reach)
+        if state is not None:
+            return wanted, state
         braking = self.brake(v, before, h)
         for scale in SCALES:
             mixed = [b + scale * (w - b) for b, w in zip(braking, wanted, strict=True)]
-            if self.can_stop(q, v, mixed, h, reach):
-                return mixed
-        return braking
+            state = self.after(q, v, mixed, h, reach)
+            if state is not None:
+                return mixed, state
+        return braking, _step(q, v, braking, h)
 
 
-def _step(
-    q: list[float], v: list[float], a: list[float], h: float
-) -> tuple[list[float], list[float]]:
+def _step(q: list[float], v: list[float], a: list[float], h: float) -> State:
     """Positions and velocities after a step of constant acceleration; what hardly moves rests."""
     ahead = [y + z * h for y, z in zip(v, a, strict=True)]
     ahead = [0.0 if -AT_REST < y < AT_REST else y for y in ahead]
@@ -275,20 +295,16 @@ def _clip(value: float, low: float, high: float) -> float:
     return low if value < low else high if value > high else value
 
 
-def _together(values: list[float], most: list[float]) -> list[float]:
-    """Scaled down as one, so that none is larger than its limit."""
-    excess = 1.0
-    for value, limit in zip(map(abs, values), most, strict=True):
-        if value > excess * limit:
-            excess = value / limit
-    return [value / excess for value in values] if excess > 1 else values
+def _largest_share(values: list[float], most: list[float]) -> float:
+    """Of its limit, over all."""
+    return max(map(truediv, map(abs, values), most))
 
 
-def _ramp_steps(distance: float, unit: float) -> float:
-    """Steps m that a ramp of unit height and slope needs to cover a distance: unit * m (m + 1) / 2, linear between
-    whole m."""
-    e = 2 * distance / unit
-    if e < 2:
-        return e / 2
+def _ramp_share(distance: float) -> float:
+    """Share of a distance (in steps of one unit) that a ramp which gains a unit of speed per step may take first, so
+    that it ends there: m / distance with m (m + 1) / 2 = distance, linear between whole m."""
+    e = 2 * distance
+    if e <= 2:
+        return 1.0
     whole = math.floor((math.sqrt(1 + 4 * e) - 1) / 2)
-    return whole + (e - whole * (whole + 1)) / (2 * whole + 2)
+    return (whole + (e - whole * (whole + 1)) / (2 * whole + 2)) / distance

@@ -23,12 +23,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from flow_policy_rl.errors import InputError
-from flow_policy_rl.serving.governor import AT_REST, TOLERANCE, Bounds, JointGroup, Knots, Motion
+from flow_policy_rl.serving.governor import (
+    AT_REST,
+    TOLERANCE,
+    Bounds,
+    Course,
+    JointGroup,
+    Knots,
+    Motion,
+)
 from flow_policy_rl.serving.robot import Robot
 from flow_policy_rl.serving.spline import Extremes, Spline, extremes, hull
 
 Excess = list[tuple[str, int]]  # a limit, and the column of the joint that breaks it
 
+CHECKED = ("position", "velocity", "acceleration", "jerk", "rest")
 LIMITED_TOO_OFTEN = "plans in a row had to be limited"
 
 
@@ -93,7 +102,8 @@ class SafetyFilter:
             for columns in (self.arm, np.flatnonzero(~in_arm))
             if len(columns)
         ]
-        self._whole = JointGroup(np.arange(len(self.joint_names)), limits, control_dt)
+        self._strongest = limits["acceleration"] * (1 + TOLERANCE) + 1e-6
+        self._jerk_step = limits["jerk"] * control_dt * (1 + TOLERANCE) + 1e-6
         self._kinematics = robot.chain if workspace and robot.workspace is not None else None
         self._box = robot.workspace if workspace else None
 
@@ -117,15 +127,11 @@ class SafetyFilter:
         """
         self._make_sense(due, targets, measured)
         bounds = self._bounds(start, speed_scale)
-        steps = np.diff(due, prepend=0.0)
-        wanted = np.clip(targets, self.low, self.high)
-        knots, excess = self._whole.follow(start, steps, wanted, bounds), []
-        if knots is not None:
-            excess = self._excess(self._whole, start, knots, bounds)
-        if knots is not None and not excess:
-            spline = self._merge(start, [(self._whole, knots)])
-        else:
-            spline = self._limited(start, steps, wanted, bounds, excess)
+        steps = due.astype(float)
+        steps[1:] -= due[:-1]
+        spline = self._plan(
+            start, steps, np.minimum(np.maximum(targets, self.low), self.high), bounds
+        )
         spline = self._within_box(start, spline, len(due))
         reached = spline.positions[1 : len(due) + 1]
         if len(reached) < len(due):
@@ -142,44 +148,45 @@ class SafetyFilter:
             self.limits["velocity"] * speed_scale,
         )
 
-    def _limited(self, start: Motion, steps, wanted, bounds: Bounds, excess: Excess) -> Spline:
-        """Arm and gripper apart, each as it is where that is within the limits, else governed.
+    def _plan(self, start: Motion, steps: np.ndarray, wanted: np.ndarray, bounds: Bounds) -> Spline:
+        """Arm and gripper apart, each through its targets where that is within the limits, else governed."""
+        course = Course.through(start, steps, wanted)
+        too_much = course.strong_or_fast(self._strongest, bounds.too_fast)
 
-        Args:
-            excess: of the plan for all together; no stop accelerates too much, so that where it did, a target asked
-                for it.
-        """
-        too_strong = {column for what, column in excess if what == "acceleration"}
-        plans = []
-        for group in self._groups:
-            columns = group.columns
-            part, targets, own = group.part(start), wanted[:, columns], bounds.part(columns)
-            knots = None
-            if too_strong.isdisjoint(columns.tolist()):
-                knots = group.follow(part, steps, targets, own)
-            if knots is None or self._excess(group, part, knots, own):
-                knots = group.govern(part, steps, targets, own)
-                excess = self._excess(group, part, knots, own)
-                if excess:
-                    names = (f"{what} of {self.joint_names[column]}" for what, column in excess)
-                    raise Rejected(f"no plan within the limits: {', '.join(names)}")
-            plans.append((group, knots))
-        return self._merge(start, plans)
+        def governed(group: JointGroup) -> Knots:
+            own = group.columns
+            return group.govern(group.part(start), steps, wanted[:, own], bounds.part(own))
+
+        follows = [not too_much[group.columns].any() for group in self._groups]
+        plans = [
+            group.follow(course) if smooth else governed(group)
+            for group, smooth in zip(self._groups, follows, strict=True)
+        ]
+        spline = self._merge(start, plans)
+        excess = self._excess(start, spline, bounds)
+        broken = {column for _, column in excess}
+        again = [
+            smooth and not broken.isdisjoint(group.columns.tolist())
+            for group, smooth in zip(self._groups, follows, strict=True)
+        ]
+        if any(again):
+            plans = [
+                governed(group) if anew else knots
+                for group, anew, knots in zip(self._groups, again, plans, strict=True)
+            ]
+            spline = self._merge(start, plans)
+            excess = self._excess(start, spline, bounds)
+        if excess:
+            names = (f"{what} of {self.joint_names[column]}" for what, column in excess)
+            raise Rejected(f"no plan within the limits: {', '.join(names)}")
+        return spline
 
     def stop(self, start: Motion) -> Spline | None:
         """The quickest plan to rest from a commanded state; None when it would break a limit (then stay with the
         plan in force)."""
-        bounds, plans = self._bounds(start), []
-        for group in self._groups:
-            part = group.part(start)
-            knots = group.stop(part)
-            if not len(knots[0]):  # at rest already: one step of standing still
-                still = np.zeros((1, len(group.columns)))
-                knots = np.array([self.control_dt]), part.position[None], still
-            if self._excess(group, part, knots, bounds.part(group.columns)):
-                return None
-            plans.append((group, knots))
-        return self._merge(start, plans)
+        plans = [group.stop(group.part(start)) for group in self._groups]
+        spline = self._merge(start, plans)
+        return None if self._excess(start, spline, self._bounds(start)) else spline
 
     def _make_sense(
         self, due: np.ndarray, targets: np.ndarray, measured: np.ndarray | None
@@ -202,44 +209,43 @@ class SafetyFilter:
                 f"limit {self.max_start_distance:.3f}"
             )
 
-    def _excess(self, group: JointGroup, start: Motion, knots: Knots, bounds: Bounds) -> Excess:
+    def _excess(self, start: Motion, spline: Spline, bounds: Bounds) -> Excess:
         """Which limits of which joints (columns) a plan breaks."""
-        times, positions, velocities = knots
-        broken = {"rest": ~(np.abs(velocities[-1]) <= AT_REST)}  # as all of these, true of nan
-        if not broken["rest"].any():
-            spline = Spline(
-                np.concatenate([[0.0], times]),
-                np.concatenate([start.position[None], positions]),
-                np.concatenate([start.velocity[None], velocities]),
-            )
-            found, slack = hull(spline, start.acceleration), 1 + TOLERANCE
-            broken = {
-                "acceleration": ~(found.acceleration <= group.acceleration * slack + 1e-6),
-                "jerk": ~(found.jerk_step <= group.jerk * self.control_dt * slack + 1e-6),
-                **_outside(found, bounds),
-            }
-            perhaps = broken["position"] | broken["velocity"]  # the hull is wide
-            if perhaps.any() and not (broken["acceleration"] | broken["jerk"]).any():
-                broken = _outside(extremes(spline, start.acceleration), bounds)
-        columns = group.columns
-        return [
-            (what, int(columns[k])) for what, wrong in broken.items() for k in wrong.nonzero()[0]
-        ]
+        found = hull(spline, start.acceleration)
+        broken = self._broken(spline, found, bounds)
+        if not broken.any():
+            return []
+        if (broken[:2].any(axis=0) & ~broken[2:].any(axis=0)).any():  # the hull is wide
+            broken = self._broken(spline, extremes(spline, found), bounds)
+        return [(CHECKED[i], int(k)) for i, k in zip(*broken.nonzero(), strict=True)]
 
-    def _merge(self, start: Motion, plans: list[tuple[JointGroup, tuple]]) -> Spline:
-        """The groups' knots side by side. All have the same steps; the shorter one rests at its end."""
-        times = max((knots[0] for _, knots in plans), key=len)
+    def _broken(self, spline: Spline, found: Extremes, bounds: Bounds) -> np.ndarray:
+        """(5, A): which of `CHECKED` are broken, rounding aside; all of them where a number is nan."""
+        return ~np.array(
+            [
+                (found.low >= bounds.low - 1e-6) & (found.high <= bounds.high + 1e-6),
+                found.speed <= bounds.too_fast,
+                found.acceleration <= self._strongest,
+                found.jerk_step <= self._jerk_step,
+                spline.velocities[-1] == 0,
+            ]
+        )
+
+    def _merge(self, start: Motion, plans: list[Knots]) -> Spline:
+        """The groups' knots side by side. All have the same steps; the shorter one rests at its end. One that moves
+        nowhere stands still for a step."""
+        times = max((knots[0] for knots in plans), key=len)
+        if not len(times):
+            times = np.array([self.control_dt])
         positions = np.empty((len(times) + 1, len(self.joint_names)))
         velocities = np.zeros_like(positions)
         positions[0], velocities[0] = start.position, start.velocity
-        for group, (own, position, velocity) in plans:
-            n = len(own)
-            positions[1 : n + 1, group.columns], positions[n + 1 :, group.columns] = (
-                position,
-                position[-1],
-            )
-            velocities[1 : n + 1, group.columns] = velocity
-        velocities[-1] = 0.0
+        for group, (own, position, velocity) in zip(self._groups, plans, strict=True):
+            c, n = group.columns, len(own)
+            positions[1 : n + 1, c], velocities[1 : n + 1, c] = position, velocity
+            positions[n + 1 :, c] = positions[n, c]
+        last = velocities[-1]
+        last[np.abs(last) <= AT_REST] = 0.0
         return Spline(np.concatenate([[0.0], times]), positions, velocities)
 
     # --- the tool's box ---
@@ -285,14 +291,6 @@ class SafetyFilter:
         middles = spline.position((spline.times[1:] + spline.times[:-1]) / 2)
         outside = self._outside(np.vstack([spline.positions, middles]))
         return bool((outside <= max(outside_now, 0.0) + 1e-6).all())
-
-
-def _outside(found: Extremes, bounds: Bounds) -> dict[str, np.ndarray]:
-    """Which joints (A,) leave the bounds, rounding aside."""
-    return {
-        "position": ~((found.low >= bounds.low - 1e-6) & (found.high <= bounds.high + 1e-6)),
-        "velocity": ~(found.speed <= bounds.too_fast),
-    }
 
 
 class EmergencyStop:

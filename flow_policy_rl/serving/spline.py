@@ -109,40 +109,36 @@ def hull(spline: Spline, acceleration_before: np.ndarray) -> Extremes:
     """
     p, v = spline.positions, spline.velocities
     h = (spline.times[1:] - spline.times[:-1])[:, None]
-    v0, v1 = v[:-1], v[1:]
-    inner = np.concatenate([p[:-1] + v0 * (h / 3), p[1:] - v1 * (h / 3)])
-    rise = (p[1:] - p[:-1]) * (3 / h)
-    one_sided = np.empty((2 * len(h) + 2, p.shape[1]))
-    one_sided[0], one_sided[-1] = acceleration_before, 0.0
-    one_sided[1:-1:2] = (rise - 2 * v0 - v1) * (2 / h)
-    one_sided[2:-1:2] = (v0 + 2 * v1 - rise) * (2 / h)
+    n, third = len(h), h / 3
+    points = np.concatenate([p, p[:-1] + v[:-1] * third, p[1:] - v[1:] * third])
+    middle = (p[1:] - p[:-1]) / third - v[:-1] - v[1:]  # velocity's control point within a segment
+    twice = 2 / h
+    one_sided = np.zeros((2 * n + 2, p.shape[1]))
+    one_sided[0] = acceleration_before
+    np.multiply(middle - v[:-1], twice, out=one_sided[1:-1:2])
+    np.multiply(v[1:] - middle, twice, out=one_sided[2:-1:2])
     return Extremes(
-        low=np.minimum(p.min(axis=0), inner.min(axis=0)),
-        high=np.maximum(p.max(axis=0), inner.max(axis=0)),
-        speed=np.maximum(np.abs(v).max(axis=0), np.abs(rise - v0 - v1).max(axis=0)),
+        low=points.min(axis=0),
+        high=points.max(axis=0),
+        speed=np.abs(np.concatenate([v, middle])).max(axis=0),
         acceleration=np.abs(one_sided[1:-1]).max(axis=0),
         jerk_step=np.abs(one_sided[1:] - one_sided[:-1]).max(axis=0),
     )
 
 
-def extremes(spline: Spline, acceleration_before: np.ndarray) -> Extremes:
-    """As `hull`, exactly: closed forms over every segment."""
-    c0, c1, c2, c3 = np.moveaxis(spline.coefficients, 1, 0)  # (n - 1, A) each
+def extremes(spline: Spline, wide: Extremes) -> Extremes:
+    """As `hull` (its result is given), exactly: closed forms over every segment."""
+    c0, c1, c2, c3 = spline.coefficients.transpose(1, 0, 2)  # (n - 1, A) each
     h = (spline.times[1:] - spline.times[:-1])[:, None]
-
-    def inside(t: np.ndarray) -> np.ndarray:
-        return np.fmin(np.fmax(t, 0.0), h)  # nan becomes 0
-
     with np.errstate(all="ignore"):
-        fastest = inside(-c2 / (3 * c3))
-        root = np.sqrt(np.maximum(c2**2 - 3 * c1 * c3, 0.0))
-        turns = [inside((-c2 + s * root) / (3 * c3)) for s in (1, -1)]
-        turns.append(inside(-c1 / (2 * c2)))
-    t = np.array(turns)
-    between = c0 + t * (c1 + t * (c2 + t * c3))
+        root = np.sqrt(np.maximum(c2 * c2 - 3 * c1 * c3, 0.0))
+        t = np.array([-c2, -c2 + root, -c2 - root, -c1]) / np.array([3 * c3] * 3 + [2 * c2])
+    t = np.fmin(np.fmax(t, 0.0), h)  # within the segment; nan becomes 0
+    fastest, turns = t[0], t[1:]
+    between = c0 + turns * (c1 + turns * (c2 + turns * c3))
     speed = np.abs(c1 + fastest * (2 * c2 + 3 * fastest * c3)).max(axis=0)
     return replace(
-        hull(spline, acceleration_before),
+        wide,
         low=np.minimum(spline.positions.min(axis=0), between.min(axis=(0, 1))),
         high=np.maximum(spline.positions.max(axis=0), between.max(axis=(0, 1))),
         speed=np.maximum(np.abs(spline.velocities).max(axis=0), speed),
