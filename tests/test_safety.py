@@ -134,7 +134,7 @@ def modest_chunk(
     return kinds[rng.integers(len(kinds))]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(robot=robots(), seed=st.integers(0, 2**31))
 def test_plans_are_those_of_the_plain_rules(robot, seed):
     """Chunk after chunk, each from where the plan before it is under way, with and without jerk that binds."""
