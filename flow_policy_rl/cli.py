@@ -175,7 +175,7 @@ def parse_train(module, arguments: list[str], file: Path | None):
 
     @dataclasses.dataclass(frozen=True)
     class Given:
-        task: str = "lift"
+        task: str | None = None
         preset: Literal["clean", "paper"] = "clean"
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -194,8 +194,11 @@ def parse_train(module, arguments: list[str], file: Path | None):
     settings = [f for f in from_file + flags if f not in ("-h", "--help")]
     with one_line_errors(prog, flags, file):
         given, _ = tyro.cli(Given, args=settings, return_unknown_args=True)
-    default = module.default_config(algorithm, given.task, given.preset)
-    return module, parse(config_type, flags, prog, file, default=default)
+    default = module.default_config(algorithm, given.task or "lift", given.preset)
+    config = parse(config_type, flags, prog, file, default=default)
+    if given.task is None:
+        raise InputError(f"{prog} needs --task: a task that flow-policy list tasks names")
+    return module, config
 
 
 def overview() -> str:

@@ -145,6 +145,7 @@ BAD = {
     ),
     "bag": (["replay", "--bag", "{tmp}/none", "--policy", "{chain}/policy.onnx"], "does not exist"),
     "flag": (["eval", "--polcy", "x"], "did you mean '--policy'"),
+    "no task": (["train", "fpo"], "flow-policy train fpo needs --task"),
     "nested flag": (["train", "bc", "--bc.num-step", "3"], "did you mean '--bc.num-steps'"),
     "config file": (["eval", "--config"], "--config needs a file"),
     "no config file": (["eval", "--config", "{tmp}/none.yaml"], "config file"),

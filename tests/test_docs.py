@@ -61,7 +61,7 @@ def test_every_command_in_the_documentation_parses(page, line, capsys, tmp_path,
     monkeypatch.chdir(tmp_path)
     for name in ("lift.yaml", "runs/rl1/config.json", "runs/rl/config.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("seed: 1\n")
+        (tmp_path / name).write_text("seed: 1\ntask: lift\n")
     words = shlex.split(line.split(" > ")[0])[1:]
     words = [
         "reach" if w == "point" else w for w in words

@@ -12,6 +12,7 @@ from toys import looks_trained, small_policy
 
 from flow_policy_rl import export
 from flow_policy_rl.errors import ObservationError, ProviderError
+from flow_policy_rl.serving import onnx_policy
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy, session_options
 
 
@@ -75,6 +76,48 @@ def test_a_provider_that_onnxruntime_replaces_silently_is_noticed(path, monkeypa
     with pytest.raises(ProviderError, match="'cuda' does not run here: its libraries"):
         OnnxPolicy(path, provider="cuda")
     assert OnnxPolicy(path, provider="auto").provider == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("provider", "order"),
+    [
+        ("cpu", ["CPU"]),
+        ("cuda", ["preload", "CUDA"]),
+        ("tensorrt", ["preload", "Tensorrt"]),
+        ("auto", ["preload", "Tensorrt", "preload", "CUDA", "CPU"]),
+    ],
+)
+def test_cuda_is_loaded_from_its_wheels_where_it_is_wanted(
+    path, monkeypatch, capfd, provider, order
+):
+    """In time for the session; what onnxruntime prints of it becomes part of the error, not of the output."""
+    done = []
+
+    def preload() -> None:
+        done.append("preload")
+        print("Failed to load libcublas.so.12: not there\nand more")
+
+    real = ort.InferenceSession
+
+    def session(data, options, providers, **rest):
+        done.append(providers[0].removesuffix("ExecutionProvider"))
+        return real(data, options, providers=["CPUExecutionProvider"])
+
+    there = list(onnx_policy.PROVIDERS.values())
+    monkeypatch.setattr(ort, "get_available_providers", lambda: there)
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    monkeypatch.setattr(ort, "preload_dlls", preload, raising=False)
+    if provider in onnx_policy.ON_CUDA:
+        with pytest.raises(
+            ProviderError, match=r"not run here: Failed to load libcublas.so.12: not there;"
+        ):
+            OnnxPolicy(path, provider=provider)
+    else:
+        assert OnnxPolicy(path, provider=provider).provider == "cpu"
+    assert done == order
+    assert capfd.readouterr().out == ""
+    monkeypatch.delattr(ort, "preload_dlls")  # before 1.21
+    assert onnx_policy.load_cuda_libraries() == ""
 
 
 def test_threads_do_not_spin_unless_asked():

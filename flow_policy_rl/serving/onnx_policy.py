@@ -4,6 +4,8 @@ policy = OnnxPolicy("policy.onnx")
 chunk = policy.infer({"joint_pos": q[None], ...}, policy.zero_noise())[0]  # (H, A), SI units
 """
 
+import contextlib
+import io
 import logging
 import threading
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ PROVIDERS = {  # best first
     "cuda": "CUDAExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
+ON_CUDA = ("tensorrt", "cuda")
 OUTPUT = "action_chunk"
 PREFIX_INPUTS = ("prefix", "inference_delay")
 _DTYPES = {
@@ -90,6 +93,7 @@ class OnnxPolicy:
             if name not in there:
                 problem = "this onnxruntime was built without it (onnxruntime-gpu has it)"
                 continue
+            missing = load_cuda_libraries() if name in ON_CUDA else ""
             try:
                 # Without onnxruntime's own fall-back, which prints to standard output and goes on with the CPU.
                 session = ort.InferenceSession(
@@ -107,7 +111,7 @@ class OnnxPolicy:
             # A provider whose libraries are missing is replaced by the CPU, with no more than a log line.
             if session.get_providers()[0] == PROVIDERS[name]:
                 return session, name
-            problem = "its libraries cannot be loaded, or there is no device"
+            problem = missing or "its libraries cannot be loaded, or there is no device"
         if not allow_fallback:
             raise ProviderError(
                 f"provider '{wanted[0]}' does not run here: {problem}; available: {', '.join(there)}"
@@ -277,6 +281,22 @@ def graph_inputs(spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 def chunk_shape(spec) -> tuple[int, int]:
     """(H, A)."""
     return spec.action_horizon, spec.num_joints
+
+
+def load_cuda_libraries() -> str:
+    """Load CUDA and cuDNN out of their pip wheels, where onnxruntime does not look by itself (1.21 and newer can).
+
+    Returns the first thing that it cannot load, in its words (which it prints), or nothing.
+    """
+    if not hasattr(ort, "preload_dlls"):
+        return ""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            ort.preload_dlls()
+    except (OSError, RuntimeError) as error:
+        return trial.first_line(error)
+    return next(iter(said.getvalue().splitlines()), "")
 
 
 def session_options(num_threads: int = 1, spinning: bool = False) -> ort.SessionOptions:
