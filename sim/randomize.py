@@ -37,8 +37,7 @@ class Randomization:
         light: factor of all lights. color: added to each red, green and blue (0 to 1).
         observation_noise: standard deviation in rad and m (poses: also rad about each axis; velocities: 10 times
             that per second; images: of the full scale).
-        observation_delay, action_latency: s. Delays are rounded to control steps, latencies to physics steps (to
-            control steps for the `control` interface).
+        observation_delay, action_latency: s. Delays are rounded to control steps, latencies to physics steps.
         packet_loss: probability that an action is lost; the one before stays in force.
         rate_jitter: fraction of the control period by which each action comes late, at most.
     """
@@ -250,7 +249,10 @@ class RandomizedVecEnv(VecEnv):
         self.models = [copy.copy(task.world.model) for _ in range(num_envs)]
         self._rngs = [np.random.default_rng(0)] * num_envs
         world = task.world
-        self._row_dt = world.physics_dt * world.steps_per_control
+        is_late = randomization.action_latency[1] > 0 or randomization.rate_jitter[1] > 0
+        # A control that is held for a control step can change within it when actions come late.
+        self._rows = world.steps_per_control if is_late else 1
+        self._row_dt = world.physics_dt * world.steps_per_control / self._rows
         jitter = randomization.rate_jitter[1] * world.control_dt
         most_late = int(np.ceil((randomization.action_latency[1] + jitter) / self._row_dt)) + 1
         self._late = np.zeros((num_envs, most_late, len(world.joint_names)))  # controls under way
@@ -323,6 +325,7 @@ class RandomizedVecEnv(VecEnv):
             for h in np.flatnonzero(lost):
                 received[i, h] = received[i, h - 1] if h else command[i]
         controls, commands = self.world.controls(command, received)
+        controls = np.repeat(controls, self._rows, axis=1)
         offset = np.stack(
             [np.broadcast_to(self._offset(i), command.shape[1]) for i in range(self.num_envs)]
         )

@@ -1,10 +1,13 @@
 """`flow-policy bench sim` measures what it says, on a batch small enough for a test."""
 
 import json
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from flow_policy_rl import cli
+from flow_policy_rl.bench import sim
 
 KEYS = {
     "task", "num_envs", "num_threads", "env_steps_per_s", "raw_rollout_env_steps_per_s",
@@ -30,9 +33,32 @@ def test_manipulation_with_cameras(capsys):
 def test_locomotion_against_gymnasium_and_growth(capsys, tmp_path):
     page = tmp_path / "growth.html"
     result = run(capsys, "--task", "hopper", "--growth", "--out", str(page))
+    assert all(Path(svg).is_file() for svg in result["svg"])
     assert result["ratio_to_gymnasium"] > 0
     assert {row["num_envs"] for row in result["growth"]} == {1, 4, 16, 64, 256, 1024, 4096}
     assert "raw mujoco.rollout" in page.read_text()
+
+
+def test_randomised_worlds_are_compared_with_the_nominal_one(capsys):
+    result = run(capsys, "--task", "reach", "--randomize", "mild")
+    assert set(result) >= KEYS | {"nominal_env_steps_per_cpu_s", "ratio_to_nominal_per_cpu_s"}
+    assert "nominal_env_steps_per_s" not in run(capsys, "--task", "reach")
+
+
+def test_growth_is_drawn(tmp_path):
+    rates = [who + key for who in ("", "raw_rollout_") for key in sim.GROWTH]
+    rows = [
+        {"num_envs": n, "num_threads": t} | dict.fromkeys(rates, 100.0 * n * t)
+        for t in (1, 2)
+        for n in (1, 64, 4096)
+    ]
+    page = tmp_path / "deep" / "growth.html"
+    drawn = sim.plot(page, "hopper", rows)
+    assert page.is_file()
+    for svg, of_what in zip(drawn, ("by the clock", "of CPU time"), strict=True):
+        words = [e.text for e in ElementTree.parse(svg).iter() if e.text and e.text.strip()]
+        assert {"1", "64", "4,096", "ours, 1 thread", "raw, 2 threads"} <= set(words)
+        assert any(of_what in word and "load" in word for word in words)
 
 
 def test_bad_input(capsys):

@@ -120,6 +120,27 @@ def test_latency_and_jitter_shift_what_the_arm_does(task):
     )
 
 
+@pytest.mark.parametrize("name", ["hopper", "ant"])
+def test_a_held_control_that_comes_late_changes_within_the_control_step(name):
+    """Latency of three physics steps, across two chunks, against `mj_step` with a queue."""
+    task = make_task(name)
+    world, late = task.world, 3
+    env = randomized(task, action_latency=(late * world.physics_dt, late * world.physics_dt))
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-0.1, 0.1, (2, len(SEEDS), 2, world.model.nu))
+    start = env.state.copy()
+    states = np.concatenate([env.step(chunk).states for chunk in actions], axis=1)
+    for i, row in enumerate(start):
+        data = mujoco.MjData(world.model)
+        world.write(row, data)
+        sent = np.repeat(actions[:, i].reshape(-1, world.model.nu), world.decimation, axis=0)
+        sent = np.concatenate([np.zeros((late, world.model.nu)), sent])
+        for step in range(4 * world.decimation):
+            data.ctrl[:] = sent[step]
+            mujoco.mj_step(world.model, data)
+        assert np.allclose(world.qpos(states[i, -1]), data.qpos, rtol=0, atol=1e-9)
+
+
 def test_lost_actions_leave_the_last_one_in_force(task):
     env = randomized(task, packet_loss=(1.0, 1.0))
     start = env.command.copy()

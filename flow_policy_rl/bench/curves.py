@@ -1,6 +1,6 @@
 """Learning curves: several runs become a mean with an interval, and a picture in plain SVG that Markdown can show."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
@@ -60,8 +60,18 @@ def mean_curve(
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 560, 340, 56, 40, 28, 150
 
 
-def draw(curves: Sequence[Curve], title: str, x_label: str, y_label: str) -> str:
-    """An SVG: lines, their intervals as bands, axes, a legend."""
+def draw(
+    curves: Sequence[Curve],
+    title: str,
+    x_label: str,
+    y_label: str,
+    x_ticks: Mapping[float, str] | None = None,
+) -> str:
+    """An SVG: lines, their intervals as bands, axes, a legend.
+
+    Args:
+        x_ticks: place -> label, where five at equal distances do not do.
+    """
     shown = [c for c in curves if len(c.x)]
     if not shown:
         return f'<svg xmlns="http://www.w3.org/2000/svg"><title>{escape(title)}</title></svg>'
@@ -80,15 +90,20 @@ def draw(curves: Sequence[Curve], title: str, x_label: str, y_label: str) -> str
         f'<text x="{LEFT}" y="16" font-size="13">{escape(title)}: {escape(y_label)}</text>',
         f'<text x="{LEFT + plot_w / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>',
     ]
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, y = x_low + share * (x_high - x_low), y_low + share * (y_high - y_low)
+    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+    for y in (y_low + share * (y_high - y_low) for share in shares):
         left, right = at(x_low, y), at(x_high, y)
-        column, row = at(x, y_low).split(",")[0], left.split(",")[1]
+        row = left.split(",")[1]
         parts += [
             f'<polyline points="{left} {right}" stroke="#ddd" fill="none"/>',
-            f'<text x="{LEFT - 6}" y="{row}" dy="4" text-anchor="end">{y:.3g}</text>',
-            f'<text x="{column}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{short(x)}</text>',
+            f'<text x="{LEFT - 6}" y="{row}" dy="4" text-anchor="end">{short(y)}</text>',
         ]
+    places = x_ticks or {x: short(x) for x in np.linspace(x_low, x_high, len(shares))}
+    for x, label in places.items():
+        column = at(x, y_low).split(",")[0]
+        parts.append(
+            f'<text x="{column}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{label}</text>'
+        )
     for i, curve in enumerate(shown):
         color = COLORS[i % len(COLORS)]
         there = [at(x, y) for x, y in zip(curve.x, curve.high, strict=True)]

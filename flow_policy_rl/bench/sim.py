@@ -19,9 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from flow_policy_rl import provenance
+from flow_policy_rl.bench import curves
 from flow_policy_rl.errors import InputError
 from sim import backends
 from sim.backends import BackendName
+from sim.randomize import PresetName, make_env
 from sim.render import Renderer
 from sim.tasks import make_task
 from sim.tasks.layout import IMAGE_RESOLUTION
@@ -52,8 +54,9 @@ class Config:
         gymnasium: also run Gymnasium's SyncVectorEnv and AsyncVectorEnv (locomotion tasks).
         robosuite: also run robosuite's Lift, and both per CPU-second (needs robosuite; task lift).
         cameras: also render, 96 x 96, from the task's first camera.
+        randomize: ours in randomised worlds (mild, hard), and in turns with the nominal one, for what that costs.
         growth: also measure batches of 1 to 4,096 (65,536 on a GPU), and threads from 1 to one per core.
-        out: HTML page with the plot of --growth.
+        out: HTML page with the plots of --growth; beside it each as SVG.
         seed: of states and commands.
         json: print one JSON object.
     """
@@ -67,6 +70,7 @@ class Config:
     gymnasium: bool = True
     robosuite: bool = False
     cameras: bool = False
+    randomize: PresetName = "nominal"
     growth: bool = False
     out: Path = Path("runs/bench_sim.html")
     seed: int = 0
@@ -94,6 +98,7 @@ def main(config: Config) -> dict:
         "num_threads": threads,
         "chunk": config.chunk,
         "backend": config.backend,
+        "randomize": config.randomize,
         "gymnasium_sync_env_steps_per_s": None,
         "gymnasium_async_env_steps_per_s": None,
         "ratio_to_gymnasium": None,
@@ -106,6 +111,7 @@ def main(config: Config) -> dict:
         config.seed,
         rivals,
         config.backend,
+        config.randomize,
     )
     for rival in rivals:
         rival.envs.close()
@@ -115,7 +121,7 @@ def main(config: Config) -> dict:
         result |= against_robosuite(task, config)
     if config.growth:
         result["growth"] = grow(task, config, threads)
-        plot(config.out, task.name, result["growth"])
+        result["svg"] = [str(f) for f in plot(config.out, task.name, result["growth"])]
         result["plot"] = str(config.out)
     return result | {"environment": provenance.environment(), "load": os.getloadavg()[0]}
 
@@ -136,23 +142,30 @@ def compare(
     seed: int,
     rivals: Sequence["GymnasiumRate"] = (),
     backend: BackendName = "cpu",
+    randomize: PresetName = "nominal",
 ) -> dict[str, float]:
     """Ours, `mujoco.rollout` and rivals in turns: steps per second and per CPU-second of this process."""
     import mujoco
     from mujoco import rollout
 
-    env = VecEnv(task, num_envs, seed=seed, num_threads=threads, backend=backend)
+    options = {"seed": seed, "num_threads": threads, "backend": backend}
+    env = make_env(task, num_envs, randomize, **options)
+    plain_env = env if randomize == "nominal" else VecEnv(task, num_envs, **options)
     world = task.world
     rng = np.random.default_rng(seed)
-    env.reset()
-    for _ in range(SETTLE_CHUNKS):
-        env.step(draw_actions(env, chunk, rng))
+    for one in {env, plain_env}:
+        one.reset()
+        for _ in range(SETTLE_CHUNKS):
+            one.step(draw_actions(one, chunk, rng))
     pool = rollout.Rollout(nthread=threads if threads > 1 else 0)
     data = [mujoco.MjData(world.model) for _ in range(threads)]
     plain = mujoco.mj_stateSize(world.model, STATE)
 
     def chunk_of_ours() -> int:
         return int(env.step(actions).valid.sum())
+
+    def chunk_of_nominal() -> int:
+        return int(plain_env.step(actions).valid.sum())
 
     def chunk_of_raw() -> int:
         pool.rollout(world.model, data, state, controls, initial_warmstart=warm_start)
@@ -169,6 +182,7 @@ def compare(
         for name, work in (
             ("raw_rollout_", chunk_of_raw),
             ("", chunk_of_ours),
+            *([("nominal_", chunk_of_nominal)] if plain_env is not env else []),
             *((f"gymnasium_{rival.kind}_", rival.run) for rival in rivals),
         ):
             steps, wall, cpu = timed(work)
@@ -177,16 +191,18 @@ def compare(
     pool.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     env.close()
+    plain_env.close()
 
-    def ratio(name: str) -> float:
-        return statistics.median(
-            a / b for a, b in zip(rates["env_steps_per_s"], rates[name], strict=True)
-        )
+    def ratio(name: str, ours: str = "env_steps_per_s") -> float:
+        return statistics.median(a / b for a, b in zip(rates[ours], rates[name], strict=True))
 
     result = {name: statistics.median(values) for name, values in rates.items()}
     # What asynchronous environments burn is burnt in other processes.
     result.pop("gymnasium_async_env_steps_per_cpu_s", None)
     result["ratio_to_raw"] = ratio("raw_rollout_env_steps_per_s")
+    if plain_env is not env:
+        cost = ratio("nominal_env_steps_per_cpu_s", "env_steps_per_cpu_s")
+        result["ratio_to_nominal_per_cpu_s"] = cost
     if rivals:
         result["ratio_to_gymnasium"] = min(
             ratio(f"gymnasium_{rival.kind}_env_steps_per_s") for rival in rivals
@@ -304,29 +320,41 @@ def grow(task, config: Config, threads: int) -> list[dict[str, float]]:
     return rows
 
 
-def plot(out: Path, task: str, rows: list[dict[str, float]]) -> None:
-    """A page with one line per number of threads."""
+GROWTH = {"env_steps_per_s": "by the clock", "env_steps_per_cpu_s": "of CPU time"}
+
+
+def plot(out: Path, task: str, rows: list[dict[str, float]]) -> list[Path]:
+    """A page with a line for us and for raw rollouts per number of threads, and the same as SVG; returns the SVGs."""
     import plotly.graph_objects as go
 
     from flow_policy_rl import report
 
-    figure = go.Figure()
-    for threads in sorted({row["num_threads"] for row in rows}):
-        mine = [row for row in rows if row["num_threads"] == threads]
-        for key, label, dash in (
-            ("env_steps_per_s", "ours", "solid"),
-            ("raw_rollout_env_steps_per_s", "raw mujoco.rollout", "dot"),
-        ):
-            figure.add_scatter(
-                x=[row["num_envs"] for row in mine],
-                y=[row[key] for row in mine],
-                name=f"{label}, {threads} thread{'s' if threads > 1 else ''}",
-                mode="lines+markers",
-                line={"dash": dash},
-            )
-    report.layout(figure, "environments", "control steps per second").update_xaxes(type="log")
-    figure.update_yaxes(rangemode="tozero")
-    report.write(out, f"Simulation of {task}", "", [report.Figure("Growth with the batch", figure)])
+    figures, drawn = [], []
+    load = f"load {os.getloadavg()[0]:.1f}"
+    for key, of_what in GROWTH.items():
+        figure, lines = go.Figure(), []
+        for threads in sorted({row["num_threads"] for row in rows}):
+            mine = [row for row in rows if row["num_threads"] == threads]
+            batches = np.array([row["num_envs"] for row in mine])
+            for prefix, who, dash in (("", "ours", "solid"), ("raw_rollout_", "raw", "dot")):
+                rates = np.array([row[prefix + key] for row in mine])
+                label = f"{who}, {threads} thread{'s' if threads > 1 else ''}"
+                figure.add_scatter(
+                    x=batches, y=rates, name=label, mode="lines+markers", line={"dash": dash}
+                )
+                lines.append(
+                    curves.Curve(task, label, "num_envs", np.log2(batches), rates, rates, rates, 1)
+                )
+        what = f"control steps per second {of_what} ({load})"
+        report.layout(figure, "environments", what).update_xaxes(type="log")
+        figure.update_yaxes(rangemode="tozero")
+        figures.append(report.Figure(f"Growth with the batch, {of_what}", figure))
+        drawn.append(out.with_name(f"{out.stem}_{key}.svg"))
+        ticks = {float(np.log2(n)): f"{n:,}" for n in batches}
+        drawn[-1].parent.mkdir(parents=True, exist_ok=True)
+        drawn[-1].write_text(curves.draw(lines, task, "environments", what, ticks))
+    report.write(out, f"Simulation of {task}", "", figures)
+    return drawn
 
 
 def text(result: dict) -> str:
@@ -339,6 +367,11 @@ def text(result: dict) -> str:
         f"  raw mujoco.rollout      {result['raw_rollout_env_steps_per_s']:>10,.0f}   "
         f"(ours is {result['ratio_to_raw']:.2f} of it)",
     ]
+    if "ratio_to_nominal_per_cpu_s" in result:
+        lines.append(
+            f"  per CPU-second          {result['env_steps_per_cpu_s']:>10,.0f}, not randomised "
+            f"{result['nominal_env_steps_per_cpu_s']:,.0f} (ours is {result['ratio_to_nominal_per_cpu_s']:.2f} of it)"
+        )
     if result["ratio_to_gymnasium"]:
         lines += [
             f"  Gymnasium Sync          {result['gymnasium_sync_env_steps_per_s']:>10,.0f}",

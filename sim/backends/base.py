@@ -25,7 +25,7 @@ class Backend(Protocol):
 
         Args:
             state: (N, state_size).
-            controls: (N, T, A), each row for `world.steps_per_control` physics steps.
+            controls: (N, T, A), the same number of rows for each control step, held for equal shares of it.
             out: (N, H, state_size), filled with the state at the end of each control step.
             stop: says of states (n, state_size) which environments need not go on, (n,) bool. A hint: where it is
                 taken, later rows repeat the state in which an environment stopped.

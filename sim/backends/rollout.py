@@ -38,7 +38,8 @@ class RolloutBackend:
         models: Sequence[mujoco.MjModel] | None = None,
     ) -> None:
         """As in `Backend`, without taking the hint."""
-        controls = np.repeat(controls, self.world.steps_per_control, axis=1)
+        steps = out.shape[1] * self.world.decimation
+        controls = np.repeat(controls, steps // controls.shape[1], axis=1)
         models = self.world.model if models is None else models
         states, _ = self._pool.rollout(models, self._data, state, controls)
         out[:] = states[:, self.world.decimation - 1 :: self.world.decimation]

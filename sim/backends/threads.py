@@ -83,7 +83,9 @@ class ThreadsBackend:
         num_envs, horizon = states.shape[:2]
         count = horizon * world.decimation
         sent = np.repeat(
-            controls.reshape(num_envs, -1, controls.shape[-1]), world.steps_per_control, axis=1
+            controls.reshape(num_envs, -1, controls.shape[-1]),
+            world.decimation // controls.shape[2],
+            axis=1,
         )
         start = np.ascontiguousarray(state[:, : self._plain])
         warm_start = np.ascontiguousarray(world.part(state, WARM_START))
@@ -119,7 +121,11 @@ class ThreadsBackend:
     ) -> None:
         """A block of environments: each for the whole chunk, or step by step where some may stop."""
         world = self.world
-        size, spec, held = world.physics_size, world.state_spec, world.steps_per_control
+        size, spec, held = (
+            world.physics_size,
+            world.state_spec,
+            world.decimation // controls.shape[2],
+        )
         cold = not spec & int(WARM_START)
         ctrl, warm_start = data.ctrl, data.qacc_warmstart
         outputs = [

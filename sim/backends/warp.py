@@ -170,7 +170,7 @@ class WarpBackend:
         for h in range(horizon):
             for row in range(rows):
                 self._ctrl.copy_(controls[:, h, row])
-                for _ in range(world.steps_per_control):
+                for _ in range(world.decimation // rows):
                     self._advance()
             if world.needs_contact_forces:
                 mjw.rne_postconstraint(self._model, self._data)
