@@ -18,6 +18,7 @@ from typing import Literal
 
 from flow_policy_rl.errors import InputError, RunFailed, existing_file
 from flow_policy_rl.serving import shipped
+from flow_policy_rl.serving.robot import load_robot
 
 END_S = 1.0  # from asking a process to end to killing it
 
@@ -121,6 +122,23 @@ def node_command(node: str, parameters: Mapping[str, object]) -> list[str]:
     for name, value in parameters.items():
         command += ["-p", f"{name}:={_yaml(value)}"]
     return command
+
+
+def namespaced_topics(robot: str, namespace: str) -> list[tuple[str, str]]:
+    """Remappings that move the topics of a robot file, which are absolute, into a namespace; none for the root.
+
+    Raises:
+        InputError: no such robot.
+    """
+    space = namespace.strip("/")
+    if not space:
+        return []
+    topics = load_robot(robot).topics
+    plain = (topics.joint_states, topics.command, topics.forward_command, topics.gripper_command)
+    images = topics.images.values()
+    infos = [topic.rpartition("/")[0] + "/camera_info" for topic in images]
+    names = {*plain, topics.controller_state, *topics.poses.values(), *images, *infos} - {""}
+    return [(name, f"/{space}/{name.strip('/')}") for name in sorted(names)]
 
 
 def _yaml(value: object) -> str:

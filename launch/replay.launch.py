@@ -19,7 +19,10 @@ def command(context: LaunchContext) -> list:
     line += shlex.split(get("args"))
     return [
         ExecuteProcess(
-            cmd=line, output="screen", on_exit=EmitEvent(event=Shutdown(reason="replay ended"))
+            name="replay",
+            cmd=line,
+            output="screen",
+            on_exit=EmitEvent(event=Shutdown(reason="replay ended")),
         )
     ]
 

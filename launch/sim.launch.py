@@ -1,4 +1,7 @@
-"""A task as a simulated robot: `ros2 launch flow_policy_rl sim.launch.py task:=lift`."""
+"""A task as a simulated robot: `ros2 launch flow_policy_rl sim.launch.py task:=lift`.
+
+What is not given here comes from params_file, and what is not there from the node.
+"""
 
 import sys
 
@@ -7,34 +10,43 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
+from flow_policy_rl.ros import namespaced_topics
 from launch import LaunchContext, LaunchDescription
+
+OPTIONAL = {  # argument: parameter and its type
+    "seed": ("first_seed", int),
+    "real_time_factor": ("real_time_factor", float),
+    "state_rate_hz": ("state_rate_hz", float),
+    "image_rate_hz": ("image_rate_hz", float),
+    "randomization": ("randomization", str),
+}
 
 
 def node(context: LaunchContext) -> list:
     """The node, started by module: that works pip-installed and colcon-installed."""
-
-    def value(name: str, kind: type) -> ParameterValue:
-        return ParameterValue(LaunchConfiguration(name), value_type=kind)
-
-    params_file = LaunchConfiguration("params_file").perform(context)
+    get = lambda name: LaunchConfiguration(name).perform(context)  # noqa: E731
+    file = get("params_file")
+    given = {
+        parameter: ParameterValue(LaunchConfiguration(name), value_type=kind)
+        for name, (parameter, kind) in OPTIONAL.items()
+        if get(name)
+    }
     return [
         Node(
             name="sim_node",
-            namespace=LaunchConfiguration("namespace"),
+            exec_name="sim_node",
+            namespace=get("namespace"),
             executable=sys.executable,
             arguments=["-m", "flow_policy_ros.sim_node"],
-            ros_arguments=["--log-level", LaunchConfiguration("log_level")],
+            ros_arguments=["--log-level", get("log_level")],
+            remappings=namespaced_topics(get("robot"), get("namespace")),
             parameters=[
-                *([params_file] if params_file else []),
+                *([file] if file else []),
                 {
-                    "task": value("task", str),
-                    "robot": value("robot", str),
-                    "first_seed": value("seed", int),
-                    "real_time_factor": value("real_time_factor", float),
-                    "state_rate_hz": value("state_rate_hz", float),
-                    "image_rate_hz": value("image_rate_hz", float),
-                    "randomization": value("randomization", str),
+                    "task": ParameterValue(LaunchConfiguration("task"), value_type=str),
+                    "robot": ParameterValue(LaunchConfiguration("robot"), value_type=str),
                 },
+                given,
             ],
             output="screen",
         )
@@ -50,33 +62,39 @@ def generate_launch_description() -> LaunchDescription:
                 "robot", default_value="panda", description="robot name or robot file"
             ),
             DeclareLaunchArgument(
-                "seed", default_value="10000", description="seed of the first episode"
+                "seed",
+                default_value="",
+                description="seed of the first episode; 10000 if not given",
             ),
             DeclareLaunchArgument(
-                "real_time_factor", default_value="1.0", description="simulated seconds per second"
+                "real_time_factor",
+                default_value="",
+                description="simulated seconds per second; 1 if not given",
             ),
             DeclareLaunchArgument(
                 "state_rate_hz",
-                default_value="100.0",
-                description="joint states per simulated second",
+                default_value="",
+                description="joint states per simulated second; 100 if not given",
             ),
             DeclareLaunchArgument(
                 "image_rate_hz",
-                default_value="10.0",
-                description="camera images per simulated second",
+                default_value="",
+                description="camera images per simulated second; 10 if not given",
             ),
             DeclareLaunchArgument(
                 "randomization",
-                default_value="none",
-                description="none, mild, or another preset of sim.randomize",
+                default_value="",
+                description="none (if not given), mild, or another preset of sim.randomize",
             ),
             DeclareLaunchArgument(
                 "params_file",
                 default_value="",
-                description="YAML file with further parameters of sim_node, faults for example",
+                description="YAML file with parameters of sim_node, faults for example",
             ),
             DeclareLaunchArgument(
-                "namespace", default_value="", description="namespace of the node"
+                "namespace",
+                default_value="",
+                description="namespace of the node, and of the topics in the robot file",
             ),
             DeclareLaunchArgument(
                 "log_level", default_value="info", description="debug, info, warn, error"

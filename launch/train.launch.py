@@ -11,32 +11,29 @@ from launch.actions import DeclareLaunchArgument, EmitEvent, ExecuteProcess, Opa
 from launch.events import Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription
 
 OPTIONAL = ("demos", "checkpoint", "run_dir", "seed")
+OF_NODE = ("algorithm", "task", "demos", "checkpoint", "run_dir", "args")
 
 
 def command(context: LaunchContext) -> list:
     """The command line, with the arguments that were given; or the node that runs it."""
     get = lambda name: LaunchConfiguration(name).perform(context)  # noqa: E731
-    if get("as_node").lower() == "true":
-        seed = f" --seed {get('seed')}" if get("seed") else ""
+    if get("as_node") == "true":
+        texts = {name: get(name) for name in OF_NODE}
+        texts["args"] += f" --seed {get('seed')}" if get("seed") else ""
         return [
             Node(
                 name="trainer_node",
+                exec_name="trainer_node",
                 executable=sys.executable,
                 arguments=["-m", "flow_policy_ros.trainer_node"],
                 parameters=[
-                    {
-                        "algorithm": get("algorithm"),
-                        "task": get("task"),
-                        "demos": get("demos"),
-                        "checkpoint": get("checkpoint"),
-                        "run_dir": get("run_dir"),
-                        "args": get("args") + seed,
-                        "autostart": True,
-                    }
+                    {name: ParameterValue(text, value_type=str) for name, text in texts.items()},
+                    {"autostart": True},
                 ],
                 output="screen",
             )
@@ -56,7 +53,10 @@ def command(context: LaunchContext) -> list:
     line += shlex.split(get("args"))
     return [
         ExecuteProcess(
-            cmd=line, output="screen", on_exit=EmitEvent(event=Shutdown(reason="training ended"))
+            name="train",
+            cmd=line,
+            output="screen",
+            on_exit=EmitEvent(event=Shutdown(reason="training ended")),
         )
     ]
 
@@ -85,6 +85,7 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "as_node",
                 default_value="false",
+                choices=["true", "false"],
                 description="run it under trainer_node (needs run_dir)",
             ),
             OpaqueFunction(function=command),

@@ -44,7 +44,15 @@ FORBIDDEN = {
     "ros_ws/src/flow_policy_ros/flow_policy_ros": TRAINING
     | {"mujoco", "flow_policy_rl.policy", "flow_policy_rl.train"},
     "ros_ws/src/flow_policy_ros/flow_policy_ros/policy_node.py": {"sim"},
-    "launch": {"flow_policy_rl", "flow_policy_ros", "sim", "torch", "mujoco", "rclpy"},
+    "launch": TRAINING
+    | {
+        "flow_policy_ros",
+        "sim",
+        "mujoco",
+        "rclpy",
+        "flow_policy_rl.policy",
+        "flow_policy_rl.train",
+    },
 }
 
 # file -> what it may import nevertheless

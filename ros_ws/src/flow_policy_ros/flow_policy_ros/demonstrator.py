@@ -44,8 +44,8 @@ class Demonstrator(Node):
         topics = load_robot(self._get("robot")).topics
         self._command_pub = self.create_publisher(JointTrajectory, topics.command, 1)
         self.create_subscription(JointState, topics.joint_states, self._on_joints, 5)
-        self.create_subscription(Bool, "/sim_node/success", self._on_success, 10)
-        self._reset_client = self.create_client(Trigger, "/sim_node/reset")
+        self.create_subscription(Bool, "sim_node/success", self._on_success, 10)
+        self._reset_client = self.create_client(Trigger, "sim_node/reset")
         self._expert = None
         self._next_step = 0
         self._result: bool | None = None

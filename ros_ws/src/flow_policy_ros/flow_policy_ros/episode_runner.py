@@ -41,13 +41,13 @@ class EpisodeRunner(Node):
         self._result: bool | None = None
         self._latencies: list[float] = []
         self._stopped_because = "no"
-        self._reset = self.create_client(Trigger, "/sim_node/reset")
-        self._change = self.create_client(ChangeState, "/policy_node/change_state")
-        self._policy_state = self.create_client(GetState, "/policy_node/get_state")
-        self._release = self.create_client(Trigger, "/policy_node/reset_emergency_stop")
-        self.create_subscription(Bool, "/sim_node/success", self._on_success, 10)
+        self._reset = self.create_client(Trigger, "sim_node/reset")
+        self._change = self.create_client(ChangeState, "policy_node/change_state")
+        self._policy_state = self.create_client(GetState, "policy_node/get_state")
+        self._release = self.create_client(Trigger, "policy_node/reset_emergency_stop")
+        self.create_subscription(Bool, "sim_node/success", self._on_success, 10)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 50)
-        self.create_subscription(Float64, "/sim_node/end_to_end_latency", self._on_latency, 50)
+        self.create_subscription(Float64, "sim_node/end_to_end_latency", self._on_latency, 50)
 
     def _declare(self, name: str, default, description: str) -> None:
         self.declare_parameter(name, default, ParameterDescriptor(description=description))

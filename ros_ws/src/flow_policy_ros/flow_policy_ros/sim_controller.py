@@ -30,6 +30,7 @@ class SimController(Node):
     """Follows commands; `reference` gives what the arm must do.
 
     Args:
+        command: the command topic as it is after remapping; the controller's name and namespace are part of it.
         clock: simulated time in s.
         hears: whether a command gets through (a fault says no).
         on_command: called with the DDS sequence number and the steady time (ns) of every command.
@@ -41,14 +42,18 @@ class SimController(Node):
     def __init__(
         self,
         topics: Topics,
+        command: str,
         joint_names: Sequence[str],
         position: np.ndarray,
         clock: Callable[[], float],
         hears: Callable[[], bool],
         on_command: Callable[[int | None, int], None],
     ):
-        namespace, _, name = topics.command.strip("/").rpartition("/")[0].rpartition("/")
-        super().__init__(name or "arm_controller", namespace=namespace)
+        namespace, _, name = command.rpartition("/")[0].rpartition("/")
+        name, namespace = name or "arm_controller", namespace or "/"
+        # Names of its own come before those that the process was given (ros2 launch names the simulation node).
+        own = ["--ros-args", "-r", f"__node:={name}", "-r", f"__ns:={namespace}"]
+        super().__init__(name, namespace=namespace, cli_args=own)
         for key, value, text in (
             ("joints", list(joint_names), "the joints it drives"),
             ("allow_partial_joints_goal", False, "accept trajectories of some joints"),

@@ -106,6 +106,7 @@ class SimNode(Node):
         self._live = LiveWorld(world, self._initial_state(self._get("first_seed")))
         self.controller = SimController(
             robot.topics,
+            self.resolve_topic_name(robot.topics.command),
             world.joint_names,
             self._live.command,
             lambda: self._live.time,
@@ -130,7 +131,7 @@ class SimNode(Node):
         self._latency_pub = self.create_publisher(Float64, "~/end_to_end_latency", 50)
         tf = messages.message_class("tf2_msgs/msg/TFMessage")
         self._tf_pub = self.create_publisher(tf, "/tf", 10) if tf else None
-        self.create_subscription(DiagnosticArray, "/policy_node/inference", self._on_inference, 50)
+        self.create_subscription(DiagnosticArray, "policy_node/inference", self._on_inference, 50)
         self.create_service(Trigger, "~/reset", self._on_reset)
 
     def _get(self, name: str):

@@ -1,15 +1,21 @@
 """Simulated arm, policy, recorder and episode runner as separate processes; the bag must tell the truth."""
 
 import json
+import signal
+import subprocess
 
 import numpy as np
 import pytest
+from rcl_interfaces.srv import GetParameters
 from std_srvs.srv import Trigger
 
 from flow_policy_rl import replay
 from flow_policy_rl.data.bags import deserialize, read_bag
+from flow_policy_rl.ros import node_command
 from flow_policy_rl.serving.decode import decode, stamp_ns
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
+
+COMMAND = "/arm_controller/joint_trajectory"
 
 
 @pytest.fixture
@@ -145,3 +151,20 @@ def test_a_stop_that_somebody_asked_for_ends_the_run_and_stays(
     peer.spin(0.5)
     assert len(commands) == held
     assert "emergency stop: requested by service" in status()
+
+
+def test_names_given_to_the_process_do_not_rename_the_controller(peer, tmp_path):
+    """`ros2 launch` names the node and its namespace for the whole process, and the controller is in it."""
+    command = [*node_command("sim_node", {"image_rate_hz": 0.0}), "-r", "__node:=robot"]
+    command += ["-r", "__ns:=/left", "-r", f"{COMMAND}:=/left{COMMAND}"]
+    with (tmp_path / "sim.log").open("wb") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        request = GetParameters.Request(names=["joints"])
+        answer = peer.call(GetParameters, "/left/arm_controller/get_parameters", request)
+        assert len(answer.values[0].string_array_value) == 8
+        peer.until(lambda: peer.node.count_subscribers(f"/left{COMMAND}") == 1, "the controller")
+        assert peer.node.count_subscribers(COMMAND) == 0
+    finally:
+        child.send_signal(signal.SIGINT)
+        assert child.wait(60.0) == 0
