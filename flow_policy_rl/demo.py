@@ -312,11 +312,11 @@ class Demo:
         environment = provenance.environment()
         sections = [
             report.Text(
-                f"A {self.config.task} policy learned from {self.results['collect']['episodes']} scripted "
-                f"demonstrations, then improved itself by {self.config.algorithm} in "
+                f"{self.senses()} {self.config.task} policy learned from {self.results['collect']['episodes']} "
+                f"scripted demonstrations, then improved itself by {self.config.algorithm} in "
                 f"{self.results['fine_tune']['env_steps']:,} control steps of simulation with a sparse "
                 f"reward. It was exported to one policy.onnx and drove the simulated arm over real "
-                f"ROS 2 messages between separate processes."
+                f"ROS 2 messages between separate processes. {self.agreement()}"
             ),
             report.Tiles(self.tiles()),
             report.Table("Success", list(self.table()[0]), table, strong=1),
@@ -352,7 +352,8 @@ class Demo:
         out = self.dir / "report.html"
         report.write(
             out,
-            f"flow_policy_rl demo: {self.config.task}, {self.config.algorithm}",
+            f"flow_policy_rl demo: {self.config.task}{' from camera pictures' if self.config.cameras else ''}, "
+            f"{self.config.algorithm}",
             str(self.dir),
             sections,
         )
@@ -360,7 +361,7 @@ class Demo:
 
     def tiles(self) -> list[tuple[str, str, str]]:
         """Headline numbers."""
-        rows = [(row["success"], row["policy"], row["95 % interval"]) for row in self.table()]
+        rows = [(row["success"], row["policy"], row["95 % interval"]) for row in self.table()[:3]]
         latency = self.results["deploy"]["end_to_end_ms"]
         return [
             *rows,
@@ -371,35 +372,67 @@ class Demo:
             ),
         ]
 
+    def senses(self) -> str:
+        """What the policy is told, as the beginning of a sentence."""
+        images = [f for f in self._task().obs_fields if f.kind == "image"]
+        if not images:
+            return "A"
+        size = lambda f: " x ".join(str(side) for side in f.resolution)  # noqa: E731
+        seen = " and ".join(f"the camera '{f.source}' ({size(f)} pixels)" for f in images)
+        return f"From {seen}, and its joints, without being told where anything is, a"
+
+    def agreement(self) -> str:
+        """Over ROS against plain simulation, on equal seeds."""
+        plain = self.results["evaluate"]["finetuned"]["success_rate_on_ros_seeds"]
+        deploy = self.results["deploy"]
+        return (
+            f"Over ROS 2 it succeeds in {deploy['success_rate']:.1%} of {deploy['episodes']} episodes, "
+            f"in plain simulation in {plain:.1%} of the same."
+        )
+
     def _films(self) -> report.Films | None:
+        """Films of both policies, and of what a policy with cameras sees; nothing where nothing can be drawn."""
         task = self._task()
         try:
             renderer = Renderer(task.world, *film.SIZE)
         except SimulationError as error:
             self._say(f"no film: {error}")
             return None
-        films = []
+        films, states = [], {}
+        rate = round(1 / task.control_dt)
         with renderer, Progress("film", 2, "film") as progress:
             for name, label in {"base": "Base policy", "finetuned": "Fine-tuned"}.items():
-                states = np.load(self.dir / self.results["evaluate"][name]["film"])[
-                    "states"
-                ]  # (4, T, state)
-                frames = film.draw(renderer, states, task.cameras[0])
-                rate = round(1 / task.control_dt)
+                path = self.dir / self.results["evaluate"][name]["film"]
+                states[name] = np.load(path)["states"]  # (4, T, state)
+                frames = film.draw(renderer, states[name], task.cameras[0])
                 films.append(
                     report.Film(report.encode_film(frames, rate), f"{label}, four episodes")
                 )
                 progress.update(1)
+        for field in (f for f in task.obs_fields if f.kind == "image"):
+            with Renderer(task.world, *field.resolution) as eye:
+                frames = film.draw(eye, states["finetuned"], field.source, field.resolution)
+            label = f"What the fine-tuned policy sees: camera '{field.source}'"
+            films.append(report.Film(report.encode_film(frames, rate), label))
         return report.Films("Before and after, same start positions", films)
 
     def table(self) -> list[dict[str, str]]:
         """Success of base, fine-tuned and over ROS."""
         results = self.results
+        tuned, deploy = results["evaluate"]["finetuned"], results["deploy"]
+        total = deploy["episodes"]
+        shared = tuned["success_rate_on_ros_seeds"]
+        interval = list(wilson_interval(round(shared * total), total))
         rows = []
         for label, key in {
             "base (imitation)": results["evaluate"]["base"],
-            "fine-tuned": results["evaluate"]["finetuned"],
-            "fine-tuned, over ROS 2": results["deploy"],
+            "fine-tuned": tuned,
+            "fine-tuned, over ROS 2": deploy,
+            "the same seeds without ROS": {
+                "success_rate": shared,
+                "success_ci95": interval,
+                "episodes": total,
+            },
         }.items():
             low, high = key["success_ci95"]
             rows.append(
@@ -421,7 +454,12 @@ class Demo:
             "base": pick(results["evaluate"]["base"]),
             "finetuned": pick(results["evaluate"]["finetuned"]),
             "ros": pick(results["deploy"])
-            | {"emergency_stops": results["deploy"]["emergency_stops"]},
+            | {
+                "emergency_stops": results["deploy"]["emergency_stops"],
+                "success_rate_without_ros": results["evaluate"]["finetuned"][
+                    "success_rate_on_ros_seeds"
+                ],
+            },
             "seconds": {**self.seconds, "total": round(sum(self.seconds.values()), 1)},
             "parity_max_abs_error": results["export"]["max_abs_error"],
             "latency_ms": {

@@ -27,9 +27,12 @@ def record(task, seeds: Sequence[int], play: Play, backend: BackendName = "cpu")
     return np.concatenate(states, axis=1)
 
 
-def draw(renderer: Renderer, states: np.ndarray, camera: str) -> list[np.ndarray]:
-    """Up to four episodes (n, T, state_size) as frames of two by two; one that is over stays as it ended."""
-    height, width = SIZE
+def draw(
+    renderer: Renderer, states: np.ndarray, camera: str, size: tuple[int, ...] = SIZE
+) -> list[np.ndarray]:
+    """Up to four episodes (n, T, state_size) as frames of two by two pictures of the renderer's size; one that is over
+    stays as it ended."""
+    height, width = size
     frame = np.zeros((2 * height, 2 * width, 3), np.uint8)
     frames = []
     for step in range(states.shape[1]):
