@@ -478,6 +478,13 @@ def shown(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.5f}"
 
 
+def flag(name: str, value) -> str:
+    """One command-line flag."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"
+
+
 def flags(config, default) -> str:
     """Command-line flags that turn one config into another."""
 
@@ -488,7 +495,7 @@ def flags(config, default) -> str:
             if dataclasses.is_dataclass(new):
                 yield from walk(new, old, f"{prefix}{f.name}.")
             elif f.name != "json" and (new != old or (prefix == "" and f.name == "task")):
-                yield f"--{name} {new}"
+                yield flag(name, new)
 
     return " ".join(walk(config, default, ""))
 

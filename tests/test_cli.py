@@ -369,14 +369,14 @@ def test_wilson_interval_against_known_values():
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
 
 
-@pytest.mark.parametrize("algorithm", ["score_flow", "rldt"])
-def test_commands_in_the_demo_report_are_the_demo(algorithm, tmp_path, capsys):
+@pytest.mark.parametrize(("algorithm", "cameras"), [("score_flow", True), ("rldt", False)])
+def test_commands_in_the_demo_report_are_the_demo(algorithm, cameras, tmp_path, capsys):
     """Every printed command parses back to the config that ran."""
     import tyro
 
     from flow_policy_rl import collect, train
 
-    run = demo.Demo(demo.Config(algorithm, run_dir=tmp_path / "run", seed=3))
+    run = demo.Demo(demo.Config(algorithm, cameras=cameras, run_dir=tmp_path / "run", seed=3))
     lines = {line.split()[1]: line.split() for line in run.commands()[:2]}
     assert tyro.cli(collect.Config, args=lines["collect"][2:]) == run.collect_config
     parsed = tyro.cli(
