@@ -37,8 +37,8 @@ class ChunkReplay:
                 name: value.new_empty(self.capacity, *value.shape[1:])
                 for name, value in rows.items()
             }
-        where = (self._next + torch.arange(count)) % self.capacity
         for name, value in rows.items():
+            where = (self._next + torch.arange(count, device=value.device)) % self.capacity
             self._data[name][where] = value
         self._next = (self._next + count) % self.capacity
         self.size = min(self.size + count, self.capacity)
@@ -66,9 +66,10 @@ class ChunkReplay:
             strata = [old[level == value] for value in level.unique()]
         rows = [draw(fresh, num_fresh, generator)]
         # The remainder of the division goes to random strata, so that none is preferred.
-        shares = torch.full((len(strata),), (count - num_fresh) // len(strata))
-        shares[draw(torch.arange(len(strata)), (count - num_fresh) % len(strata), generator)] += 1
-        rows += [draw(s, n, generator) for s, n in zip(strata, shares.tolist(), strict=True)]
+        every, rest = divmod(count - num_fresh, len(strata))
+        preferred = draw(torch.arange(len(strata), device=generator.device), rest, generator)
+        for i, stratum in enumerate(strata):
+            rows.append(draw(stratum, every + int(i in preferred), generator))
         return self.get(torch.cat(rows))
 
     def get(self, rows: Tensor) -> Segments:
@@ -77,7 +78,9 @@ class ChunkReplay:
 
     def ages(self) -> tuple[Tensor, Tensor]:
         """Places of the segments of the latest `add`, and of all others."""
-        order = (self._next - 1 - torch.arange(self.size)) % self.capacity  # newest first
+        device = next(iter(self._data.values())).device
+        count_back = torch.arange(self.size, device=device)
+        order = (self._next - 1 - count_back) % self.capacity  # newest first
         return order[: self.num_fresh], order[self.num_fresh :]
 
     def segment_rewards(self) -> Tensor:
@@ -101,9 +104,10 @@ class ChunkReplay:
 
 def draw(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` of the rows without repetition as long as they last, with it beyond."""
+    device = generator.device
     if count > len(rows):
-        return rows[torch.randint(len(rows), (count,), generator=generator)]
-    return rows[torch.randperm(len(rows), generator=generator)[:count]]
+        return rows[torch.randint(len(rows), (count,), generator=generator, device=device)]
+    return rows[torch.randperm(len(rows), generator=generator, device=device)[:count]]
 
 
 def rollout_segments(rollout: Rollout) -> Segments:

@@ -66,6 +66,29 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def sums(numbers: Iterable[float]) -> list[float]:
+    """Sums over the processes, of each number."""
+    return total(torch.tensor(list(numbers), dtype=torch.float64, device="cpu")).tolist()
+
+
+def average(values: dict[str, float]) -> dict[str, float]:
+    """Mean over the processes, for each name; all have the same names in the same order."""
+    return {n: v / world_size() for n, v in zip(values, sums(values.values()), strict=True)}
+
+
+def gather(values: Tensor, dim: int) -> Tensor:
+    """The rows of all processes along `dim`, in the order of the processes; as many from each."""
+    if world_size() == 1:
+        return values
+    mine = values.cpu().contiguous()
+    parts = [torch.empty_like(mine) for _ in range(world_size())]
+    try:
+        dist.all_gather(parts, mine)
+    except RuntimeError as error:
+        raise RunFailed(f"another process is gone: {first_line(error)}") from None
+    return torch.cat(parts, dim).to(values.device)
+
+
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace every gradient by its sum over the processes, in one message."""
     if world_size() == 1:
@@ -93,9 +116,9 @@ def _all(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0] * world_size(), *shape[1:])
 
 
-def own_rows(values: Tensor) -> Tensor:
-    """The part of this process, (R * B, ...) -> (B, ...)."""
-    return values.chunk(world_size())[rank()]
+def own_rows(values: Tensor, dim: int = 0) -> Tensor:
+    """The part of this process along an axis, R * B -> B."""
+    return values.chunk(world_size(), dim)[rank()]
 
 
 def first_line(error: Exception) -> str:

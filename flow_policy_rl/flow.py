@@ -75,7 +75,7 @@ def integrate(
     """
     step = INTEGRATORS[integrator]
     x, dt = noise, 1.0 / num_flow_steps
-    for t_k in time_grid(num_flow_steps).tolist():
+    for t_k in time_grid(num_flow_steps, device="cpu").tolist():
         x = step(velocity, x, t_k, dt)
     return x
 
@@ -83,7 +83,7 @@ def integrate(
 def euler_chain(velocity: VelocityFn, noise: Tensor, num_flow_steps: int) -> Tensor:
     """Every state of the Euler integration, (K + 1, B, H, A): the noise first, what `integrate` returns last."""
     chain = [noise]
-    for t_k in time_grid(num_flow_steps).tolist():
+    for t_k in time_grid(num_flow_steps, device="cpu").tolist():
         chain.append(_euler(velocity, chain[-1], t_k, 1.0 / num_flow_steps))
     return torch.stack(chain)
 

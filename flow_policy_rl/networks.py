@@ -172,7 +172,7 @@ class ValueFunction(nn.Module):
 
 def bounded_std(z: Tensor, minimum: float, maximum: float | Tensor) -> Tensor:
     """A standard deviation between two bounds, squashed in log space; z = 0 gives their geometric mean."""
-    low, high = math.log(minimum), torch.as_tensor(maximum).log()
+    low, high = math.log(minimum), torch.as_tensor(maximum, device=z.device).log()
     return torch.exp(low + (high - low) * (torch.tanh(z) + 1) / 2)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flow_policy_rl import distributed
 from sim.vec_env import ChunkStep, Observation, VecEnv
 
 TensorDict = dict[str, Tensor]
@@ -46,10 +47,17 @@ class Rollout:
     successes: int
     return_sum: float
 
-    @property
-    def episode_return(self) -> float:
-        """Mean over the ended episodes, nan if there is none."""
-        return self.return_sum / self.episodes if self.episodes else float("nan")
+    def metrics(self, steps_before: int = 0) -> dict[str, float]:
+        """Counts and means over all processes. `steps_before`: control steps made only to look around."""
+        steps = steps_before + self.num_env_steps
+        counts = (steps, self.episodes, self.successes, self.return_sum)
+        steps, episodes, successes, return_sum = distributed.sums(counts)
+        return {
+            "rollout/success_rate": successes / max(episodes, 1),
+            "rollout/return": return_sum / episodes if episodes else float("nan"),
+            "rollout/episodes": episodes,
+            "rollout/env_steps": steps,
+        }
 
 
 def to_tensors(obs: Observation, device: torch.device | None = None) -> TensorDict:
@@ -68,10 +76,12 @@ def chunk_return(step: ChunkStep, gamma: float) -> tuple[np.ndarray, np.ndarray]
     return step.reward @ powers, gamma ** step.valid.sum(axis=1)
 
 
-def executed_actions(step: ChunkStep, action_horizon: int) -> Tensor:
+def executed_actions(
+    step: ChunkStep, action_horizon: int, device: torch.device | None = None
+) -> Tensor:
     """Which actions of a chunk ran before its episode ended, (N, H) bool; those beyond the executed horizon did not."""
-    executed = torch.zeros(len(step.valid), action_horizon, dtype=torch.bool)
-    executed[:, : step.valid.shape[1]] = torch.as_tensor(step.valid)
+    executed = torch.zeros(len(step.valid), action_horizon, dtype=torch.bool, device=device)
+    executed[:, : step.valid.shape[1]] = torch.as_tensor(step.valid, device=device)
     return executed
 
 
@@ -129,7 +139,7 @@ class Collector:
                     "obs": self._obs,
                     "final_obs": final_obs,
                     "trace": trace,
-                    "executed": executed_actions(step, action_chunk.shape[1]).to(self._device),
+                    "executed": executed_actions(step, action_chunk.shape[1], self._device),
                     **to_tensors(
                         {
                             "reward": reward,

@@ -19,7 +19,7 @@ class RunningStatistics(torch.nn.Module):
     def add(self, rows: Tensor) -> None:
         """Merge a batch (n, size)."""
         rows = rows.double().cpu()
-        count = distributed.total(torch.tensor(float(len(rows)), dtype=torch.float64))
+        count = distributed.sums([len(rows)])[0]
         mean = distributed.total(rows.sum(0)) / count
         squares = distributed.total((rows - mean).square().sum(0))
         both = self.count + count

@@ -405,7 +405,7 @@ def build_learner(
 ) -> PPO | RLDT:
     """What iterates: an object with `policy` and `iterate() -> metrics`."""
     if isinstance(config, TrainRLDT):
-        return RLDT(base, env, config.rldt, generator)
+        return RLDT(base.to(generator.device), env, config.rldt, generator)
     estimator = build_estimator(config, base).to(generator.device)
     scratch = config.checkpoint is None
     return PPO(estimator.policy, estimator, env, config.ppo, generator, scratch)
@@ -496,20 +496,16 @@ def train_rl(config: TrainRL) -> dict:
 def reached(skill: float | None, enough: float) -> bool:
     """Whether the process that evaluates has seen enough; all processes get the same answer."""
     enough_here = skill is not None and skill >= enough
-    return distributed.total(torch.tensor(float(enough_here))).item() > 0
+    return distributed.sums([enough_here])[0] > 0
 
 
 def choose_device(config: TrainRL) -> torch.device:
     """`auto` is CUDA where there is some.
 
     Raises:
-        InputError: CUDA is asked for and not there, or the algorithm has one process and the CPU only.
+        InputError: CUDA is asked for and not there.
     """
     available = torch.cuda.is_available()
-    if isinstance(config, TrainRLDT):
-        if config.device == "cuda" or distributed.world_size() > 1:
-            raise InputError("rldt runs in one process, with --device cpu")
-        return torch.device("cpu")
     if config.device == "cuda" and not available:
         raise InputError("--device cuda: torch finds no CUDA device here; use auto or cpu")
     if config.device == "cpu" or not available:

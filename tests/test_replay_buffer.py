@@ -139,7 +139,9 @@ class ThreeSteps(PointEnv):
 def targets_of(learner: RLDT, env: PointEnv, generator):
     collector = Collector(env, 2, 0.9)
     rollout = collector.collect(lambda obs: learner.explore(obs), 6)
-    return rollout, learner.critic_targets(learner.critic_batch(rollout_segments(rollout)))
+    return rollout, learner.critic_targets(
+        learner.critic_batch(rollout_segments(rollout), learner.generator)
+    )
 
 
 def test_a_truncated_chunk_is_worth_the_steps_it_ran_and_what_lies_beyond(generator):

@@ -18,6 +18,7 @@ from flow_policy_rl import checkpoint, collect, train
 from flow_policy_rl.algorithms import ppo
 from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.algorithms.ppo import PPOConfig
+from flow_policy_rl.algorithms.rldt import CriticConfig, RLDTConfig
 from flow_policy_rl.data import robomimic
 from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episode
 from flow_policy_rl.errors import InputError, RunFailed
@@ -195,6 +196,38 @@ def test_learning_rates_follow_their_schedule():
     assert set(ppo.learning_rate_factor(PPOConfig(), i) for i in range(40)) == {1.0}
 
 
+# --- where tensors live ---
+
+
+@pytest.mark.parametrize("algorithm", ["fpo", "score_flow", "gaussian_ppo", "rldt"])
+def test_every_tensor_is_made_where_the_policy_is(algorithm, tmp_path):
+    """Whoever forgets the device gets one without data here, and on a GPU one in the wrong place."""
+    if algorithm == "rldt":
+        config = dataclasses.replace(
+            train.default_config("rldt", "hopper"),
+            scratch=SCRATCH,
+            rldt=RLDTConfig(
+                num_envs=4,
+                num_steps=6,
+                num_blocks=2,
+                critic_steps=2,
+                critic_warmup=0,
+                start_noise=(0.0, 1.0),
+                balanced_replay=True,
+                critic=CriticConfig(width=16, normalize_reward=True, stage_input=True),
+            ),
+        )
+    else:
+        config = tiny(algorithm, tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    task, base = train.starting_point(config)
+    env = train.own_environments(task, config)
+    learner = train.build_learner(config, base, env, generator)
+    with torch.device("meta"):
+        for _ in range(2):
+            learner.iterate()
+
+
 # --- several processes ---
 
 
@@ -225,42 +258,30 @@ def launch(arguments: list[str], rank: int, processes: int, port: int) -> subpro
     )
 
 
-def test_two_processes_do_what_one_does_with_as_many_environments(tmp_path):
-    """Gradients, advantages, normalisers and minibatches are those of all environments, up to rounding."""
-    flags = [
-        "train",
-        "fpo_plus_plus",
-        "--task",
-        "hopper",
-        "--eval-every",
-        "0",
-        "--scratch.num-flow-steps",
-        "2",
-        "--scratch.network.width",
-        "16",
-        "--scratch.network.depth",
-        "2",
-        "--ppo.num-iterations",
-        "3",
-        "--ppo.num-envs",
-        "4",
-        "--ppo.num-steps",
-        "24",
-        "--ppo.num-epochs",
-        "2",
-        "--ppo.num-minibatches",
-        "3",
-        "--ppo.critic-warmup",
-        "0",
-        "--ppo.scale-rewards",
-        "--ppo.value-width",
-        "16",
-        "--ppo.value-depth",
-        "2",
-        "--device",
-        "cpu",
-        "--json",
-    ]
+COMMON = (
+    "--task hopper --eval-every 0 --scratch.num-flow-steps 2 --scratch.network.width 16 --scratch.network.depth 2 "
+    "--device cpu --json"
+)
+SEVERAL = {
+    "fpo_plus_plus": (
+        "--ppo.num-iterations 3 --ppo.num-envs 4 --ppo.num-steps 24 --ppo.num-epochs 2 --ppo.num-minibatches 3 "
+        "--ppo.critic-warmup 0 --ppo.scale-rewards --ppo.value-width 16 --ppo.value-depth 2",
+        ("rollout/return", "train/policy_loss", "train/value_loss", "train/approx_kl"),
+    ),
+    "rldt": (
+        "--rldt.num-iterations 3 --rldt.num-envs 4 --rldt.num-steps 24 --rldt.num-blocks 3 "
+        "--rldt.segments-per-block 8 --rldt.critic-steps 2 --rldt.actor-share 0.5 --rldt.critic-warmup 1 "
+        "--rldt.critic.width 16 --rldt.critic.depth 2 --rldt.actor-learning-rate 0.01 --rldt.actor-warmup-steps 1",
+        ("rollout/return", "train/critic_loss", "train/transport_loss", "train/q_bias"),
+    ),
+}
+
+
+@pytest.mark.parametrize("algorithm", SEVERAL)
+def test_two_processes_do_what_one_does_with_as_many_environments(algorithm, tmp_path):
+    """Gradients, advantages, normalisers, replay and batches are those of all environments, up to rounding."""
+    settings, watched = SEVERAL[algorithm]
+    flags = ["train", algorithm, *COMMON.split(), *settings.split()]
     port = free_port()
     runs = [launch([*flags, "--run-dir", str(tmp_path / "two")], r, 2, port) for r in range(2)]
     one = launch([*flags, "--run-dir", str(tmp_path / "one")], 0, 1, port)
@@ -273,8 +294,8 @@ def test_two_processes_do_what_one_does_with_as_many_environments(tmp_path):
     one_row, two_row = (read_metrics(tmp_path / run / "metrics.csv")[-1] for run in ("one", "two"))
     for name in ("rollout/env_steps", "rollout/episodes"):
         assert one_row[name] == two_row[name]
-    for name in ("rollout/return", "train/policy_loss", "train/value_loss", "train/approx_kl"):
-        assert one_row[name] == pytest.approx(two_row[name], rel=0.02, abs=1e-4)
+    for name in watched:
+        assert one_row[name] == pytest.approx(two_row[name], rel=0.02, abs=1e-4), name
     assert (tmp_path / "two" / "state-1.safetensors").is_file()
 
 
@@ -411,11 +432,10 @@ def test_demonstrations_of_failure_are_refused(tmp_path):
             train.check_demos(demos, task, config)
 
 
-@pytest.mark.parametrize("algorithm", ["bc", "rldt"])
-def test_what_runs_in_one_process_refuses_two(algorithm, tmp_path, monkeypatch):
+def test_imitation_runs_in_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(train.distributed, "world_size", lambda: 2)
-    config = dataclasses.replace(train.default_config(algorithm, "lift"), run_dir=tmp_path)
-    with pytest.raises(InputError, match=f"^{algorithm} runs in one process"):
+    config = dataclasses.replace(train.default_config("bc", "lift"), run_dir=tmp_path)
+    with pytest.raises(InputError, match="^bc runs in one process"):
         train.run_training(config)
 
 

@@ -209,24 +209,14 @@ class PPO:
             self._update_normalizer(rollout)
         if config.ema_decay:
             self._update_average()
-        seen = looked_at + rollout.num_env_steps
-        counts = distributed.total(
-            torch.tensor(
-                [seen, rollout.episodes, rollout.successes, rollout.return_sum],
-                dtype=torch.float64,
-            )
-        )
-        steps, episodes, successes, return_sum = counts.tolist()
-        seconds = time.perf_counter() - start
+        counts = rollout.metrics(looked_at)
+        end = time.perf_counter()
         return {
-            "rollout/success_rate": successes / max(episodes, 1),
-            "rollout/return": return_sum / episodes if episodes else float("nan"),
-            "rollout/episodes": episodes,
-            "rollout/env_steps": steps,
+            **counts,
             **metrics,
             "time/rollout_s": middle - start,
-            "time/update_s": time.perf_counter() - middle,
-            "time/steps_per_second": steps / seconds,
+            "time/update_s": end - middle,
+            "time/steps_per_second": counts["rollout/env_steps"] / (end - start),
         }
 
     def update(self, rollout: Rollout) -> dict[str, float]:

@@ -19,6 +19,7 @@ Deviations from the paper and the released code; the `paper` presets undo those 
   base policy, which is what `clean` takes: without it success on `lift` falls again after its peak.
 - The landing point is that of the differentiated call: no second call, the same number.
 - Actions of a chunk that are not executed get no field (the released code pads the wrong axis; it never showed).
+- Segments of a block are dealt to the members of the ensemble in turn, so that each sees fresh and old ones.
 - Exploration noise is scaled per element, not by the norm of the whole chunk, unless `explore_by_norm`.
 - Not built: x-prediction, the `hybrid` field, Langevin and resampling exploration (off in every published config).
 """
@@ -34,10 +35,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flow_policy_rl import flow
+from flow_policy_rl import distributed, flow
 from flow_policy_rl.advantages import lambda_returns
 from flow_policy_rl.algorithms.ppo import apply_gradient, require_sound
-from flow_policy_rl.buffers import ChunkReplay, rollout_segments
+from flow_policy_rl.buffers import ChunkReplay, draw, flat, nested, rollout_segments
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.networks import CriticEnsemble
 from flow_policy_rl.policy import FlowPolicy, Obs
@@ -189,16 +190,16 @@ class RLDTConfig:
             raise InputError("rldt: median_of_others needs num_particles of at least 2")
         if self.critic.num_critics < 1 or self.critic.num_target_actions < 1:
             raise InputError("rldt: num_critics and num_target_actions must be at least 1")
-        if self.critic.split_data and self.num_segments % self.critic.num_critics:
-            raise InputError(
-                f"rldt: {self.num_segments} segments per block do not split into "
-                f"{self.critic.num_critics} equal shares (critic.split_data)"
-            )
 
     @property
     def num_segments(self) -> int:
         """S, segments per block."""
         return self.segments_per_block or self.num_envs
+
+    @property
+    def num_actor_segments(self) -> int:
+        """Segments of a block whose states an actor step sees."""
+        return max(1, round(self.actor_share * self.num_segments))
 
 
 # --- the field ---
@@ -278,7 +279,7 @@ def actor_loss(
     """Transport, consistency and constraint of P particles per observation (B, ...)."""
     steps, particles = policy.spec.num_flow_steps, config.num_particles
     context = policy.embed(obs).repeat_interleave(particles, 0)  # encoded once per state
-    count, horizon = len(context), policy.chunk_shape[0]
+    count, horizon, device = len(context), policy.chunk_shape[0], context.device
     with torch.no_grad():
         noise = start_noise((count, *policy.chunk_shape), config, generator)
         fixed = context.detach()
@@ -286,14 +287,15 @@ def actor_loss(
         final = chain[-1]  # (B * P, H, A)
         index = stratified_steps(count, particles, steps, generator)
         t = (index / steps)[:, None].expand(-1, horizon)
-        x = chain[index, torch.arange(count)]
+        x = chain[index, torch.arange(count, device=device)]
         t_line = stratified_steps(count, particles, steps, generator) / steps
         t_line = t_line[:, None].expand(-1, horizon)
-        fresh = torch.randn(final.shape, generator=generator)
+        fresh = distributed.randn(final.shape, generator)
         x_line = flow.interpolate(fresh, final, t_line)
         longest = policy.spec.prefix_horizon if config.prefix_coef else 0
-        delay = torch.randint(longest + 1, (count, 1), generator=generator)
-        known = torch.arange(horizon) < delay  # (B * P, H): given in advance, clean, at t = 1
+        delay = draw_below(longest + 1, count, generator)[:, None]
+        # (B * P, H): given in advance, clean, at t = 1
+        known = torch.arange(horizon, device=device) < delay
         v_reference = reference.velocity(
             x_line, t_line, reference.embed(obs).repeat_interleave(particles, 0)
         )
@@ -333,10 +335,15 @@ def start_noise(
 ) -> Tensor:
     """x_0 (B, H, A): standard normal, scaled per chunk."""
     low, high = config.start_noise
-    scale = (
-        low if low == high else low + (high - low) * torch.rand(shape[0], 1, 1, generator=generator)
-    )
-    return scale * torch.randn(shape, generator=generator)
+    scale = low
+    if low != high:
+        scale = low + (high - low) * distributed.rand((shape[0], 1, 1), generator)
+    return scale * distributed.randn(shape, generator)
+
+
+def draw_below(limit: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` integers from 0 to limit - 1."""
+    return (limit * distributed.rand((count,), generator)).long().clamp_max(limit - 1)
 
 
 def square_norm(x: Tensor) -> Tensor:
@@ -348,7 +355,8 @@ def stratified_steps(
     count: int, particles: int, num_flow_steps: int, generator: torch.Generator
 ) -> Tensor:
     """A step of the chain for each of `count` particles, spread evenly over the P particles of a state."""
-    offset = torch.arange(count) % particles + torch.rand(count, generator=generator)
+    shift = distributed.rand((count,), generator)
+    offset = torch.arange(count, device=shift.device) % particles + shift
     return (offset * num_flow_steps / particles).long().clamp_max(num_flow_steps - 1)
 
 
@@ -361,13 +369,22 @@ def sample_spread(actions: Tensor) -> Tensor:
 
 
 class RLDT:
-    """Policy, reference, critics, replay and optimisers; `iterate` is one rollout and one update."""
+    """Policy, reference, critics, replay and optimisers; `iterate` is one rollout and one update.
+
+    Several processes share environments and gradient steps. The replay of each has what all of them have seen, and
+    all draw the same blocks, of which each takes its own segments.
+
+    Raises:
+        InputError: the segments of a block do not divide by processes and members.
+    """
 
     def __init__(
         self, policy: FlowPolicy, env: VecEnv, config: RLDTConfig, generator: torch.Generator
     ):
         self.policy, self.config, self.generator = policy, config, generator
         self.execute_horizon = policy.spec.execute_horizon
+        device = policy.action_low.device
+        require_shares(config)
         self.base = copy.deepcopy(policy).requires_grad_(False)
         self.reference = copy.deepcopy(self.base)
         critic = config.critic
@@ -379,11 +396,11 @@ class RLDT:
             critic.depth,
             critic.layer_norm,
             critic.init_std,
-        )
+        ).to(device)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.replay = ChunkReplay(config.replay_iterations * config.num_envs)
         encode = {} if config.train_encoder else {"encode": self._encode}
-        self.collector = Collector(env, self.execute_horizon, config.gamma, **encode)
+        self.collector = Collector(env, self.execute_horizon, config.gamma, **encode, device=device)
         self.actor_optimizer = torch.optim.Adam(
             [p for p in policy.parameters() if p.requires_grad],
             lr=config.actor_learning_rate,
@@ -404,10 +421,11 @@ class RLDT:
         start = time.perf_counter()
         rollout = self.collector.collect(self.explore, self.config.num_steps)
         middle = time.perf_counter()
-        segments = rollout_segments(rollout)
-        self.replay.add(segments)
-        self._observe_rewards(rollout.reward)
-        metrics = self.health(segments) | self.update()
+        own = rollout_segments(rollout)
+        everybodys = {n: distributed.gather(v, dim=1) for n, v in flat(own).items()}
+        self.replay.add(nested(everybodys))
+        self._observe_rewards(everybodys["reward"])
+        metrics = distributed.average(self.health(own) | self.update())
         if metrics["train/spread_ratio"] < COLLAPSED:
             logging.getLogger(__name__).warning(
                 "mode collapse: samples of a state keep %.1f %% of the base policy's spread",
@@ -415,10 +433,7 @@ class RLDT:
             )
         self.iteration += 1
         return {
-            "rollout/success_rate": rollout.successes / max(rollout.episodes, 1),
-            "rollout/return": rollout.episode_return,
-            "rollout/episodes": float(rollout.episodes),
-            "rollout/env_steps": float(rollout.num_env_steps),
+            **rollout.metrics(),
             "rollout/exploration_std": rollout.trace["exploration_std"].mean().item(),
             **metrics,
             "time/rollout_s": middle - start,
@@ -429,22 +444,22 @@ class RLDT:
     def explore(self, obs: Obs) -> tuple[Tensor, dict[str, Tensor]]:
         """The policy's chunk with noise; the trace keeps the executed part, normalised."""
         config, policy, steps = self.config, self.policy, self.policy.spec.num_flow_steps
-        chain = self._chain(policy, policy.embed(obs))
+        chain = self._chain(policy, policy.embed(obs), self.generator)
         final = chain[-1]
         count = len(final)
-        std = torch.full((count,), config.exploration_scale)
+        std = final.new_full((count,), config.exploration_scale)
         if config.exploration == "none":
-            std = torch.zeros(count)
+            std = final.new_zeros(count)
         elif config.exploration == "landing_gap":
             last = min(config.explore_last_steps, steps)
-            index = steps - 1 - torch.randint(last, (count,), generator=self.generator)
-            rows = torch.arange(count)
+            index = steps - 1 - draw_below(last, count, self.generator)
+            rows = torch.arange(count, device=final.device)
             velocity = steps * (chain[index + 1, rows] - chain[index, rows])
             t = (index / steps)[:, None].expand(-1, final.shape[1])
             gap = (flow.landing_point(chain[index, rows], velocity, t) - final).flatten(1)
             size = gap.norm(dim=1) if config.explore_by_norm else gap.square().mean(1).sqrt()
             std = config.exploration_scale * size
-        noise = torch.randn(final.shape, generator=self.generator)
+        noise = distributed.randn(final.shape, self.generator)
         chunk = policy.denormalize_action(final + std[:, None, None] * noise)
         executed = policy.normalize_action(chunk)[:, : self.execute_horizon]
         return chunk, {"action": executed, "exploration_std": std}
@@ -458,7 +473,10 @@ class RLDT:
             block = self.replay.sample(
                 config.num_segments, self.generator, config.fresh_share, config.balanced_replay
             )
-            batch = self.critic_batch(block)
+            batch = self.critic_batch(
+                nested({n: distributed.own_rows(v, dim=1) for n, v in flat(block).items()}),
+                self.generator,
+            )
             for _ in range(config.critic_steps):
                 record(seen, self.critic_step(batch))
             for _ in range(config.actor_steps if train_actor else 0):
@@ -479,11 +497,15 @@ class RLDT:
         return torch.cat([features, stage.unsqueeze(-1)], dim=-1)
 
     @torch.no_grad()
-    def critic_batch(self, block: dict) -> dict[str, Tensor]:
+    def critic_batch(self, block: dict, generator: torch.Generator) -> dict[str, Tensor]:
         """What is the same in every gradient step on a block: features, scaled rewards, actions at the next states."""
         config = self.config.critic
-        next_obs = {name: value.flatten(0, 1) for name, value in block["final_obs"].items()}
+        next_obs = {name: by_segment(value) for name, value in block["final_obs"].items()}
         context = self.policy.embed(next_obs).repeat_interleave(config.num_target_actions, 0)
+        next_action = self._executed(self._chain(self.policy, context, generator)[-1]).flatten(1)
+        next_action = next_action.unflatten(
+            0, (block["reward"].shape[1], -1, config.num_target_actions)
+        )
         terminated, truncated = block["terminated"], block["truncated"]
         if config.time_limit_is_terminal:
             terminated = terminated | truncated
@@ -495,7 +517,7 @@ class RLDT:
             "terminated": terminated,
             "truncated": truncated,
             "next_features": self.features(block["final_obs"], block["return_after"]),
-            "next_action": self._executed(self._chain(self.policy, context)[-1]).flatten(1),
+            "next_action": next_action.transpose(0, 1),  # (T, S, actions, D)
         }
 
     @torch.no_grad()
@@ -504,7 +526,7 @@ class RLDT:
         config = self.config.critic
         shape = batch["reward"].shape
         context = self.target.embed(batch["next_features"].flatten(0, 1))
-        q = self.target(context, batch["next_action"])
+        q = self.target(context, batch["next_action"].flatten(0, 2))
         value = aggregate(q, config.target, config.pessimism).unflatten(0, (*shape, -1)).mean(-1)
         if config.value_low is not None or config.value_high is not None:
             value = value.clamp(config.value_low, config.value_high)
@@ -519,14 +541,15 @@ class RLDT:
 
         def share(x: Tensor) -> Tensor:
             """(T, S, ...) to one part per member, (E, T * S / E, ...), or to (1, T * S, ...) for all."""
-            return x.unflatten(1, (shares, -1)).transpose(0, 1).flatten(1, 2)
+            return x.unflatten(1, (-1, shares)).movedim(2, 0).flatten(1, 2)
 
         context = self.critic.embed(share(batch["features"]))
         q = self.critic(context, share(batch["action"]))
         loss = (q - share(targets)).square().mean(1).sum()
         require_sound(loss.item(), "critic loss")
         self.critic_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss / distributed.world_size()).backward()
+        distributed.sum_gradients(self.critic.parameters())
         self.critic_optimizer.step()
         torch._foreach_lerp_(
             list(self.target.parameters()), list(self.critic.parameters()), 1 - config.target_decay
@@ -536,17 +559,16 @@ class RLDT:
     @torch.no_grad()
     def health(self, segments: dict) -> dict[str, float]:
         """How the critic judges the latest rollout before it learns from it, and how much of its variety is left."""
-        batch = self.critic_batch(segments)
-        shape, actions = batch["reward"].shape, self.config.critic.num_target_actions
+        generator = torch.Generator(self.generator.device).manual_seed(self.iteration)
+        batch = self.critic_batch(segments, generator)
+        shape = batch["reward"].shape
 
         def mean_q(features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
             q = self.critic(self.critic.embed(features.flatten(0, 1)), action)
             return q.mean(0).view(shape), (q - q.mean(0)).square().mean().sqrt()
 
         q, disagreement = mean_q(batch["features"], batch["action"].flatten(0, 1))
-        beyond, _ = mean_q(
-            batch["next_features"], batch["next_action"].unflatten(0, (-1, actions))[:, 0]
-        )
+        beyond, _ = mean_q(batch["next_features"], batch["next_action"][:, :, 0].flatten(0, 1))
         ends = batch["terminated"], batch["truncated"]
         achieved = lambda_returns(batch["reward"], beyond, batch["discount"], *ends, 1.0)
         explained = 1 - (achieved - q).var() / achieved.var().clamp_min(1e-8)
@@ -555,7 +577,7 @@ class RLDT:
         spread = {}
         for policy in (self.policy, self.base):
             context = policy.embed(obs).repeat_interleave(self.config.num_particles, 0)
-            final = self._chain(policy, context)[-1]
+            final = self._chain(policy, context, generator)[-1]
             spread[policy] = sample_spread(final.unflatten(0, (-1, self.config.num_particles)))
         return {
             "train/q_bias": (q - achieved).mean().item(),
@@ -578,15 +600,17 @@ class RLDT:
     def actor_step(self, block: dict) -> dict[str, Tensor]:
         """One gradient step on all states of a share of a block's segments."""
         config, field_metrics = self.config, {}
-        rows = torch.randperm(config.num_segments, generator=self.generator)
-        rows = rows[: max(1, round(config.actor_share * config.num_segments))]
-        obs = {name: value[:, rows].flatten(0, 1) for name, value in block["obs"].items()}
+        rows = draw(
+            torch.arange(config.num_segments, device=self.generator.device),
+            config.num_actor_segments,
+            self.generator,
+        )
+        rows = distributed.own_rows(rows)
+        obs = {name: value[:, rows] for name, value in block["obs"].items()}
         with torch.no_grad():
-            features = self.features(
-                {name: value[:, rows] for name, value in block["obs"].items()},
-                block["return_before"][:, rows],
-            )
-            context = self.critic.embed(features.flatten(0, 1))
+            features = self.features(obs, block["return_before"][:, rows])
+            context = self.critic.embed(by_segment(features))
+        obs = {name: by_segment(value) for name, value in obs.items()}
 
         def transport(landing: Tensor, final: Tensor) -> Tensor:
             own = config.transport.centers == "landing" or config.transport.kernel == "delta"
@@ -609,9 +633,9 @@ class RLDT:
         for name, value in metrics.items():
             require_sound(value.item(), name.replace("_", " "))
         self.actor_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss / distributed.world_size()).backward()
         norm = apply_gradient(self.actor_optimizer, loss.item(), config.max_grad_norm, "actor loss")
-        return metrics | {"actor_grad_norm": torch.tensor(norm)}
+        return metrics | {"actor_grad_norm": loss.new_tensor(norm)}
 
     def q_gradient(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of the critics' joint value at actions (B, P, h, A), and the mean cosine between members.
@@ -646,9 +670,9 @@ class RLDT:
     def _executed(self, chunk: Tensor) -> Tensor:
         return chunk[..., : self.execute_horizon, :]
 
-    def _chain(self, policy: FlowPolicy, context: Tensor) -> Tensor:
+    def _chain(self, policy: FlowPolicy, context: Tensor, generator: torch.Generator) -> Tensor:
         """Euler chain (K + 1, B, H, A) from fresh noise."""
-        noise = start_noise((len(context), *policy.chunk_shape), self.config, self.generator)
+        noise = start_noise((len(context), *policy.chunk_shape), self.config, generator)
         return flow.euler_chain(
             lambda x, t: policy.velocity(x, t, context), noise, policy.spec.num_flow_steps
         )
@@ -675,6 +699,31 @@ class RLDT:
                 getattr(self, name).load_state_dict(value)
             else:
                 setattr(self, name, value)
+
+
+def require_shares(config: RLDTConfig) -> None:
+    """Every process gets as many segments as the others, and of these every member of the ensemble.
+
+    Raises:
+        InputError: they do not divide.
+    """
+    processes = distributed.world_size()
+    members = config.critic.num_critics if config.critic.split_data else 1
+    if config.num_segments % (processes * members):
+        raise InputError(
+            f"rldt: {config.num_segments} segments per block do not split into {processes * members} equal shares "
+            f"({processes} processes x {members} critics, critic.split_data)"
+        )
+    if config.num_actor_segments % processes:
+        raise InputError(
+            f"rldt: the {config.num_actor_segments} segments of an actor step (actor_share {config.actor_share:g} of "
+            f"{config.num_segments}) do not divide by {processes} processes"
+        )
+
+
+def by_segment(values: Tensor) -> Tensor:
+    """(T, S, ...) -> (S * T, ...): a process's segments stay together, as `distributed` wants rows."""
+    return values.transpose(0, 1).flatten(0, 1)
 
 
 def record(seen: dict[str, list[Tensor]], metrics: dict[str, Tensor]) -> None:
