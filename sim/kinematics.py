@@ -4,6 +4,7 @@ import mujoco
 import numpy as np
 
 from sim import poses
+from sim.arrays import constant, namespace
 
 
 class SitePose:
@@ -23,10 +24,11 @@ class SitePose:
 
     def __call__(self, qpos: np.ndarray) -> np.ndarray:
         """(..., nq) -> pose (..., 7)."""
-        pose = np.broadcast_to([0.0, 0, 0, 1, 0, 0, 0], (*qpos.shape[:-1], 7))
+        start = constant(qpos, [0.0, 0, 0, 1, 0, 0, 0])
+        pose = namespace(qpos).broadcast_to(start, (*qpos.shape[:-1], 7))
         for link in self._links:
             pose = link.follow(pose, qpos)
-        return poses.compose(pose, self._site)
+        return poses.compose(pose, constant(qpos, self._site))
 
 
 class _Link:
@@ -45,16 +47,18 @@ class _Link:
         ]
 
     def follow(self, pose: np.ndarray, qpos: np.ndarray) -> np.ndarray:
-        pose = poses.compose(pose, self.offset)
+        xp = namespace(qpos)
+        pose = poses.compose(pose, constant(qpos, self.offset))
         for kind, adr, axis, anchor, zero in self.joints:
             if kind == mujoco.mjtJoint.mjJNT_FREE:
                 pose = qpos[..., adr : adr + 7]
                 continue
             value = qpos[..., adr, None] - zero
+            axis, anchor = constant(qpos, axis), constant(qpos, anchor)
             if kind == mujoco.mjtJoint.mjJNT_SLIDE:
                 move = poses.pose(value * axis)
             else:
-                turn = np.concatenate([np.cos(value / 2), np.sin(value / 2) * axis], axis=-1)
+                turn = xp.concatenate([xp.cos(value / 2), xp.sin(value / 2) * axis], axis=-1)
                 move = poses.pose(anchor - poses.rotate(turn, anchor), turn)
             pose = poses.compose(pose, move)
         return pose

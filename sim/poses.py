@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from sim.arrays import constant, namespace
+
 
 def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Quaternion product (..., 4): first turn by b, then by a."""
-    aw, ax, ay, az = np.moveaxis(a, -1, 0)
-    bw, bx, by, bz = np.moveaxis(b, -1, 0)
-    return np.stack(
+    aw, ax, ay, az = (a[..., i] for i in range(4))
+    bw, bx, by, bz = (b[..., i] for i in range(4))
+    return namespace(a).stack(
         [
             aw * bw - ax * bx - ay * by - az * bz,
             aw * bx + ax * bw + ay * bz - az * by,
@@ -20,22 +22,31 @@ def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def conjugate(quat: np.ndarray) -> np.ndarray:
     """The turn back, (..., 4)."""
-    return quat * np.array([1.0, -1.0, -1.0, -1.0])
+    return quat * constant(quat, [1.0, -1.0, -1.0, -1.0])
+
+
+def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Vector product (..., 3)."""
+    ax, ay, az = (a[..., i] for i in range(3))
+    bx, by, bz = (b[..., i] for i in range(3))
+    parts = [ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx]
+    return namespace(a).stack(parts, axis=-1)
 
 
 def rotate(quat: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """Vectors (..., 3) turned by quaternions (..., 4)."""
     axis = quat[..., 1:]
-    cross = 2 * np.cross(axis, vector)
-    return vector + quat[..., :1] * cross + np.cross(axis, cross)
+    twice = 2 * cross(axis, vector)
+    return vector + quat[..., :1] * twice + cross(axis, twice)
 
 
 def pose(position, quat=(1.0, 0.0, 0.0, 0.0)) -> np.ndarray:
     """A pose from its parts; batch dimensions broadcast."""
-    position, quat = np.asarray(position, dtype=float), np.asarray(quat, dtype=float)
+    like = quat if namespace(position) is np else position
+    xp, position, quat = namespace(like), constant(like, position), constant(like, quat)
     shape = np.broadcast_shapes(position.shape[:-1], quat.shape[:-1])
-    parts = np.broadcast_to(position, (*shape, 3)), np.broadcast_to(quat, (*shape, 4))
-    return np.concatenate(parts, axis=-1)
+    parts = xp.broadcast_to(position, (*shape, 3)), xp.broadcast_to(quat, (*shape, 4))
+    return xp.concatenate(parts, axis=-1)
 
 
 def compose(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -58,14 +69,14 @@ def about_z(angle) -> np.ndarray:
 
 def yaw(quat: np.ndarray) -> np.ndarray:
     """Angle of the body's x axis about the vertical, (...,), in (-pi, pi]."""
-    forward = rotate(quat, np.array([1.0, 0.0, 0.0]))
-    return np.arctan2(forward[..., 1], forward[..., 0])
+    forward = rotate(quat, constant(quat, [1.0, 0.0, 0.0]))
+    return namespace(quat).arctan2(forward[..., 1], forward[..., 0])
 
 
 def tilt(quat: np.ndarray) -> np.ndarray:
     """Angle between the body's z axis and the vertical, (...,), 0 to pi."""
-    up = rotate(quat, np.array([0.0, 0.0, 1.0]))
-    return np.arccos(np.clip(up[..., 2], -1.0, 1.0))
+    xp, up = namespace(quat), rotate(quat, constant(quat, [0.0, 0.0, 1.0]))
+    return xp.arccos(xp.clip(up[..., 2], -1.0, 1.0))
 
 
 def wrap(angle, period: float = 2 * np.pi):

@@ -12,6 +12,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
+from sim.arrays import constant, namespace
 from sim.errors import SimulationError, unknown_name
 
 STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
@@ -250,19 +251,18 @@ class World:
             controls (N, H * decimation, A) and commands (N, H, A): the position really commanded at each step's end.
         """
         num_envs, horizon, num_joints = targets.shape
-        most = self.velocity_limit * self.control_dt
-        targets = np.clip(targets, self.target_low, self.target_high)
-        commands = np.empty((num_envs, horizon + 1, num_joints))
-        commands[:, 0] = command
+        xp = namespace(targets)
+        low, high, most = (
+            constant(targets, values)
+            for values in (self.target_low, self.target_high, self.velocity_limit * self.control_dt)
+        )
+        targets = xp.clip(targets, low, high)
+        ends = [command]
         for h in range(horizon):
-            commands[:, h + 1] = commands[:, h] + np.clip(
-                targets[:, h] - commands[:, h], -most, most
-            )
-        share = np.arange(1, self.decimation + 1)[:, None] / self.decimation  # (decimation, 1)
-        start, change = (
-            commands[:, :-1, None],
-            np.diff(commands, axis=1)[:, :, None],
-        )  # (N, H, 1, A)
+            ends.append(ends[-1] + xp.clip(targets[:, h] - ends[-1], -most, most))
+        commands = xp.stack(ends, axis=1)  # (N, 1 + H, A)
+        share = constant(targets, np.arange(1, self.decimation + 1)[:, None] / self.decimation)
+        start, change = commands[:, :-1, None], xp.diff(commands, axis=1)[:, :, None]
         controls = start + share * change  # (N, H, decimation, A)
         return controls.reshape(num_envs, horizon * self.decimation, num_joints), commands[:, 1:]
 

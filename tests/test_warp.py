@@ -136,6 +136,36 @@ def test_tensors_of_the_device_are_taken_and_filled_in_place(warp, lift):
     assert np.array_equal(filled.numpy()[..., 1:], rows[..., 1:])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lift",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("hopper", "walker2d", "halfcheetah", "ant")
+        ),
+    ],
+)
+def test_a_step_of_the_task_can_stay_on_the_device(warp, name):
+    """Controls, physics, observation and reward of tensors, against the environment, which goes through NumPy."""
+    task = make_task(name)
+    world, env = task.world, at_rest(task)
+    other = VecEnv(task, ENVS, backend="warp-cpu")
+    same_start(env, other)
+    actions = small_actions(env)
+    step = other.step(actions)
+    state, command, given = map(torch.as_tensor, (env.state, env.command, actions))
+    controls, _ = world.controls(command, given)
+    states = torch.empty((ENVS, 2, world.state_size), dtype=torch.float64)
+    other.backend.step(state, controls, states)
+    for field, values in task.observe(states[:, -1]).items():
+        assert np.array_equal(values.numpy(), step.final_obs[field])
+    before = torch.cat([state[:, None], states[:, :-1]], dim=1)
+    won = torch.zeros(states.shape[:2], dtype=torch.bool)
+    for term, values in task.reward_terms(before, given, states, won).items():
+        assert np.allclose(values.numpy(), step.reward_terms[term], rtol=1e-12)
+
+
 def test_more_than_any_buffer_holds_is_an_error(warp, lift, monkeypatch):
     env = at_rest(lift)
     controls, _ = lift.world.controls(env.command, small_actions(env))

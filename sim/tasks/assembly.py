@@ -14,6 +14,7 @@ out, and the last 8 degrees of turn are play.
 import numpy as np
 
 from sim import poses
+from sim.arrays import constant, namespace
 from sim.errors import unknown_name
 from sim.script import wait
 from sim.tasks.tabletop import Start, Tabletop, block, distance
@@ -138,7 +139,8 @@ class Assembly(Tabletop):
         return self.stages_done(state)[..., -1]
 
     def costs(self, state):
-        return {"stage": self.stages_done(state).mean(axis=-1) - 1}
+        done = namespace(state).asarray(self.stages_done(state), dtype=state.dtype)
+        return {"stage": done.mean(axis=-1) - 1}
 
     def demonstrate(self, expert):
         raise NotImplementedError
@@ -146,8 +148,10 @@ class Assembly(Tabletop):
 
 def in_order(*stages: np.ndarray) -> np.ndarray:
     """Stack stages (...,) bool so that a later one implies the earlier ones, (..., stages)."""
-    done = np.stack(stages, axis=-1)
-    return np.logical_or.accumulate(done[..., ::-1], axis=-1)[..., ::-1]
+    done = list(stages)
+    for i in reversed(range(len(done) - 1)):
+        done[i] = done[i] | done[i + 1]
+    return namespace(done[0]).stack(done, axis=-1)
 
 
 def fitted(
@@ -163,7 +167,7 @@ def fitted(
     """
     seen = poses.relative(holder, part)
     above = seen[..., 2] - place[2]
-    near = distance(seen[..., :2], place[:2]) <= beside
+    near = distance(seen[..., :2], constant(seen, place[:2])) <= beside
     upright = poses.tilt(seen[..., 3:]) <= 0.12
     return near & upright & (above <= height) & (above >= -0.004)
 

@@ -2,12 +2,14 @@
 
 import numpy as np
 
+from sim.arrays import namespace
 from sim.tasks.layout import ObsField
 from sim.world import World
 
 
 class Task:
-    """The MDP on a `World`. All functions but `initial_state` take and give batches (...,).
+    """The MDP on a `World`. All functions but `initial_state` take and give batches (...,), of NumPy or of PyTorch
+    (`sim/arrays.py`).
 
     A task sets the attributes and writes `initial_state`, `observe` and `reward_terms`; `is_success` where success
     means something, `is_failure` where an episode can end without it, and, with `feedback`, `act` and `after_step`.
@@ -50,7 +52,7 @@ class Task:
 
     def is_failure(self, state: np.ndarray) -> np.ndarray:
         """Whether the episode ends here without success, (...,) bool."""
-        return np.zeros(state.shape[:-1], bool)
+        return namespace(state).zeros_like(state[..., 0], dtype=bool)
 
     def reward_terms(
         self, before: np.ndarray, action: np.ndarray, after: np.ndarray, succeeded: np.ndarray

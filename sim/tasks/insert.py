@@ -3,6 +3,7 @@
 import numpy as np
 
 from sim import poses
+from sim.arrays import constant
 from sim.tasks.tabletop import BLUE, YELLOW, Start, Tabletop, block, distance, far, free_body
 
 PEG = np.array([0.5, 0.2, 0.0])  # m, its foot
@@ -41,15 +42,17 @@ class Insert(Tabletop):
 
     def is_success(self, state):
         nut = self.pose(state, "nut")
-        over = (np.abs(nut[..., :2] - PEG[:2]) <= HOLE_HALF - PEG_HALF + 0.002).all(axis=-1)
+        over = (abs(nut[..., :2] - constant(nut, PEG[:2])) <= HOLE_HALF - PEG_HALF + 0.002).all(
+            axis=-1
+        )
         return over & (nut[..., 2] <= SEATED) & self.released(state, "nut", away=0.10)
 
     def costs(self, state):
         nut = self.pose(state, "nut")
-        grip = poses.compose(nut, poses.pose(GRIP))[..., :3]
+        grip = poses.compose(nut, constant(nut, poses.pose(GRIP)))[..., :3]
         return {
             "reach": far(distance(self.tool(state)[..., :3], grip)),
-            "place": far(distance(nut[..., :3], PEG + [0, 0, HALF_HEIGHT])),
+            "place": far(distance(nut[..., :3], constant(nut, PEG + [0, 0, HALF_HEIGHT]))),
         }
 
     def demonstrate(self, expert):
@@ -58,7 +61,7 @@ class Insert(Tabletop):
         while True:
             nut = expert.pose("nut")
             yaw = poses.nearest_yaw(nut, np.pi)
-            grip = poses.compose(nut, poses.pose(GRIP))[:3]
+            grip = poses.compose(nut, constant(nut, poses.pose(GRIP)))[:3]
             yield from hand.move(grip + [0, 0, 0.10], yaw, steps=2)
             yield from hand.move(grip, yaw, steps=2)
             yield from hand.grip()

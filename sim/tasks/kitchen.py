@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from sim.arrays import namespace
 from sim.errors import SimulationError, unknown_name
 from sim.tasks.base import Task
 from sim.tasks.layout import ObsField, camera_field
@@ -205,5 +206,7 @@ class Kitchen(Task):
         self, before: np.ndarray, action: np.ndarray, after: np.ndarray, succeeded: np.ndarray
     ) -> dict[str, np.ndarray]:
         """One for each goal, by name, on the step that meets it first."""
-        new = self.completed(after) & ~self.completed(before)
-        return {name: new[..., i].astype(np.float64) for i, name in enumerate(self.goals)}
+        xp, new = namespace(after), self.completed(after) & ~self.completed(before)
+        return {
+            name: xp.asarray(new[..., i], dtype=after.dtype) for i, name in enumerate(self.goals)
+        }

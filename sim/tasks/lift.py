@@ -1,7 +1,5 @@
 """Lift: pick a cube off the table."""
 
-import numpy as np
-
 from sim import poses
 from sim.tasks.tabletop import RED, Start, Tabletop, block, distance, far, free_body
 
@@ -25,7 +23,7 @@ class Lift(Tabletop):
 
     def costs(self, state):
         cube = self.pose(state, "cube")
-        missing = np.maximum(HALF + HEIGHT - cube[..., 2], 0)
+        missing = (HALF + HEIGHT - cube[..., 2]).clip(0)
         return {
             "reach": far(distance(self.tool(state)[..., :3], cube[..., :3])),
             "height": far(missing),

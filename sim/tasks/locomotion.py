@@ -14,6 +14,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
+from sim.arrays import constant, namespace
 from sim.errors import SimulationError
 from sim.tasks.base import Task
 from sim.tasks.layout import ObsField, camera_field
@@ -106,7 +107,7 @@ class Locomotion(Task):
         """Observation fields (..., size) of states (..., state_size)."""
         qvel = self.world.qvel(state)
         if np.isfinite(self.velocity_clip):
-            qvel = np.clip(qvel, -self.velocity_clip, self.velocity_clip)
+            qvel = namespace(qvel).clip(qvel, -self.velocity_clip, self.velocity_clip)
         return {"qpos": self.world.qpos(state)[..., self.hidden :], "qvel": qvel}
 
     def is_failure(self, state: np.ndarray) -> np.ndarray:
@@ -115,7 +116,7 @@ class Locomotion(Task):
 
     def is_healthy(self, state: np.ndarray) -> np.ndarray:
         """Whether it stands, (...,) bool."""
-        return np.ones(state.shape[:-1], bool)
+        return namespace(state).ones_like(state[..., 0], dtype=bool)
 
     def position(self, state: np.ndarray) -> np.ndarray:
         """How far it has come, (...,) m along x."""
@@ -128,7 +129,7 @@ class Locomotion(Task):
         speed = (self.position(after) - self.position(before)) / self._dt
         terms = {
             "forward": self.forward_weight * speed,
-            "control": -self.control_weight * np.square(action).sum(axis=-1),
+            "control": -self.control_weight * (action * action).sum(axis=-1),
         }
         if self.healthy_reward:
             terms["healthy"] = self.healthy_reward * self.is_healthy(after)
@@ -151,10 +152,10 @@ class Hopper(Locomotion):
         """Height above 0.7 m, lean below 0.2 rad, everything else below 100."""
         qpos, qvel = self.world.qpos(state), self.world.qvel(state)
         return (
-            (np.abs(qpos[..., 2:]) < 100).all(axis=-1)
-            & (np.abs(qvel) < 100).all(axis=-1)
+            (abs(qpos[..., 2:]) < 100).all(axis=-1)
+            & (abs(qvel) < 100).all(axis=-1)
             & (qpos[..., 1] > 0.7)
-            & (np.abs(qpos[..., 2]) < 0.2)
+            & (abs(qpos[..., 2]) < 0.2)
         )
 
 
@@ -167,7 +168,7 @@ class Walker2d(Locomotion):
     def is_healthy(self, state: np.ndarray) -> np.ndarray:
         """Height between 0.8 and 2 m, lean below 1 rad."""
         z, angle = self.world.qpos(state)[..., 1], self.world.qpos(state)[..., 2]
-        return (z > 0.8) & (z < 2.0) & (np.abs(angle) < 1.0)
+        return (z > 0.8) & (z < 2.0) & (abs(angle) < 1.0)
 
 
 class HalfCheetah(Locomotion):
@@ -206,11 +207,11 @@ class Ant(Locomotion):
 
     def contact_cost(self, state: np.ndarray) -> np.ndarray:
         """Clipped forces squared, (...,)."""
-        return self.contact_weight * np.square(self._forces(state)).sum(axis=-1)
+        return self.contact_weight * (self._forces(state) ** 2).sum(axis=-1)
 
     def _forces(self, state: np.ndarray) -> np.ndarray:
         where, _ = self.world.outputs["cfrc_ext"]
-        return np.clip(state[..., where], -FORCE_LIMIT, FORCE_LIMIT)
+        return namespace(state).clip(state[..., where], -FORCE_LIMIT, FORCE_LIMIT)
 
 
 class Humanoid(Locomotion):
@@ -244,7 +245,7 @@ class Humanoid(Locomotion):
 
     def position(self, state: np.ndarray) -> np.ndarray:
         """Of the centre of mass, (...,) m."""
-        return self.world.output(state, "xipos")[..., 0] @ self._mass_share
+        return self.world.output(state, "xipos")[..., 0] @ constant(state, self._mass_share)
 
     def observe(self, state: np.ndarray) -> dict[str, np.ndarray]:
         """Observation fields (..., size) of states (..., state_size). The world's body is left out."""
@@ -257,8 +258,8 @@ class Humanoid(Locomotion):
     def contact_cost(self, state: np.ndarray) -> np.ndarray:
         """Forces squared, limited, (...,)."""
         where, _ = self.world.outputs["cfrc_ext"]
-        cost = self.contact_weight * np.square(state[..., where]).sum(axis=-1)
-        return np.minimum(cost, self.contact_limit)
+        cost = self.contact_weight * (state[..., where] ** 2).sum(axis=-1)
+        return namespace(cost).clip(cost, None, self.contact_limit)
 
 
 LOCOMOTION = {task.name: task for task in (Hopper, Walker2d, HalfCheetah, Ant, Humanoid)}

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from sim.arrays import constant
 from sim.tasks.tabletop import BLUE, RED, Start, Tabletop, block, distance, far, free_body
 
 RADIUS, HALF_HEIGHT = 0.028, 0.05  # m, of the can
@@ -35,7 +36,7 @@ class PickPlace(Tabletop):
 
     def is_success(self, state):
         can = self.pose(state, "can")
-        inside = (np.abs(can[..., :2] - BIN[:2]) <= BIN_HALF).all(axis=-1)
+        inside = (abs(can[..., :2] - constant(can, BIN[:2])) <= BIN_HALF).all(axis=-1)
         low = can[..., 2] <= HALF_HEIGHT + 0.02
         return inside & low & self.released(state, "can")
 
@@ -43,7 +44,7 @@ class PickPlace(Tabletop):
         can = self.pose(state, "can")[..., :3]
         return {
             "reach": far(distance(self.tool(state)[..., :3], can)),
-            "place": far(distance(can, BIN + [0, 0, HALF_HEIGHT]), 0.2),
+            "place": far(distance(can, constant(can, BIN + [0, 0, HALF_HEIGHT])), 0.2),
         }
 
     def demonstrate(self, expert):

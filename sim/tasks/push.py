@@ -39,7 +39,7 @@ class Push(Tabletop):
 
     def costs(self, state):
         reach = distance(self.tool(state)[..., :3], self.pose(state, "puck")[..., :3])
-        return {"reach": far(np.maximum(reach - RADIUS, 0)), "goal": far(self.gap(state))}
+        return {"reach": far((reach - RADIUS).clip(0)), "goal": far(self.gap(state))}
 
     def demonstrate(self, expert):
         """From behind, the puck between the open fingers; again from wherever it slipped to."""

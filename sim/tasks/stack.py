@@ -3,6 +3,7 @@
 import numpy as np
 
 from sim import poses
+from sim.arrays import constant
 from sim.tasks.tabletop import GREEN, RED, Start, Tabletop, block, distance, far, free_body
 
 HALF = 0.02  # m, of the red cube
@@ -31,13 +32,13 @@ class Stack(Tabletop):
         red, green = self.pose(state, "red"), self.pose(state, "green")
         height = red[..., 2] - green[..., 2] - (HALF + BASE_HALF)
         above = distance(red[..., :2], green[..., :2]) <= BASE_HALF
-        return above & (np.abs(height) <= 0.005) & self.released(state, "red")
+        return above & (abs(height) <= 0.005) & self.released(state, "red")
 
     def costs(self, state):
         red, green = self.pose(state, "red")[..., :3], self.pose(state, "green")[..., :3]
         return {
             "reach": far(distance(self.tool(state)[..., :3], red)),
-            "place": far(distance(red, green + [0, 0, HALF + BASE_HALF])),
+            "place": far(distance(red, green + constant(green, [0, 0, HALF + BASE_HALF]))),
         }
 
     def demonstrate(self, expert):

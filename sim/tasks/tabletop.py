@@ -11,6 +11,7 @@ import numpy as np
 
 from sim import poses
 from sim.arm import attach_arms, find_arm
+from sim.arrays import namespace
 from sim.errors import SimulationError, unknown_name
 from sim.kinematics import SitePose
 from sim.tasks.base import Task
@@ -196,7 +197,7 @@ class Tabletop(Task):
 
         Dense terms are never positive: a success ends the episode, and must not end an income.
         """
-        terms = {"success": succeeded.astype(np.float64)}
+        terms = {"success": namespace(after).asarray(succeeded, dtype=after.dtype)}
         if self.reward != "sparse":
             terms |= {name: DENSE_SCALE * cost for name, cost in self.costs(after).items()}
         return terms
@@ -219,23 +220,25 @@ class Tabletop(Task):
         """Whether every hand is at least `away` m from the middle of a body, (...,) bool."""
         spot = self.pose(state, body)[..., :3]
         gaps = [distance(self.tool(state, i)[..., :3], spot) for i in range(len(self.arms))]
-        return np.min(gaps, axis=0) >= away
+        xp = namespace(state)
+        return xp.amin(xp.stack(gaps), axis=0) >= away
 
 
 def pose_from_qpos(qpos: np.ndarray) -> np.ndarray:
     """MuJoCo's (x, y, z, qw, qx, qy, qz) to `POSE_ELEMENTS`, with qw >= 0 so that a pose has one form, (..., 7)."""
-    quat = qpos[..., 3:] * np.where(qpos[..., 3:4] < 0, -1.0, 1.0)
-    return np.concatenate([qpos[..., :3], quat[..., 1:], quat[..., :1]], axis=-1)
+    xp = namespace(qpos)
+    quat = qpos[..., 3:] * xp.where(qpos[..., 3:4] < 0, -1.0, 1.0)
+    return xp.concatenate([qpos[..., :3], quat[..., 1:], quat[..., :1]], axis=-1)
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Between points (..., 2 or 3), (...,) m."""
-    return np.linalg.norm(a - b, axis=-1)
+    return namespace(a).linalg.norm(a - b, axis=-1)
 
 
 def far(gap: np.ndarray, scale: float = 0.1) -> np.ndarray:
     """Cost of a distance, (...,): 0 when there, near -1 at several `scale` (m)."""
-    return -np.tanh(gap / scale)
+    return -namespace(gap).tanh(gap / scale)
 
 
 def free_body(name: str, geoms: str, at: str = "0.5 0 0.1") -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from sim import poses
+from sim.arrays import namespace
 from sim.script import together
 from sim.tasks.tabletop import RED, Start, Tabletop, block, distance, far, free_body, goal_body
 
@@ -46,11 +47,10 @@ class Transport(Tabletop):
     def costs(self, state):
         bar = self.pose(state, "bar")
         goal = self.pose(state, "goal")[..., :3]
-        near = np.minimum(
-            *(distance(self.tool(state, arm)[..., :3], bar[..., :3]) for arm in (0, 1))
-        )
+        one, two = (distance(self.tool(state, arm)[..., :3], bar[..., :3]) for arm in (0, 1))
+        near = namespace(state).minimum(one, two)
         return {
-            "reach": far(np.maximum(near - GRIP, 0)),
+            "reach": far((near - GRIP).clip(0)),
             "goal": far(distance(bar[..., :3], goal), 0.3),
         }
 
