@@ -172,9 +172,11 @@ def fpo(task: str, preset: Preset = "clean") -> dict:
             action_noise=0.0,
         )
         return {"ppo": ppo, "fpo": ratio}
-    ratio = FPOConfig(ratio="per_action")
     if task in LOCOMOTION:
-        return {"ppo": _locomotion(3e-4, clip_range=0.05), "fpo": ratio}
+        # Without noise that stays, one ratio per action narrows the flow until nothing is tried any more.
+        ratio = FPOConfig(ratio="per_action", action_noise=0.15)
+        return {"ppo": _locomotion(3e-4, clip_range=0.1), "fpo": ratio}
+    ratio = FPOConfig(ratio="per_action")
     # One ratio per action follows its draws closely: at 3e-5 and 0.05 success falls again after eight iterations.
     ppo = dataclasses.replace(SPARSE, clip_range=0.02)
     return {"ppo": ppo, "fpo": ratio}

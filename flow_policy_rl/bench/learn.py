@@ -140,9 +140,14 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
                     variant.algorithm, task, budget.env_steps, horizon, budget.points
                 )
                 own = cell_stages(variant, task, seed, budget, (*start, *length), where)
-                threshold = study.threshold.get(task, study.threshold.get("*"))
+                threshold = by_task(study.threshold, task)
                 cells.append(Cell(task, label, seed, where, (*base, *own), threshold))
     return study, cells, missing
+
+
+def by_task(values: dict, task: str):
+    """What a study says of a task, or of all others; None if nothing."""
+    return values.get(task, values.get("*"))
 
 
 def folder(config: Config) -> Path:
@@ -170,13 +175,14 @@ def base_stages(base: Base, task: str, seed: int, budget: Budget, where: Path) -
         stages.append(training(("train", algorithm, *common, *length, *flags), expert))
         demonstrator = ("--policy", str(expert / train.POLICY_FILE))
     demos, run_dir = where / "demos.hdf5", where / "base"
-    collect = ("collect", *common, *demonstrator, *base.collect, "--out", str(demos), "--json")
+    episodes = ("--episodes", str(by_task(base.episodes, task)))
+    collect = ("collect", *common, *demonstrator, *episodes, *base.collect, "--out", str(demos))
     imitate = ("train", "bc", *common, "--demos", str(demos), "--run-dir", str(run_dir), "--json")
     imitate += ("--action-horizon", str(base.action_horizon))
     imitate += ("--execute-horizon", str(base.execute_horizon), *base.imitate)
     if budget.imitation_steps is not None:  # a later flag wins
         imitate += ("--bc.num-steps", str(budget.imitation_steps))
-    stages += [Stage(collect, where / "collect"), Stage(imitate, where / "imitate")]
+    stages += [Stage((*collect, "--json"), where / "collect"), Stage(imitate, where / "imitate")]
     return (*stages, *evaluations(run_dir, task, where, budget))
 
 

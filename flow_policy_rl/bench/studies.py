@@ -21,12 +21,14 @@ class Base:
     """How the policy that everybody starts from is made. Flags of the commands, task and files left out.
 
     Attributes:
+        episodes: of the demonstrations, by task, `*` for all others.
         expert: `train` arguments of a policy that demonstrates, its algorithm first (default: the scripted expert).
         skill: return at which that policy stops to learn, by task.
         collect, imitate: of `collect` and `train bc`.
         action_horizon, execute_horizon: chunks of everybody's policy.
     """
 
+    episodes: dict[str, int]
     collect: tuple[str, ...]
     imitate: tuple[str, ...] = ()
     expert: tuple[str, ...] = ()
@@ -106,7 +108,8 @@ STUDIES = {
             expert=("gaussian_ppo", "--scratch.num-flow-steps", "1"),
             skill={"hopper": 1400.0, "walker2d": 2700.0, "halfcheetah": 4500.0, "ant": 2000.0}
             | {"humanoid": 1900.0},
-            collect=("--episodes", "100", "--noise", "0"),
+            episodes={"*": 100},
+            collect=("--noise", "0"),
             imitate=IMITATE,
             action_horizon=4,
             execute_horizon=4,
@@ -133,7 +136,9 @@ STUDIES = {
         variants=SCORE_FLOW | FPO | OTHERS,
         metric="success_rate",
         threshold={"*": 0.9},
-        base=Base(collect=("--episodes", "50", "--noise", "0.03"), imitate=IMITATE),
+        base=Base(
+            episodes={"*": 50, "pick_place": 10}, collect=("--noise", "0.03"), imitate=IMITATE
+        ),
         small=Budget(720_000),
         full=Budget(5_000_000),
     ),
@@ -144,7 +149,8 @@ STUDIES = {
         metric="success_rate",
         threshold={"*": 0.9},
         base=Base(
-            collect=("--episodes", "200", "--noise", "0.03", "--cameras"),
+            episodes={"*": 200},
+            collect=("--noise", "0.03", "--cameras"),
             imitate=("--bc.num-steps", "3000", "--bc.batch-size", "128", "--bc.ema-decay", "0.998"),
         ),
         small=Budget(300_000, episodes=100, points=10),
@@ -173,7 +179,7 @@ STUDIES = {
         },
         metric="success_rate",
         threshold={"*": 0.9},
-        base=Base(collect=("--episodes", "50", "--noise", "0.03"), imitate=IMITATE),
+        base=Base(episodes={"*": 50}, collect=("--noise", "0.03"), imitate=IMITATE),
         small=Budget(400_000),
         full=Budget(2_000_000),
     ),
