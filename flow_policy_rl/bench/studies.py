@@ -132,7 +132,7 @@ STUDIES = {
     "manipulation": Study(
         question="With a sparse reward, who lifts a weak base policy? (RLDT's claim: 70 % where on-policy methods stay "
         "near 30 % on hard assembly. ScoRe-Flow's: up to 5 points over ReinFlow.)",
-        tasks=("lift", "pick_place", "insert", "one_leg", "lamp", "kitchen"),
+        tasks=("lift", "pick_place", "stack", "insert", "one_leg", "lamp", "kitchen"),
         variants=SCORE_FLOW | FPO | OTHERS,
         metric="success_rate",
         threshold={"*": 0.9},
