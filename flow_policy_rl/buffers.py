@@ -13,10 +13,15 @@ Segments = dict  # name -> Tensor, or dict of them
 
 
 class ChunkReplay:
-    """A ring of segments, allocated once. Fields come in and go out as (T, S, ...), S segments side by side."""
+    """A ring of segments, allocated once. Fields come in and go out as (T, S, ...), S segments side by side.
 
-    def __init__(self, capacity: int):
-        self.capacity = capacity
+    Args:
+        capacity: in segments.
+        device: where they lie and come in from.
+    """
+
+    def __init__(self, capacity: int, device: torch.device | None = None):
+        self.capacity, self.device = capacity, device
         self.size = 0
         self.num_fresh = 0  # segments of the latest `add`
         self._next = 0
@@ -37,8 +42,8 @@ class ChunkReplay:
                 name: value.new_empty(self.capacity, *value.shape[1:])
                 for name, value in rows.items()
             }
+        where = (self._next + torch.arange(count, device=self.device)) % self.capacity
         for name, value in rows.items():
-            where = (self._next + torch.arange(count, device=value.device)) % self.capacity
             self._data[name][where] = value
         self._next = (self._next + count) % self.capacity
         self.size = min(self.size + count, self.capacity)
@@ -78,9 +83,8 @@ class ChunkReplay:
 
     def ages(self) -> tuple[Tensor, Tensor]:
         """Places of the segments of the latest `add`, and of all others."""
-        device = next(iter(self._data.values())).device
-        count_back = torch.arange(self.size, device=device)
-        order = (self._next - 1 - count_back) % self.capacity  # newest first
+        age = torch.arange(self.size, device=self.device)
+        order = (self._next - 1 - age) % self.capacity  # newest first
         return order[: self.num_fresh], order[self.num_fresh :]
 
     def segment_rewards(self) -> Tensor:
@@ -96,6 +100,7 @@ class ChunkReplay:
         """Undo `state_dict`; the capacity must be the same."""
         self._data, self.size = {}, 0
         for name, value in state["data"].items():
+            value = value.to(self.device)
             self._data[name] = value.new_empty(self.capacity, *value.shape[1:])
             self._data[name][: len(value)] = value
             self.size = len(value)

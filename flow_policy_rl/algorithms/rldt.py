@@ -398,7 +398,7 @@ class RLDT:
             critic.init_std,
         ).to(device)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.replay = ChunkReplay(config.replay_iterations * config.num_envs)
+        self.replay = ChunkReplay(config.replay_iterations * config.num_envs, device)
         encode = {} if config.train_encoder else {"encode": self._encode}
         self.collector = Collector(env, self.execute_horizon, config.gamma, **encode, device=device)
         self.actor_optimizer = torch.optim.Adam(
