@@ -266,6 +266,31 @@ def test_rtc_hands_the_policy_what_will_be_executed_meanwhile():
     assert scheduler.prefix(260 * MS).delay == 1  # one action is left of the chunk
 
 
+@pytest.mark.parametrize("now", [110, 190])
+def test_rtc_takes_over_smoothly_from_the_end_of_its_prefix_however_early_it_comes(now):
+    scheduler = ChunkScheduler(small_spec(prefix_horizon=2), joining="rtc")
+    scheduler.join(ramp(0.0, 0.1), 0, 0)
+    scheduler.join(ramp(0.0, 0.1), 0, 60 * MS)
+    assert scheduler.prefix(100 * MS).delay == 2
+    chunk = np.concatenate([ramp(0.2, 0.1)[:2], np.full((4, 2), 3.0)])  # as told, then elsewhere
+    joined = scheduler.join(chunk, 100 * MS, now * MS)
+    told = [0.3, 0.4] if now == 110 else []
+    # In force is 0.5 at 250 and 0.6 at 300 ms, its end.
+    blended = [0.8 * 0.5 + 0.2 * 3.0, 0.6 * 0.6 + 0.4 * 3.0]
+    assert np.allclose(joined.positions[:, 0], [*told, *blended, 3.0, 3.0])
+    assert np.allclose(joined.seam_jump, (blended[0] - 0.5) / 0.05)
+
+
+def test_a_seam_is_what_the_new_chunk_adds_and_not_the_motion_itself():
+    """Velocity of both chunks changes by 2 per step; one of them is 0.1 off."""
+    scheduler = ChunkScheduler(small_spec())
+    curve = lambda start: np.repeat((np.arange(start, start + 6) ** 2 * 0.05)[:, None], 2, axis=1)  # noqa: E731
+    scheduler.join(curve(1), 0, 0)
+    assert np.allclose(scheduler.join(curve(3), 100 * MS, 100 * MS).seam_jump, 0)
+    off = scheduler.join(curve(4) + 0.1, 150 * MS, 150 * MS)
+    assert np.allclose(off.seam_jump, 0.1 / 0.05)
+
+
 def test_unknown_joining_names_the_methods():
     with pytest.raises(InputError, match="replace, crossfade, ensemble, rtc, sync"):
         ChunkScheduler(small_spec(), joining="blend")

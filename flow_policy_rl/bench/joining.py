@@ -4,8 +4,10 @@ One episode at a time, in simulated time: states at 100 Hz, an inference whereve
 handed over `delay` later to the same `Commander` that the node uses (joining, safety, stopping), and followed by the
 same controller as over ROS. The simulated robot has perfect transport; what is measured is joining alone.
 
-A seam is the moment at which the targets of a new chunk take over. Its velocity jump is how much the velocity of the
-target sequence changes there, root mean square over the arm's joints, before the safety filter smooths it.
+A seam is where a new chunk takes over: its first target, with rtc the first after the prefix. Its velocity jump is how
+far that target is from the one in force for the same moment, over the control step: root mean square over the joints
+of the arm, before the safety filter smooths it. `own` is by how much velocity changes from one action to the next
+within the chunks anyway.
 """
 
 from dataclasses import dataclass
@@ -52,11 +54,12 @@ class Config:
 
 @dataclass
 class Episode:
-    """What happened: success, seam jumps (rad/s), plans that had to be limited, rejected chunks, largest change
-    (rad)."""
+    """What happened: success, velocity jumps (rad/s) at seams and within chunks, plans that had to be limited,
+    rejected chunks."""
 
     success: bool
     jumps: list[float]
+    own: list[float]
     limited: int
     plans: int
     rejected: int
@@ -87,6 +90,7 @@ def summary(method: str, delay_ms: float, episodes: list[Episode]) -> dict:
     """One row."""
     won = sum(e.success for e in episodes)
     jumps = np.array([j for e in episodes for j in e.jumps] or [np.nan])
+    own = [j for e in episodes for j in e.own]
     plans = max(1, sum(e.plans for e in episodes))
     return {
         "method": method,
@@ -98,6 +102,7 @@ def summary(method: str, delay_ms: float, episodes: list[Episode]) -> dict:
             "mean": float(np.nanmean(jumps)),
             "p95": float(np.nanpercentile(jumps, 95)),
         },
+        "own_velocity_jump_mean": float(np.mean(own)) if own else float("nan"),
         "limited_share": sum(e.limited for e in episodes) / plans,
         "rejected": sum(e.rejected for e in episodes),
     }
@@ -118,7 +123,7 @@ def run_episode(
     per_tick = max(1, round(TICK_S / world.physics_dt))
     per_step = round(world.control_dt / (per_tick * world.physics_dt))
     pending: tuple[int, int, np.ndarray] | None = None  # ready at, observed at, chunk
-    result, ticks, held, steps = Episode(False, [], 0, 0, 0), 0, 0, 0
+    result, ticks, held, steps = Episode(False, [], [], 0, 0, 0), 0, 0, 0
     delay = round(delay_s * 1e9)
     # Steps count from the first plan; a policy whose every chunk is refused never gets one.
     while steps < task.episode_steps and ticks < 2 * task.episode_steps * per_step:
@@ -159,21 +164,29 @@ def _hand_over(commander, controller, live, pending, now: int, result: Episode) 
     result.plans += 1
     result.limited += bool(outcome.checked.num_changed)
     if outcome.targets.seam_jump is not None:
-        arm = outcome.targets.seam_jump[commander.safety.arm]
-        result.jumps.append(float(np.sqrt(np.mean(arm**2))))
+        arm = commander.safety.arm
+        result.jumps.append(_rms(outcome.targets.seam_jump[arm]))
+        scheduler = commander.scheduler
+        own = np.diff(chunk[: scheduler.execute_horizon, arm], n=2, axis=0) / scheduler.control_dt
+        result.own += [_rms(row) for row in own]
     times, positions, velocities = outcome.plan.points(now)
     controller.accept(commander.safety.joint_names, times, positions, velocities, live.time)
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
 
 
 def text(result: dict) -> str:
     """For people."""
     lines = [
-        f"{'method':<10} {'delay':>7} {'success':>9} {'seam jump':>10} {'p95':>7} {'limited':>8}"
+        f"{'method':<10} {'delay':>7} {'success':>9} {'seam jump':>10} {'p95':>7} {'own':>7} {'limited':>8}"
     ]
     for row in result["rows"]:
         jump = row["seam_velocity_jump"]
         lines.append(
             f"{row['method']:<10} {row['delay_ms']:>4.0f} ms {row['success_rate']:>9.0%} "
-            f"{jump['mean']:>10.3f} {jump['p95']:>7.3f} {row['limited_share']:>8.0%}"
+            f"{jump['mean']:>10.3f} {jump['p95']:>7.3f} {row['own_velocity_jump_mean']:>7.3f} "
+            f"{row['limited_share']:>8.0%}"
         )
     return "\n".join(lines)

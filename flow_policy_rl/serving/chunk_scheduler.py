@@ -12,7 +12,8 @@ Joining methods:
     ensemble    an inference per control step; all predictions for a moment are averaged, weights exp(-m i), oldest
                 first (ACT, Zhao et al. 2023, with m = 0.01)
     rtc         training-time real-time chunking (arXiv 2512.05964): the actions that will be executed while the
-                inference runs are given to the policy as a prefix, and its chunk begins with exactly these
+                inference runs are given to the policy as a prefix, and its chunk begins with exactly these; from
+                there on it takes over as with crossfade
     sync        execute, stop, look again: no overlap, at the price of pauses
 """
 
@@ -40,8 +41,8 @@ class Targets:
     Attributes:
         due: (n,) ns, strictly increasing.
         positions: (n, A).
-        seam_jump: (A,) how much the velocity of the targets changes where they take over; None when nothing was in
-        force.
+        seam_jump: (A,) by how much the velocity changes at the first target that the new chunk decides, against what
+        was in force; None when nothing was.
     """
 
     due: np.ndarray
@@ -97,6 +98,7 @@ class ChunkScheduler:
         """Forget the chunks and infer at the next observation. Known delays stay."""
         self._last_stamp: int | None = None
         self._busy_until: int | None = None
+        self._given_until = 0  # the policy was told what is in force up to then
         self._due = np.zeros(0, dtype=np.int64)  # targets in force, and those executed of late
         self._positions = np.zeros((0, self.num_joints))
         self._chunks: deque[tuple[int, np.ndarray]] = deque(maxlen=REMEMBERED)  # for the ensemble
@@ -129,7 +131,9 @@ class ChunkScheduler:
             return Prefix(np.zeros((self.prefix_horizon, self.num_joints)), 0)
         due = stamp + self.step * np.arange(1, self.prefix_horizon + 1)
         covered = int((due <= self._due[-1] + self.step // 2).sum())
-        return Prefix(self._in_force(due), min(self.delay_steps, covered))
+        delay = min(self.delay_steps, covered)
+        self._given_until = stamp + delay * self.step
+        return Prefix(self._in_force(due), delay)
 
     # --- joining ---
 
@@ -147,7 +151,7 @@ class ChunkScheduler:
         if not len(self._due):
             stamp, keep = now, steps > 0
         due, positions = (stamp + steps)[keep], chunk[keep]
-        if self.joining == "crossfade" and len(self._due):
+        if self.joining in ("crossfade", "rtc") and len(self._due):
             positions = self._crossfaded(due, positions)
         if self.joining == "ensemble":
             self._chunks.append((stamp, chunk))
@@ -156,14 +160,18 @@ class ChunkScheduler:
 
     def _take_over(self, due: np.ndarray, positions: np.ndarray) -> Targets:
         """New targets in force from their first on."""
-        jump = None
-        if len(self._due) and due[0] <= self._due[-1] + 1.5 * self.step:
-            last, one = self._in_force(due[0] - self.step * np.array([2, 1]))
-            jump = ((positions[0] - one) - (one - last)) / self.control_dt
+        met = len(self._due) and due[0] <= self._due[-1] + 1.5 * self.step
+        jump = self._seam_jump(due, positions) if met else None
         kept = self._due < due[0] - self.step // 2
         self._due = np.concatenate([self._due[kept][-REMEMBERED:], due])
         self._positions = np.concatenate([self._positions[kept][-REMEMBERED:], positions])
         return Targets(due, positions, jump)
+
+    def _seam_jump(self, due: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Velocity that the first target of the new chunk's own adds to what was in force."""
+        first = min(int((due <= self._given_until).sum()), len(due) - 1)
+        departure = positions[first] - self._in_force(due[first : first + 1])[0]
+        return departure / self.control_dt
 
     def _in_force(self, due: np.ndarray) -> np.ndarray:
         """Targets in force (n, A) at given times; the first and the last hold beyond."""
@@ -174,8 +182,9 @@ class ChunkScheduler:
         return self._positions[before] * (1 - share) + self._positions[after] * share
 
     def _crossfaded(self, due: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        share = np.arange(1, len(due) + 1) / (CROSSFADE_STEPS + 1)
-        share = np.where(due > self._due[-1], 1.0, np.minimum(share, 1.0))[:, None]
+        begin = max(due[0] - self.step, self._given_until)
+        share = np.clip((due - begin) / (self.step * (CROSSFADE_STEPS + 1)), 0.0, 1.0)
+        share = np.where(due > self._due[-1], 1.0, share)[:, None]
         return (1 - share) * self._in_force(due) + share * positions
 
     def _averaged(self, due: np.ndarray) -> np.ndarray:
