@@ -267,13 +267,13 @@ def camera_transport() -> Check:
 
 def optional_messages() -> Check:
     """Packages that exist only on a ROS installation; nothing here needs them."""
-    names = ("control_msgs", "tf2_msgs", "launch_ros")
-    absent = [name for name in names if importlib.util.find_spec(name) is None]
-    detail = (
-        f"absent: {', '.join(absent)} (only on a ROS installation; optional)"
-        if absent
-        else "all there"
-    )
+    uses = {
+        "control_msgs": "gripper_action of a robot file, controller_state",
+        "tf2_msgs": "/tf of the simulation node",
+        "launch_ros": "launch files",
+    }
+    absent = [f"{name} ({use})" for name, use in uses.items() if not importlib.util.find_spec(name)]
+    detail = f"absent: {', '.join(absent)}: only on a ROS installation" if absent else "all there"
     return Check("optional ROS packages", True, detail)
 
 

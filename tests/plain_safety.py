@@ -8,7 +8,7 @@ import numpy as np
 
 from flow_policy_rl.serving.safety import Motion, Rejected, SafetyFilter
 
-TOLERANCE, AT_REST, SCALES = 1e-6, 1e-9, (0.75, 0.5, 0.25, 0.0)  # as documented, not as coded
+TOLERANCE, AT_REST, SCALES = 1e-6, 1e-9, (0.75, 0.5, 0.25)  # as documented, not as coded
 
 
 @dataclass

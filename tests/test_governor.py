@@ -1,9 +1,11 @@
 """The governor in closed form: how a stop goes, when a step is one too far, how soon a far target is reached."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from flow_policy_rl.serving.governor import Bounds, JointGroup, Motion, _ramp_share
+from flow_policy_rl.serving.governor import Bounds, Course, JointGroup, Motion, _ramp_share
 
 DT = 0.05
 
@@ -192,6 +194,31 @@ def test_the_first_step_may_be_short_and_changes_acceleration_by_no_more():
     a = np.diff(np.concatenate([[0.0], v[:3, 0]])) / steps
     assert a[0] == pytest.approx(100.0 * 0.01)
     assert a[1] - a[0] == pytest.approx(100.0 * DT)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_stop_after_a_course_lets_its_acceleration_go_slowly(sign):
+    """Targets on a parabola that end in full acceleration: the stop takes it back by a step of jerk at a time."""
+    strength, k = 4.0, np.arange(1, 9)
+    steps, targets = np.full(8, DT), sign * strength / 2 * (k[:, None] * DT) ** 2
+    start = Motion(np.zeros(1), np.zeros(1), np.array([sign * strength]))
+    course = Course.through(start, steps, targets)
+    assert np.allclose(course.first[:-1], sign * strength, atol=1e-9)
+    assert np.allclose(course.last[:-1], sign * strength, atol=1e-9)
+    assert np.allclose(course.velocities[:-1, 0], sign * strength * k[:-1] * DT, atol=1e-9)
+    strongest = max(np.abs(course.first).max(), np.abs(course.last).max())
+    assert not course.strong_or_fast(np.array([strongest * 1.01]), np.array([10.0])).any()
+    assert course.strong_or_fast(np.array([strongest * 0.99]), np.array([10.0])).all()
+    fastest = np.abs(course.velocities).max()
+    assert not course.strong_or_fast(np.array([9.0]), np.array([fastest * 1.01])).any()
+    assert course.strong_or_fast(np.array([9.0]), np.array([fastest * 0.99])).all()
+    upward = replace(course, last=np.full((8, 1), sign * 3.0))
+    times, positions, velocities = make_group(8.0, 40.0).follow(upward)
+    assert np.allclose(positions[:8], targets, atol=1e-12)
+    assert np.allclose(np.diff(times), DT)
+    tail = np.diff(velocities[7:, 0]) / DT
+    assert tail[0] == pytest.approx(sign * (3.0 - 40.0 * DT))
+    assert velocities[-1] == 0
 
 
 def test_bounds_leave_room_for_rounding_alone():

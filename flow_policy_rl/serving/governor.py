@@ -12,7 +12,7 @@ import numpy as np
 
 TOLERANCE = 1e-6  # relative; rounding only
 AT_REST = 1e-9
-SCALES = (0.75, 0.5, 0.25, 0.0)  # of a step that the robot could not stop after, toward braking
+SCALES = (0.75, 0.5, 0.25)  # of a step that the robot could not stop after, toward braking
 
 Reach = list[tuple[float, float, float]]  # by joint: lowest and highest position, highest speed
 State = tuple[list[float], list[float]]  # positions and velocities
@@ -168,7 +168,7 @@ class JointGroup:
         """How long at these velocities the joints would go as far as `stop` does, where jerk does not bind: full
         braking, then one last step."""
         steps = max(1.0, _largest_share(v, self._acceleration) / self.control_dt)
-        full = math.floor(steps) if steps > 1 else 0
+        full = math.floor(steps)
         rest = 1 - full / steps
         return self.control_dt * (full * (1 + rest) / 2 + rest / 2)
 

@@ -15,6 +15,7 @@ from flow_policy_rl import plugins
 from flow_policy_rl.errors import InputError, unknown_name
 from flow_policy_rl.serving.kinematics import Kinematics, Link, UrdfJoint, chain, read_urdf
 
+GRIPPER_ACTIONS = ("GripperCommand", "ParallelGripperCommand")
 LIMITS = ("position", "velocity", "acceleration", "jerk")
 
 
@@ -52,6 +53,25 @@ class Topics:
 
 
 @dataclass(frozen=True)
+class GripperAction:
+    """A gripper controller that takes goals instead of trajectories (needs control_msgs).
+
+    Attributes:
+        name: of the action, such as /gripper_controller/gripper_cmd.
+        type: of control_msgs: GripperCommand (one joint) or ParallelGripperCommand.
+        max_effort: N or Nm; 0 leaves it to the controller.
+        deadband: a goal goes out when it is further than this (m or rad) from the one before.
+        max_rate_hz: at most so many goals per second; each ends the one before.
+    """
+
+    name: str
+    type: str = "GripperCommand"
+    max_effort: float = 0.0
+    deadband: float = 0.002
+    max_rate_hz: float = 5.0
+
+
+@dataclass(frozen=True)
 class Robot:
     """One robot file.
 
@@ -59,6 +79,7 @@ class Robot:
         name: what a policy's spec calls it.
         arm, gripper: limits by joint. A joint may leave out `position` and `velocity` where a URDF has them.
         topics: see `Topics`.
+        gripper_action: see `GripperAction`; the gripper's joints are then no part of `command`.
         home: a pose to start from, by joint.
         urdf: path of a URDF, from the robot file's folder: limits, and with `tool` the kinematics.
         tool: link of the URDF that must stay in the workspace.
@@ -70,6 +91,7 @@ class Robot:
     arm: Mapping[str, JointLimits]
     gripper: Mapping[str, JointLimits]
     topics: Topics
+    gripper_action: GripperAction | None = None
     home: Mapping[str, float] = dataclasses.field(default_factory=dict)
     urdf: str = ""
     tool: str = ""
@@ -134,6 +156,8 @@ def load_robot(name: str) -> Robot:
         raise InputError(f"{where}: {sorted(both)[0]} is in arm and in gripper")
     raw["name"] = str(raw["name"])
     raw["topics"] = _topics(raw["topics"], f"{where}: topics")
+    if "gripper_action" in raw:
+        raw["gripper_action"] = _gripper_action(raw, f"{where}: gripper_action")
     joints = {**raw["arm"], **raw["gripper"]}
     raw["home"] = _home(raw.get("home", {}), joints, f"{where}: home")
     raw["chain"] = _kinematics(raw, urdf, joints, folder, where)
@@ -165,12 +189,35 @@ def _topics(raw: Any, where: str) -> Topics:
     for key, value in values.items():
         named = _mapping(value, f"{where}.{key}") if key in ("poses", "images") else {"": value}
         for name, topic in named.items():
-            text = str(topic) if topic is not None else ""
-            if not isinstance(topic, str) or " " in text or text.endswith("/") or "//" in text:
-                raise InputError(
-                    f"{where}.{key}{'.' if name else ''}{name}: '{topic}' is not a topic name"
-                )
+            _check_name(topic, f"{where}.{key}{'.' if name else ''}{name}")
     return Topics(**values)
+
+
+def _check_name(topic: Any, where: str) -> None:
+    if not isinstance(topic, str) or " " in topic or topic.endswith("/") or "//" in topic:
+        raise InputError(f"{where}: '{topic}' is not a topic name")
+
+
+def _gripper_action(raw: Mapping, where: str) -> GripperAction:
+    values = _keys(GripperAction, raw["gripper_action"], where)
+    _check_name(values["name"], f"{where}.name")
+    kind = values.get("type", GripperAction.type)
+    if kind not in GRIPPER_ACTIONS:
+        raise unknown_name(f"{where}.type", str(kind), GRIPPER_ACTIONS)
+    for key in ("max_effort", "deadband", "max_rate_hz"):
+        value = values.get(key, getattr(GripperAction, key))
+        if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise InputError(f"{where}.{key}: {value} is not a number of at least 0")
+    if not values.get("max_rate_hz", 1):
+        raise InputError(f"{where}.max_rate_hz: no goal would ever go out")
+    if not raw["gripper"] or (kind == "GripperCommand" and len(raw["gripper"]) != 1):
+        most = "exactly one joint" if kind == "GripperCommand" else "a joint"
+        raise InputError(
+            f"{where}: {kind} needs {most} in gripper, there are {len(raw['gripper'])}"
+        )
+    if raw["topics"].gripper_command:
+        raise InputError(f"{where}: topics.gripper_command moves the same joints; give one of them")
+    return GripperAction(**values)
 
 
 def _home(raw: Any, joints: Mapping[str, JointLimits], where: str) -> dict[str, float]:

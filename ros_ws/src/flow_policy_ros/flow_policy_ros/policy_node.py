@@ -33,7 +33,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from flow_policy_rl.errors import InputError
-from flow_policy_rl.serving.chunk_scheduler import METHODS, ChunkScheduler
+from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
 from flow_policy_rl.serving.commander import Commander, Outcome, Plan
 from flow_policy_rl.serving.decode import stamp_ns
 from flow_policy_rl.serving.monitor import Familiarity, Latencies
@@ -43,111 +43,24 @@ from flow_policy_rl.serving.safety import EmergencyStop, Rejected, SafetyFilter
 from flow_policy_rl.serving.streams import NotReady, Snapshot, Streams, topics_of
 from flow_policy_rl.spec import ObservationField, PolicySpec
 from flow_policy_ros import messages, parameters
-from flow_policy_ros.graph import Input, Outlet
-from flow_policy_ros.parameters import Parameter
+from flow_policy_ros.graph import Input
+from flow_policy_ros.gripper import action_class
+from flow_policy_ros.outputs import Outputs
+from flow_policy_ros.policy_parameters import PARAMETERS
 from flow_policy_ros.process import Stop, run_node
 
 MEASURED = (
     "measured_joint_pos"  # where the commanded joints are, read along with the policy's own inputs
 )
-LAST_WORDS_S = 0.2
 STOP_S = 1.5
 WATCHDOG_PERIOD_S = 0.05
 DIAGNOSTICS_PERIOD_S = 1.0
 NEIGHBOURS_PERIOD_S = 0.25
+GRIPPER_PERIOD_S = 0.05
 WARM_UP = 20
 RELOAD_POLL_S = 0.001
 SWITCH_S = 0.0005  # how long the inference thread may wait for the interpreter while callbacks use it; 5 ms by default
 
-PARAMETERS = (
-    Parameter("policy", "", "path of the policy.onnx; a change takes effect with ~/reload"),
-    Parameter("robot", "panda", "name of a robot, or path of a robot file", when_unconfigured=True),
-    Parameter(
-        "armed",
-        False,
-        "command the arm; otherwise dry run: chunks are computed and shown only",
-        fixed=True,
-    ),
-    Parameter("autostart", True, "configure and activate without a lifecycle manager", fixed=True),
-    Parameter(
-        "output",
-        "trajectory",
-        "a whole chunk as JointTrajectory, or one Float64MultiArray per tick",
-        choices=("trajectory", "per_tick"),
-        when_unconfigured=True,
-    ),
-    Parameter(
-        "tick_rate_hz", 100.0, "rate of per_tick output", 1.0, 1000.0, when_unconfigured=True
-    ),
-    Parameter(
-        "joining",
-        "auto",
-        "how consecutive chunks join; auto is rtc for a policy trained with a prefix, else replace",
-        choices=("auto", *METHODS),
-        when_unconfigured=True,
-    ),
-    Parameter(
-        "noise", "zero", "where the flow starts, random from `seed`", choices=("zero", "random")
-    ),
-    Parameter("seed", 0, "of random noise", 0, 2**31 - 1, when_unconfigured=True),
-    Parameter("max_input_age_s", 0.2, "older input is stale: hold", 0.001, 10.0),
-    Parameter(
-        "max_silence_s", 1.0, "no message at all for this long (steady clock): hold", 0.01, 60.0
-    ),
-    Parameter(
-        "max_start_distance",
-        0.5,
-        "refuse to start if the first target is further away (rad, m)",
-        0.0,
-        10.0,
-    ),
-    Parameter(
-        "max_tracking_error",
-        0.5,
-        "hold if an arm joint is further from its command (rad, m); 0: never",
-        0.0,
-        10.0,
-    ),
-    Parameter(
-        "position_margin", 0.0, "distance that arm joints keep from their limits (rad)", 0.0, 1.0
-    ),
-    Parameter("soft_start_s", 0.5, "time until the full velocity limits are used", 0.0, 60.0),
-    Parameter(
-        "lead_s",
-        0.01,
-        "a plan may change no sooner than this: controller period and transport",
-        0.001,
-        1.0,
-        when_unconfigured=True,
-    ),
-    Parameter(
-        "max_limited_in_a_row",
-        10,
-        "armed: emergency stop after so many plans in a row that miss an arm target by more than 0.25; 0: never",
-        0,
-        10_000,
-    ),
-    Parameter(
-        "workspace",
-        True,
-        "keep the tool in the box of the robot file, if it has one",
-        when_unconfigured=True,
-    ),
-    Parameter(
-        "max_sigma",
-        10.0,
-        "warn when an input is so many standard deviations from training; 0: never",
-        0.0,
-        1e6,
-    ),
-    Parameter(
-        "emergency_stop_topic",
-        "/emergency_stop",
-        "std_msgs/Bool: true stops",
-        when_unconfigured=True,
-    ),
-    Parameter("debug", False, "publish all of every inference on ~/debug_inference"),
-)
 INPUT_TYPES = {"joint_position": JointState, "joint_velocity": JointState, "pose": PoseStamped}
 
 
@@ -183,7 +96,7 @@ class PolicyNode(LifecycleNode):
         self._closing = False
         self._worker: threading.Thread | None = None
         self._inputs: list[Input] = []
-        self._outlets: dict[tuple[str, ...], Outlet] = {}
+        self._outputs: Outputs | None = None  # none in a dry run
         self._ticker = None
         self._reload: threading.Thread | None = None
         self._command_count = self._deadline_misses = self._limited = self._rejected = 0
@@ -208,6 +121,7 @@ class PolicyNode(LifecycleNode):
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(WATCHDOG_PERIOD_S, self._watch, clock=steady)
         self.create_timer(NEIGHBOURS_PERIOD_S, self._look_around, clock=steady)
+        self.create_timer(GRIPPER_PERIOD_S, self._tend_gripper, clock=steady)
         self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_status, clock=steady)
         back = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
@@ -266,6 +180,8 @@ class PolicyNode(LifecycleNode):
                 raise InputError(
                     f"parameter {p.name} must be one of {', '.join(p.choices)}, not '{self._get(p.name)}'"
                 )
+        if robot.gripper_action is not None:
+            action_class(robot.gripper_action)  # in a dry run too
         self._robot = robot
         joining = self._get("joining")
         if joining == "auto":
@@ -292,7 +208,12 @@ class PolicyNode(LifecycleNode):
             receive = lambda msg, topic=topic: self._receive(topic, msg)  # noqa: E731
             self._inputs.append(Input(self, kind, topic, receive))
         if self._get("armed"):
-            self._open_outlets(spec, robot)
+            per_tick = self._get("output") == "per_tick"
+            self._outputs = Outputs(self, spec.joint_names, robot, per_tick)
+            if per_tick:
+                self._tick_due, steady = time.monotonic(), Clock(clock_type=ClockType.STEADY_TIME)
+                period = 1 / self._get("tick_rate_hz")
+                self._ticker = self.create_timer(period, self._tick, clock=steady)
         self._closing = False
         self._worker = threading.Thread(target=self._work, daemon=True)
         self._worker.start()
@@ -307,25 +228,6 @@ class PolicyNode(LifecycleNode):
             position_margin=value("position_margin"),
             workspace=self._get("workspace"),
         )
-
-    def _open_outlets(self, spec: PolicySpec, robot: Robot) -> None:
-        """The command topics, and which joints go where."""
-        topics = robot.topics
-        if self._get("output") == "per_tick":
-            kind, topic = Float64MultiArray, topics.forward_command
-            self._outlets = {spec.joint_names: Outlet(self, kind, topic, spec.joint_names)}
-            steady = Clock(clock_type=ClockType.STEADY_TIME)
-            self._tick_due = time.monotonic()
-            self._ticker = self.create_timer(
-                1 / self._get("tick_rate_hz"), self._tick, clock=steady
-            )
-            return
-        hand = tuple(n for n in spec.joint_names if n in robot.gripper)
-        split = topics.gripper_command and hand
-        arm = tuple(n for n in spec.joint_names if not (split and n in hand))
-        self._outlets = {arm: Outlet(self, JointTrajectory, topics.command, arm)}
-        if split:
-            self._outlets[hand] = Outlet(self, JointTrajectory, topics.gripper_command, hand)
 
     def on_activate(self, state) -> TransitionCallbackReturn:
         """Begin at the next complete observation."""
@@ -383,11 +285,8 @@ class PolicyNode(LifecycleNode):
             if self._commander.plan is None or self._commander.plan.settled(self._now()):
                 break
             time.sleep(1 / self._get("tick_rate_hz"))
-        for outlet in self._outlets.values():
-            if hasattr(outlet.publisher, "wait_for_all_acked"):  # not in Humble
-                outlet.publisher.wait_for_all_acked(Duration(seconds=LAST_WORDS_S))
-            else:
-                time.sleep(LAST_WORDS_S)
+        if self._outputs is not None:
+            self._outputs.last_words(self._commander.plan, self._now())
 
     def _release(self) -> None:
         """End the inference thread and give back what configure took."""
@@ -400,9 +299,10 @@ class PolicyNode(LifecycleNode):
         if self._ticker is not None:
             self.destroy_timer(self._ticker)
             self._ticker = None
-        for neighbour in (*self._inputs, *self._outlets.values()):
-            neighbour.close()
-        self._inputs, self._outlets, self._policy = [], {}, None
+        for neighbour in (*self._inputs, self._outputs):
+            if neighbour is not None:
+                neighbour.close()
+        self._inputs, self._outputs, self._policy = [], None, None
 
     def _stop(self) -> None:
         with self._lock:
@@ -570,18 +470,14 @@ class PolicyNode(LifecycleNode):
 
     def _command(self, plan: Plan, now: int) -> None:
         """Send a plan, unless it goes out tick by tick. Needs the lock."""
-        if not self._get("armed") or self._ticker is not None:
-            return
-        times, positions, velocities = plan.points(now)
-        names = self._policy.spec.joint_names
-        for joints, outlet in self._outlets.items():
-            columns = [names.index(n) for n in joints]
-            outlet.publisher.publish(
-                messages.joint_trajectory(
-                    joints, times, positions[:, columns], velocities[:, columns]
-                )
-            )
-        self._command_count += 1
+        if self._outputs is not None and self._ticker is None:
+            self._outputs.send(plan, now)
+            self._command_count += 1
+
+    def _tend_gripper(self) -> None:
+        with self._lock:
+            if self._outputs is not None and not self._obstacle:
+                self._outputs.tend_gripper(self._commander.plan, self._now())
 
     def _tick(self) -> None:
         """The commanded position now, from the same plan; nothing when nothing is planned or it has long come to
@@ -594,9 +490,7 @@ class PolicyNode(LifecycleNode):
             at = self._now()
             if plan is None or (not self._active and plan.settled(at - round(4 * period * 1e9))):
                 return
-            position = plan.at(at).position
-        for outlet in self._outlets.values():
-            outlet.publisher.publish(Float64MultiArray(data=messages.doubles(position)))
+            self._outputs.tick(plan, at)
 
     # --- holding ---
 
@@ -655,8 +549,7 @@ class PolicyNode(LifecycleNode):
             return
         for stream in self._inputs:
             stream.adapt()
-        problems = [o.problem() for o in self._outlets.values()]
-        self._obstacle = next((p for p in problems if p), "")
+        self._obstacle = self._outputs.problem() if self._outputs is not None else ""
 
     # --- emergency stop and reload ---
 

@@ -105,7 +105,7 @@ class SimNode(Node):
         self._faults = Faults(self._get, np.random.default_rng(self._get("first_seed")))
         self._live = LiveWorld(world, self._initial_state(self._get("first_seed")))
         self.controller = SimController(
-            robot.topics,
+            robot,
             self.resolve_topic_name(robot.topics.command),
             world.joint_names,
             self._live.command,

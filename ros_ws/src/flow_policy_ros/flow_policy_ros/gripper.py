@@ -1,0 +1,89 @@
+"""A gripper controller that takes goals: GripperCommand or ParallelGripperCommand of control_msgs, which only a ROS
+installation has."""
+
+import time
+from array import array
+from collections.abc import Sequence
+
+from rclpy.action import ActionClient
+from rclpy.node import Node
+
+from flow_policy_rl.errors import InputError
+from flow_policy_rl.serving.commander import Plan
+from flow_policy_rl.serving.gripper import GripperGoals, wanted
+from flow_policy_rl.serving.robot import GripperAction
+from flow_policy_ros import messages
+
+
+def action_class(action: GripperAction) -> type:
+    """The class of a robot's gripper action.
+
+    Raises:
+        InputError: control_msgs is not installed, or has no such action.
+    """
+    name = f"control_msgs/action/{action.type}"
+    kind = messages.message_class(name)
+    if kind is None:
+        raise InputError(
+            f"gripper_action {action.name} needs {name}, which cannot be imported here: "
+            "apt install ros-$ROS_DISTRO-control-msgs, or give topics.gripper_command"
+        )
+    return kind
+
+
+def goal(kind: type, action: GripperAction, joints: Sequence[str], position: Sequence[float]):
+    """The goal that sends joints to a position each."""
+    result = kind.Goal()
+    command = result.command
+    if action.type == "GripperCommand":
+        command.position, command.max_effort = float(position[0]), float(action.max_effort)
+        return result
+    command.name, command.position = list(joints), array("d", map(float, position))
+    if action.max_effort:
+        command.effort = array("d", [float(action.max_effort)] * len(joints))
+    return result
+
+
+class GripperClient:
+    """Sends the gripper where the plan leads it.
+
+    Args:
+        columns: of its joints in a plan.
+    """
+
+    def __init__(
+        self, node: Node, action: GripperAction, joints: Sequence[str], columns: Sequence[int]
+    ):
+        self._node, self._action, self._joints = node, action, tuple(joints)
+        self._columns = list(columns)
+        self._kind = action_class(action)
+        self._goals = GripperGoals(action)
+        self._client = ActionClient(node, self._kind, action.name)
+
+    def follow(self, plan: Plan | None, now: int, at_once: bool = False) -> None:
+        """Send a goal if the plan has a new one."""
+        if plan is None:
+            self._goals.forget()
+            return
+        t = (now - plan.start) / 1e9
+        there = wanted(plan.spline, t)[self._columns]
+        position = self._goals.next(there, time.monotonic(), at_once)
+        if position is None:
+            return
+        sent = goal(self._kind, self._action, self._joints, position)
+        self._client.send_goal_async(sent).add_done_callback(self._answered)
+
+    def _answered(self, future) -> None:
+        handle = future.result()
+        if handle is not None and not handle.accepted:
+            self._node.get_logger().warning(f"{self._action.name} refused a goal")
+
+    def problem(self) -> str:
+        """Why the gripper cannot be commanded; empty when it can."""
+        if self._client.server_is_ready():
+            return ""
+        return f"no action server at {self._action.name}"
+
+    def close(self) -> None:
+        """End the client."""
+        self._client.destroy()

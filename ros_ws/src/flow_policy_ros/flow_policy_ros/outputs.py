@@ -1,0 +1,87 @@
+"""Where the policy node's commands go: the arm's topic, and a topic or an action for the gripper."""
+
+import time
+from collections.abc import Sequence
+
+from rclpy.duration import Duration
+from rclpy.node import Node
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory
+
+from flow_policy_rl.serving.commander import Plan
+from flow_policy_rl.serving.robot import Robot
+from flow_policy_ros import messages
+from flow_policy_ros.graph import Outlet
+from flow_policy_ros.gripper import GripperClient
+
+LAST_WORDS_S = 0.2
+
+
+class Outputs:
+    """Sends plans.
+
+    Args:
+        joint_names: the joints of a plan.
+        per_tick: positions on the topic of a forward_command_controller, not whole trajectories.
+    """
+
+    def __init__(self, node: Node, joint_names: Sequence[str], robot: Robot, per_tick: bool):
+        topics, arm = robot.topics, tuple(joint_names)
+        hand = tuple(n for n in joint_names if n in robot.gripper)
+        apart = tuple(n for n in joint_names if n not in hand)
+        self._gripper: GripperClient | None = None
+        if robot.gripper_action is not None and hand:
+            columns = [joint_names.index(n) for n in hand]
+            self._gripper, arm = GripperClient(node, robot.gripper_action, hand, columns), apart
+        kind = Float64MultiArray if per_tick else JointTrajectory
+        places = {arm: topics.forward_command if per_tick else topics.command}
+        if topics.gripper_command and hand and not per_tick:
+            places = {apart: topics.command, hand: topics.gripper_command}
+        self._outlets = [
+            (joints, [joint_names.index(n) for n in joints], Outlet(node, kind, topic, joints))
+            for joints, topic in places.items()
+        ]
+
+    def send(self, plan: Plan, now: int) -> None:
+        """The rest of a plan from a time (ns) on, as trajectories."""
+        times, positions, velocities = plan.points(now)
+        for joints, columns, outlet in self._outlets:
+            outlet.publisher.publish(
+                messages.joint_trajectory(
+                    joints, times, positions[:, columns], velocities[:, columns]
+                )
+            )
+
+    def tick(self, plan: Plan, now: int) -> None:
+        """Where the joints should be at a time (ns)."""
+        position = plan.at(now).position
+        for _, columns, outlet in self._outlets:
+            values = messages.doubles(position[columns])
+            outlet.publisher.publish(Float64MultiArray(data=values))
+
+    def tend_gripper(self, plan: Plan | None, now: int, at_once: bool = False) -> None:
+        """A goal for the gripper action, when the plan has a new one."""
+        if self._gripper is not None:
+            self._gripper.follow(plan, now, at_once)
+
+    def problem(self) -> str:
+        """Why nothing may be commanded now; empty when it may."""
+        neighbours = [outlet for _, _, outlet in self._outlets]
+        problems = [n.problem() for n in (*neighbours, self._gripper) if n is not None]
+        return next((p for p in problems if p), "")
+
+    def last_words(self, plan: Plan | None, now: int) -> None:
+        """Send the gripper where the plan ends, and wait until the last messages are acknowledged."""
+        self.tend_gripper(plan, now, at_once=True)
+        for _, _, outlet in self._outlets:
+            if hasattr(outlet.publisher, "wait_for_all_acked"):  # not in Humble
+                outlet.publisher.wait_for_all_acked(Duration(seconds=LAST_WORDS_S))
+            else:
+                time.sleep(LAST_WORDS_S)
+
+    def close(self) -> None:
+        """End publishers and clients."""
+        for _, _, outlet in self._outlets:
+            outlet.close()
+        if self._gripper is not None:
+            self._gripper.close()
