@@ -196,7 +196,17 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
     line = next(part for part in page.splitlines() if part.startswith("| rldt"))
     assert "93.0% (88.6% to 95.8%)" in line  # 186 of 200
     assert "2,500 (2 of 2 seeds)" in line
-    assert "never" not in line
+    assert (
+        "| not reached (1 of 2 seeds) |" in page
+    )  # fpo: the median of all seeds, not of those that arrived
+    assert "return" not in page.split("| --- |")[0].split("| algorithm")[1]
+    of_returns = learn.summarize(
+        [r | {"success_rate": None, "return_mean_random_noise": 2.0} for r in rows],
+        "lift",
+        "rldt",
+        "return",
+    )
+    assert of_returns[1:3] == ["1 (1 to 1)", "2 (2 to 2)"]  # 0.95 and 0.91
     assert "hence not run: lamp" in page
     first = "**lift**: best at the end rldt (93.0%). Threshold first: rldt, after 2,500 steps"
     assert page.splitlines()[2].startswith(first)

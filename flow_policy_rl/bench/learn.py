@@ -11,6 +11,7 @@ folder; what a cell has finished is kept, so an interrupted study goes on where 
 import csv
 import dataclasses
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -420,21 +421,30 @@ def verdict(rows: list[dict], task: str, metric: str) -> str:
     return f"**{task}**: best at the end {best} ({shown}){apart}.{when}"
 
 
-def summarize(rows: list[dict], task: str, label: str) -> list[str]:
-    """One line of the page: label, success, return, steps to the threshold, wall time."""
+COLUMNS = {  # of the page, by what a study measures
+    "success_rate": {
+        "success, zero noise": "success_rate",
+        "success, random noise": "success_rate_random_noise",
+    },
+    "return": {
+        "return, zero noise (IQM of seeds)": "return_mean",
+        "return, random noise": "return_mean_random_noise",
+    },
+}
+
+
+def summarize(rows: list[dict], task: str, label: str, metric: str) -> list[str]:
+    """One line of the page: label, the metric from both noises, steps to the threshold, all steps, wall time."""
     mine = [r for r in rows if (r["task"], r["algorithm"]) == (task, label)]
-    cells = [label]
-    for key in ("success_rate", "success_rate_random_noise"):
-        if mine[0][key] is None:
-            cells.append("")
-            continue
-        rate, low, high = pooled(mine, key)
-        cells.append(f"{rate:.1%} ({low:.1%} to {high:.1%})")
-    middle, low, high = pooled(mine, "return_mean")
-    cells.append(f"{middle:.4g} ({low:.4g} to {high:.4g})")
-    reached = [r["steps_to_threshold"] for r in mine if r["steps_to_threshold"] is not None]
-    steps = f"{np.median(reached):,.0f}" if reached else "never"
-    cells.append(f"{steps} ({len(reached)} of {len(mine)} seeds)")
+    shown = (
+        "{:.1%} ({:.1%} to {:.1%})" if metric == "success_rate" else "{:,.0f} ({:,.0f} to {:,.0f})"
+    )
+    cells = [label, *(shown.format(*pooled(mine, key)) for key in COLUMNS[metric].values())]
+    steps = [r["steps_to_threshold"] for r in mine]
+    reached = sum(s is not None for s in steps)
+    median = np.median([math.inf if s is None else s for s in steps])
+    cells.append(f"{median:,.0f}" if math.isfinite(median) else "not reached")
+    cells[-1] += f" ({reached} of {len(mine)} seeds)"
     cells.append(f"{np.mean([r['env_steps'] for r in mine]):,.0f}")
     cells.append(f"{np.mean([r['wall_s'] for r in mine]):.0f}")
     return cells
@@ -454,8 +464,12 @@ def markdown(
     command += f" --env-steps {config.env_steps}" if config.env_steps else ""
     for flag, chosen in (("tasks", config.tasks), ("variants", config.variants)):
         command += f" --{flag} {shlex.join(chosen)}" if chosen else ""
-    header = ["algorithm", "success, zero noise", "success, random noise", "return (IQM of seeds)"]
-    header += ["control steps to threshold (median)", "control steps", "seconds"]
+    header = [
+        "algorithm",
+        *COLUMNS[study.metric],
+        "control steps to threshold (median of all seeds)",
+    ]
+    header += ["control steps", "seconds"]
     tasks = list(dict.fromkeys(c.task for c in cells))
     parts = [
         f"# Study: {config.study}",
@@ -467,8 +481,10 @@ def markdown(
         f"budget: the same command with `--budget full` ({study.full.env_steps:,} control steps a cell).",
     ]
     for task in tasks:
-        threshold = study.threshold.get(task, study.threshold.get("*"))
-        lines = [summarize(rows, task, v) for v in dict.fromkeys(c.label for c in cells)]
+        threshold = by_task(study.threshold, task)
+        lines = [
+            summarize(rows, task, v, study.metric) for v in dict.fromkeys(c.label for c in cells)
+        ]
         base = base_line(config, study, task)
         parts += [
             f"## {task}",
