@@ -66,9 +66,11 @@ INPUT_TYPES = {"joint_position": JointState, "joint_velocity": JointState, "pose
 
 @dataclass(frozen=True)
 class Order:
-    """An inference to make: the observation, when its last message came (steady ns), and the ROS time (ns) then."""
+    """An inference to make: the observation, for which run, when its last message came (steady ns), the ROS time (ns)
+    then."""
 
     snapshot: Snapshot
+    run: int
     received: int
     received_at: int
     decoded: int
@@ -93,6 +95,7 @@ class PolicyNode(LifecycleNode):
         self._lock = threading.Lock()  # between the executor and the inference thread
         self._wake = threading.Condition()
         self._mailbox: Order | None = None
+        self._run = 0  # counts activations and clock jumps: an inference that was begun before is not for this run
         self._closing = False
         self._worker: threading.Thread | None = None
         self._inputs: list[Input] = []
@@ -235,6 +238,7 @@ class PolicyNode(LifecycleNode):
             self._streams.clear()
             self._commander.forget()
             self._holding, self._active = False, True
+            self._run += 1
             self._activated = self._last_message = time.monotonic()
         self._set_state(DiagnosticStatus.OK, self._active_text())
         return TransitionCallbackReturn.SUCCESS
@@ -330,7 +334,7 @@ class PolicyNode(LifecycleNode):
             self._commander.scheduler.started(snapshot.stamp)
         decoded = time.perf_counter_ns()
         with self._wake:
-            self._mailbox = Order(snapshot, received, now, decoded)
+            self._mailbox = Order(snapshot, self._run, received, now, decoded)
             self._wake.notify()
 
     def _now(self) -> int:
@@ -344,6 +348,7 @@ class PolicyNode(LifecycleNode):
             if self._active and self._last_now:
                 self._hold(self._last_now)
             self._streams.clear()
+            self._run += 1
             self._commander.stay(self._now())
             self._last_now = 0
             self._last_message = time.monotonic()
@@ -379,7 +384,7 @@ class PolicyNode(LifecycleNode):
         chunk = policy.infer(inputs, noise)[0].astype(np.float64)  # (H, A)
         done = time.perf_counter_ns()
         with self._lock:
-            if not self._active or policy is not self._policy:
+            if not self._active or policy is not self._policy or order.run != self._run:
                 return
             if self._obstacle:
                 raise Rejected(self._obstacle)

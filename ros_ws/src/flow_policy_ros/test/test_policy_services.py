@@ -1,5 +1,6 @@
 """The policy node's services, outputs and refusals, against a peer that plays the robot."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from flow_policy_ros.messages import to_time
+from flow_policy_ros.policy_node import MEASURED, Order, PolicyNode
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -21,6 +24,7 @@ from trajectory_msgs.msg import JointTrajectory
 from flow_policy_rl.serving.decode import debug_record
 from flow_policy_rl.serving.model_file import SEAL_KEY, seal
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
+from flow_policy_rl.serving.streams import Snapshot
 from flow_policy_rl.spec import METADATA_KEY
 
 
@@ -44,6 +48,30 @@ def set_parameter(peer, name: str, value):
         parameters=[Parameter(name=name, value=ParameterValue(type=number, **{key: value}))]
     )
     return peer.call(SetParameters, "/policy_node/set_parameters", request).results[0]
+
+
+def test_an_inference_begun_before_a_run_does_not_command_it(policy_file):
+    """A slow inference may end after the node was deactivated and activated again, with the arm elsewhere."""
+    rclpy.init(args=["--ros-args", "-p", f"policy:={policy_file}"])
+    node = PolicyNode()
+    try:
+        node.trigger_configure()
+        node.trigger_activate()
+        policy = OnnxPolicy(policy_file)
+        obs = {f.name: np.zeros(f.shape, np.float32) for f in policy.spec.observations}
+        noise = np.zeros((1, *policy.chunk_shape), np.float32)
+        obs[MEASURED] = policy.infer({k: v[None] for k, v in obs.items()}, noise)[0, 0]
+        order = Order(Snapshot(obs, node._now(), {}), node._run, 0, 0, 0)
+        node.trigger_deactivate()
+        node.trigger_activate()
+        node._infer(order)
+        assert node._commander.plan is None
+        node._infer(dataclasses.replace(order, run=node._run))
+        assert node._commander.plan is not None
+    finally:
+        node.close()
+        node.destroy_node()
+        rclpy.shutdown()
 
 
 def test_emergency_stop_is_latched_by_service_and_by_topic(
