@@ -7,10 +7,11 @@ same controller as over ROS. The simulated robot has perfect transport; what is 
 A seam is where a new chunk takes over: its first target, with rtc the first after the prefix. Its velocity jump is how
 far that target is from the one in force for the same moment, over the control step: root mean square over the joints
 of the arm, before the safety filter smooths it. `own` is by how much velocity changes from one action to the next
-within the chunks anyway.
+within the chunks anyway. `plan` is the CPU time from chunk to plan: joining and safety.
 """
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ class Config:
 @dataclass
 class Episode:
     """What happened: success, velocity jumps (rad/s) at seams and within chunks, plans that had to be limited,
-    rejected chunks."""
+    rejected chunks, CPU time (ms) from each chunk to its plan."""
 
     success: bool
     jumps: list[float]
@@ -63,6 +64,7 @@ class Episode:
     limited: int
     plans: int
     rejected: int
+    plan_ms: list[float] = field(default_factory=list)
 
 
 def main(config: Config) -> dict:
@@ -105,6 +107,7 @@ def summary(method: str, delay_ms: float, episodes: list[Episode]) -> dict:
         "own_velocity_jump_mean": float(np.mean(own)) if own else float("nan"),
         "limited_share": sum(e.limited for e in episodes) / plans,
         "rejected": sum(e.rejected for e in episodes),
+        "plan_ms_p50": float(np.median([ms for e in episodes for ms in e.plan_ms] or [np.nan])),
     }
 
 
@@ -156,11 +159,13 @@ def infer(policy: OnnxPolicy, task, live: LiveWorld, commander: Commander) -> np
 
 def _hand_over(commander, controller, live, pending, now: int, result: Episode) -> None:
     _, stamp, chunk = pending
+    measured, begin = controller.sample(live.time)[0], time.thread_time_ns()
     try:
-        outcome = commander.accept(chunk, stamp, now, controller.sample(live.time)[0])
+        outcome = commander.accept(chunk, stamp, now, measured)
     except Rejected:
         result.rejected += 1
         return
+    result.plan_ms.append((time.thread_time_ns() - begin) / 1e6)
     result.plans += 1
     result.limited += bool(outcome.checked.num_changed)
     if outcome.targets.seam_jump is not None:
@@ -180,13 +185,13 @@ def _rms(values: np.ndarray) -> float:
 def text(result: dict) -> str:
     """For people."""
     lines = [
-        f"{'method':<10} {'delay':>7} {'success':>9} {'seam jump':>10} {'p95':>7} {'own':>7} {'limited':>8}"
+        f"{'method':<10} {'delay':>7} {'success':>9} {'seam jump':>10} {'p95':>7} {'own':>7} {'limited':>8} {'plan':>8}"
     ]
     for row in result["rows"]:
         jump = row["seam_velocity_jump"]
         lines.append(
             f"{row['method']:<10} {row['delay_ms']:>4.0f} ms {row['success_rate']:>9.0%} "
             f"{jump['mean']:>10.3f} {jump['p95']:>7.3f} {row['own_velocity_jump_mean']:>7.3f} "
-            f"{row['limited_share']:>8.0%}"
+            f"{row['limited_share']:>8.0%} {row['plan_ms_p50']:>5.2f} ms"
         )
     return "\n".join(lines)

@@ -17,6 +17,7 @@ import numpy as np
 from flow_policy_rl import ros
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.progress import Progress
+from flow_policy_rl.serving import shipped
 
 SAMPLE_S = 1.0
 STARTED_S = 8.0  # memory and CPU count from here on
@@ -31,7 +32,8 @@ class Config:
     Example: flow-policy bench ros --duration-s 60 --images
 
     Attributes:
-        policy: exported policy (default: a fresh one of the demo's size for task lift).
+        policy: exported policy, the name of one that ships, or `fresh`: random weights of the demo's size, whose plans
+            break every limit. Default: `lift`, with images `lift_camera`.
         images: the policy looks through a 640x480 camera at 30 Hz as well.
         duration_s: how long to measure; 600 for a soak.
         joining: how chunks join; ensemble infers once per control step.
@@ -51,7 +53,9 @@ def main(config: Config) -> dict:
         raise InputError(f"--duration-s must be at least 1, not {config.duration_s}")
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        policy = config.policy or fresh_policy(home / "policy.onnx", config.images)
+        name = str(config.policy or ("lift_camera" if config.images else "lift"))
+        fresh = name == "fresh"
+        policy = fresh_policy(home / "policy.onnx", config.images) if fresh else shipped.find(name)
         from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 
         spec = OnnxPolicy(policy).spec
@@ -62,7 +66,7 @@ def main(config: Config) -> dict:
                 "robot": spec.robot,
                 "armed": True,
                 "joining": config.joining,
-                # The policy need not make sense here: only time is measured. The limits stay on.
+                # The arm does what it likes here: only time is measured. The limits stay on.
                 "max_start_distance": 10.0,
                 "max_tracking_error": 0.0,
                 "max_limited_in_a_row": 0,
@@ -76,7 +80,7 @@ def main(config: Config) -> dict:
         }
         samples = _watch(nodes, home / "logs", config.duration_s)
         measured = json.loads(out.read_text())
-    return _judge(measured, samples, config, str(config.policy or "fresh"))
+    return _judge(measured, samples, config, name)
 
 
 def _watch(nodes: dict, logs: Path, duration_s: float) -> list[tuple[float, float, float]]:

@@ -47,8 +47,8 @@ class BenchPeer(Node):
         robot = load_robot(self._get("robot"))
         topics = robot.topics
         self._names = list(robot.limits)
-        middle = [sum(robot.limits[n].position) / 2 for n in self._names]
-        self._controller = TrajectoryController(self._names, np.array(middle))
+        start = [robot.home.get(n, sum(robot.limits[n].position) / 2) for n in self._names]
+        self._controller = TrajectoryController(self._names, np.array(start))
         self._joints = self.create_publisher(JointState, topics.joint_states, 5)
         self._poses = [self.create_publisher(PoseStamped, t, 5) for t in topics.poses.values()]
         self._images = [self.create_publisher(Image, t, 1) for t in topics.images.values()]
