@@ -228,7 +228,8 @@ def fpo_plus_plus(task: str, preset: Preset = "clean") -> dict:
         return {"ppo": ppo, "fpo": ratio}
     if task in LOCOMOTION:
         ppo = _locomotion(5e-4, clip_range=0.3, trust_region="aspo")
-        return {"ppo": ppo, "fpo": FPOConfig(action_noise=0.15)}
+        # aspo squares the ratio: at exp(10) one draw's gradient is beyond what counts as exploded.
+        return {"ppo": ppo, "fpo": FPOConfig(action_noise=0.15, log_ratio_clamp=5.0)}
     ppo = dataclasses.replace(
         SPARSE, actor_learning_rate=3e-5, clip_range=0.05, trust_region="aspo"
     )
