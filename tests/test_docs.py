@@ -135,10 +135,11 @@ def test_the_robot_file_and_the_parameters_of_the_tutorial_are_real(tmp_path):
     for cls in (Robot, Topics, JointLimits, Link):
         for key in dataclasses.fields(cls):
             assert f"{key.name}:" in text, key.name
-    node = ROOT / "ros_ws/src/flow_policy_ros/flow_policy_ros/policy_node.py"
+    node = ROOT / "ros_ws/src/flow_policy_ros/flow_policy_ros/policy_parameters.py"
     declared = re.findall(r'Parameter\(\s*"(\w+)",\s*("\w*"|[^,]+),', node.read_text())
     defaults = {name: yaml.safe_load(value) for name, value in declared}
     settings = yaml.safe_load(parameters)["policy_node"]["ros__parameters"]
+    assert settings
     assert set(settings) <= set(defaults)
     assert {name: type(v) for name, v in settings.items()} == {
         name: type(defaults[name]) for name in settings
