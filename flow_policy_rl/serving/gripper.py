@@ -5,9 +5,8 @@ import numpy as np
 from flow_policy_rl.serving.robot import GripperAction
 from flow_policy_rl.serving.spline import Spline
 
-LOOKAHEAD_S = (
-    0.05  # a goal is where the plan has the gripper so long from now: it takes time to get through
-)
+# A goal is where the plan has the gripper so long from now: it takes time to get through.
+LOOKAHEAD_S = 0.05
 
 
 def wanted(spline: Spline, t: float) -> np.ndarray:
