@@ -8,7 +8,7 @@ Peng et al., arXiv 1710.06537.
 import copy
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -259,14 +259,17 @@ class RandomizedVecEnv(VecEnv):
         most_past = round(randomization.observation_delay[1] / world.control_dt)
         self._past = np.zeros((num_envs, most_past, world.state_size))  # states before now
 
-    def _start(self, i: int, rng: np.random.Generator | None = None) -> np.random.Generator:
-        rng = super()._start(i, rng)
-        self.draws[i] = self.randomizer.draw(rng)
-        self.randomizer.apply(self.models[i], self.draws[i])
-        self._rngs[i] = rng
-        self._late[i] = self.command[i] - self._offset(i)
-        self._past[i] = self.state[i]
-        return rng
+    def _start(
+        self, envs: np.ndarray, rngs: Sequence[np.random.Generator] | None = None
+    ) -> Sequence[np.random.Generator]:
+        rngs = super()._start(envs, rngs)
+        for i, rng in zip(envs, rngs, strict=True):
+            self.draws[i] = self.randomizer.draw(rng)
+            self.randomizer.apply(self.models[i], self.draws[i])
+            self._rngs[i] = rng
+            self._late[i] = self.command[i] - self._offset(i)
+            self._past[i] = self.state[i]
+        return rngs
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """Also what the running episodes drew and will draw, and what is under way."""

@@ -119,9 +119,9 @@ class VecEnv:
         """Start a new episode everywhere: the next one, or those of given seeds or generators."""
         if seeds is not None:
             rngs = [np.random.default_rng(seed) for seed in seeds]
-        for i in range(self.num_envs):
-            self._start(i, None if rngs is None else rngs[i])
-        return self._observe(self.state, np.arange(self.num_envs))
+        everyone = np.arange(self.num_envs)
+        self._start(everyone, rngs)
+        return self._observe(self.state, everyone)
 
     def _observe(self, state: np.ndarray, envs: np.ndarray) -> Observation:
         """What the policy sees of states (n, state_size) of some environments (n,).
@@ -144,14 +144,18 @@ class VecEnv:
         """The state (N, state_size) that the observation after step `last` (N,) of a chunk shows: that step's."""
         return trail[np.arange(self.num_envs), 1 + last]
 
-    def _start(self, i: int, rng: np.random.Generator | None = None) -> np.random.Generator:
-        rng = rng or np.random.default_rng((self.seed, self.first_env + i, self._episode[i]))
-        self._episode[i] += 1
-        self._steps[i] = 0
-        self._held[i] = 0
-        self.state[i] = self.task.initial_state(rng)
-        self.command[i] = self.world.initial_command(self.state[i])
-        return rng
+    def _start(
+        self, envs: np.ndarray, rngs: Sequence[np.random.Generator] | None = None
+    ) -> Sequence[np.random.Generator]:
+        """Begin an episode in some environments (n,): the next one of each, or those of given generators (n,)."""
+        if rngs is None:
+            numbers = np.stack([self.first_env + envs, self._episode[envs]], axis=1)
+            rngs = [np.random.default_rng((self.seed, *number)) for number in numbers.tolist()]
+        self.state[envs] = [self.task.initial_state(rng) for rng in rngs]
+        self.command[envs] = self.world.initial_command(self.state[envs])
+        self._episode[envs] += 1
+        self._steps[envs] = self._held[envs] = 0
+        return rngs
 
     def step(self, action_chunk: np.ndarray) -> ChunkStep:
         """Execute (N, h, A) actions open loop."""
@@ -187,8 +191,7 @@ class VecEnv:
         final_obs = obs = self._observe(self._seen(trail, last), rows)
         begun = np.flatnonzero(ended)
         if len(begun):
-            for i in begun:
-                self._start(i)
+            self._start(begun)
             obs = {name: values.copy() for name, values in final_obs.items()}
             for name, values in self._observe(self.state[begun], begun).items():
                 obs[name][begun] = values

@@ -97,6 +97,8 @@ class World:
         self._lay_out(extra_state, outputs)
         self._memory = slice(self.state_size, self.state_size + memory)
         self.state_size += memory
+        self._blank = np.zeros(self.state_size)
+        self.read(self._scratch, self._blank)
         self._name_joints()
 
     def _lay_out(self, extra_state: int, outputs: Sequence[str]) -> None:
@@ -186,15 +188,14 @@ class World:
 
     def make_state(self, qpos: np.ndarray, qvel: np.ndarray | None = None) -> np.ndarray:
         """A state row (state_size,) at time zero; qvel is zero unless given, and so is the task's memory."""
-        data = self._scratch
-        mujoco.mj_resetData(self.model, data)
-        data.qpos[:] = qpos
+        state = self._blank.copy()
+        self.qpos(state)[:] = qpos
         if qvel is not None:
-            data.qvel[:] = qvel
-        if self.state_size > self.physics_size or self.state_spec & int(WARM_START):
-            mujoco.mj_forward(self.model, data)
-        state = np.zeros(self.state_size)
-        self.read(data, state)
+            self.qvel(state)[:] = qvel
+        if self.outputs:
+            self.write(state, self._scratch)
+            mujoco.mj_forward(self.model, self._scratch)
+            self.read(self._scratch, state)
         return state
 
     def read(self, data: mujoco.MjData, state: np.ndarray) -> None:

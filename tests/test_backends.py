@@ -1,5 +1,7 @@
 """The two backends: exact, and independent of threads and batch bit for bit."""
 
+import copy
+
 import mujoco
 import numpy as np
 import pytest
@@ -154,3 +156,38 @@ def test_whole_chunks_in_c_equal_the_loop_in_python():
         assert np.array_equal(state, wide[:, : whole.state_size])  # the warm start too
     for backend in backends:
         backend.close()
+
+
+@pytest.mark.parametrize("outputs", [(), ("xpos",)], ids=["whole", "loop"])
+@pytest.mark.parametrize("horizon", [1, 4, 7])
+def test_what_has_stopped_stays_and_the_others_go_on(outputs, horizon):
+    """Without a look at who may stop every row is the same, until the look that finds an environment stopped."""
+    w = world(extra_state=WARM_START, outputs=outputs)
+    backend = make_backend(w, 2)
+    state, wanted = start(w, 60), actions(60, horizon)
+    plain, hinted = (np.empty((60, horizon, w.state_size)) for _ in range(2))
+    models = [copy.copy(w.model) for _ in range(60)]  # each environment its own
+    for i, model in enumerate(models):
+        model.dof_damping[:] *= i
+    backend.step(state, wanted, plain, models=models)  # several environments in each thread's block
+
+    def stop(rows: np.ndarray) -> np.ndarray:
+        return w.qpos(rows)[:, 0] > limit
+
+    numbers = slice(0, w.parts[int(WARM_START)].start)
+    asked = w.qpos(plain)[..., 0]
+    for limit in (np.inf, np.quantile(asked, 0.5), -np.inf):
+        backend.step(state, wanted, hinted, stop, models)
+        for env in range(60):
+            first = np.argmax(asked[env] > limit) if (asked[env] > limit).any() else horizon - 1
+            upto = slice(first + 1), numbers
+            assert np.array_equal(hinted[env][upto], plain[env][upto])
+            repeats = (np.diff(hinted[env], axis=0) == 0).all(axis=1)  # of the row before
+            met = (asked[env] > limit)[:-1]
+            assert not (repeats & ~np.logical_or.accumulate(met)).any()
+            if limit == -np.inf:
+                assert repeats[first + 1 :].all()
+                assert horizon < 3 or repeats.any()
+        if limit == np.inf:
+            assert np.array_equal(hinted[:, -1], plain[:, -1])  # the warm start too
+    backend.close()
