@@ -37,7 +37,7 @@ class Randomization:
         light: factor of all lights. color: added to each red, green and blue (0 to 1).
         observation_noise: standard deviation in rad and m (poses: also rad about each axis; velocities: 10 times
             that per second; images: of the full scale).
-        observation_delay, action_latency: s. Delays are rounded to control steps, latencies to physics steps.
+        observation_delay, action_latency: s, rounded to physics steps.
         packet_loss: probability that an action is lost; the one before stays in force.
         rate_jitter: fraction of the control period by which each action comes late, at most.
     """
@@ -256,8 +256,10 @@ class RandomizedVecEnv(VecEnv):
         jitter = randomization.rate_jitter[1] * world.control_dt
         most_late = int(np.ceil((randomization.action_latency[1] + jitter) / self._row_dt)) + 1
         self._late = np.zeros((num_envs, most_late, len(world.joint_names)))  # controls under way
-        most_past = round(randomization.observation_delay[1] / world.control_dt)
-        self._past = np.zeros((num_envs, most_past, world.state_size))  # states before now
+        # States at the latest physics steps, now the last of them, where observations come late; since then.
+        most_delay = round(randomization.observation_delay[1] / world.physics_dt)
+        self._past = np.zeros((num_envs, most_delay and most_delay + 1, world.state_size))
+        self._since: list[np.ndarray] = []
 
     def _start(
         self, envs: np.ndarray, rngs: Sequence[np.random.Generator] | None = None
@@ -307,12 +309,44 @@ class RandomizedVecEnv(VecEnv):
         ]
         return {name: np.stack([one[name] for one in seen]) for name in obs}
 
+    def _simulate(self, state: np.ndarray, controls: np.ndarray, states: np.ndarray) -> None:
+        """Where observations come late, every physics step is kept. Between two control steps a task's memory is as it
+        was before, and nobody is asked who has fallen."""
+        count = self._past.shape[1]
+        if not count:
+            super()._simulate(state, controls, states)
+            return
+        world = self.world
+        steps = states.shape[1] * world.decimation
+        every = np.empty((self.num_envs, steps, world.state_size))
+        controls = np.repeat(controls, steps // controls.shape[1], axis=1)
+        self.backend.step(state, controls, every, None, self.models, steps_per_row=1)
+        world.memory(every)[:] = world.memory(state)[:, None]
+        states[:] = every[:, world.decimation - 1 :: world.decimation]
+        self._since.append(every)
+
+    def _run(
+        self, trail: np.ndarray, command: np.ndarray, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        commands, diverged = super()._run(trail, command, actions)
+        if self._since:
+            env, step = np.nonzero(diverged)
+            every = self._since[-1].reshape(*actions.shape[:2], -1, self.world.state_size)
+            every[env, step] = trail[env, :1]
+        return commands, diverged
+
     def _seen(self, trail: np.ndarray, last: np.ndarray) -> np.ndarray:
-        chain = np.concatenate([self._past, trail], axis=1)
-        now = self._past.shape[1] + 1 + last  # of the chain
-        delay = np.array([d["observation_delay"] for d in self.draws]) / self.world.control_dt
-        rows = np.arange(self.num_envs)
-        back = np.arange(self._past.shape[1], 0, -1)
+        count, steps = self._past.shape[1], self.world.decimation
+        if not count:
+            return super()._seen(trail, last)
+        chain = np.concatenate([self._past, *self._since], axis=1)
+        chain[:, count + steps - 1 :: steps] = trail[
+            :, 1:
+        ]  # what a task does after a control step is in these
+        self._since.clear()
+        now = count - 1 + steps * (1 + last)  # of the chain
+        delay = np.array([d["observation_delay"] for d in self.draws]) / self.world.physics_dt
+        rows, back = np.arange(self.num_envs), np.arange(count - 1, -1, -1)
         self._past = chain[rows[:, None], now[:, None] - back]
         return chain[rows, now - np.round(delay).astype(int)]
 

@@ -233,7 +233,7 @@ class VecEnv:
         """Fill `trail` (N, 1 + h, state_size) from its first state on; returns commands and where it broke down."""
         state, states = trail[:, 0], trail[:, 1:]
         controls, commands = self._controls(command, actions)
-        self.backend.step(state, controls, states, self._stop, self.models)
+        self._simulate(state, controls, states)
         # MuJoCo restarts a simulation that broke down from time zero, so its clock tells as well as its numbers.
         due = state[:, :1] + (1 + np.arange(actions.shape[1])) * self.world.control_dt
         moving = states[..., 1 : 1 + self.world.model.nq + self.world.model.nv]
@@ -242,6 +242,10 @@ class VecEnv:
         env, step = np.nonzero(diverged)
         states[env, step] = state[env]
         return commands, diverged
+
+    def _simulate(self, state: np.ndarray, controls: np.ndarray, states: np.ndarray) -> None:
+        """Physics: fill states (N, h, state_size) at the ends of control steps."""
+        self.backend.step(state, controls, states, self._stop, self.models)
 
     def _controls(self, command: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What reaches the actuators, as `World.controls` has it."""

@@ -160,6 +160,71 @@ def test_observations_come_late_across_chunks(task):
         assert np.array_equal(obs["joint_pos"], true[max(h - 2, 0)]["joint_pos"])
 
 
+@pytest.mark.parametrize("late", [0, 1, 3, 10, 24])
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_a_cube_that_drifts_is_seen_where_it_was(task, late, chunk):
+    """Closed form: without gravity, at 0.1 m/s, it is seen where it was `late` physics steps ago, or began."""
+    world, speed = task.world, 0.1
+    delay = late * world.physics_dt
+    env = randomized(task, observation_delay=(delay, delay + 0.4 * world.physics_dt))
+    env.state[:, 1:4] = 0.0, 0.7, 0.1  # in the air beside the table
+    qvel = world.qvel(env.state)
+    qvel[:] = 0
+    qvel[:, world.model.joint("cube").dofadr[0]] = speed
+    for model in env.models:
+        model.opt.gravity[:] = 0
+    env._past[:] = env.state[:, None]
+    start = env.state[:, 1].copy()
+    for k in range(1, 12 // chunk + 1):
+        obs = env.step(hold(env, chunk)).obs
+        gone = speed * max(0.0, k * chunk * task.control_dt - delay)
+        assert np.allclose(obs["object_pose"][:, 0], start + gone, rtol=0, atol=1e-9)
+    env.close()
+
+
+@pytest.mark.parametrize("late", [1.5, 2])
+@pytest.mark.parametrize("name", ["hopper", "ant", "kitchen", "reach"])
+def test_late_observations_leave_the_physics_alone(name, late):
+    """Rows, rewards and ends bit for bit, with every kind of backend; an episode is first seen as it starts."""
+    task = make_task(name)
+    delay, field = late * task.control_dt, task.obs_fields[0].name
+    plain, late = VecEnv(task, 3), randomized(task, observation_delay=(delay, delay))
+    plain.reset(SEEDS)
+    moving = slice(1 + task.world.model.nq + task.world.model.nv)
+    rng, shape = np.random.default_rng(0), (3, 4, len(task.world.joint_names))
+    for _ in range(8):
+        actions = rng.uniform(task.world.target_low, task.world.target_high, shape)
+        one, other = plain.step(actions), late.step(actions)
+        assert np.array_equal(one.valid, other.valid)
+        assert np.array_equal(one.states[one.valid][:, moving], other.states[one.valid][:, moving])
+        assert np.array_equal(one.reward, other.reward)
+        assert np.array_equal(one.ended, other.ended)
+        same = (other.obs[field] == task.observe(late.state)[field]).all(axis=1)
+        assert np.array_equal(same, one.ended)
+        if one.ended.any():
+            break  # `reset(seeds)` gives the two the same first episodes only
+        near = task.observe(one.states[:, 1:3])[field]  # two control steps ago, and one
+        if (
+            delay == 2 * task.control_dt or task.feedback
+        ):  # the kitchen's sensors read once in a control step
+            assert np.array_equal(other.obs[field], near[:, 0])
+        else:
+            most = np.abs(np.ptp(near, axis=1)).max()
+            assert np.abs(other.obs[field] - near.mean(axis=1)).max() < most
+    plain.close(), late.close()
+
+
+def test_an_environment_that_breaks_down_is_seen_as_it_was(task):
+    env = randomized(task, observation_delay=(0.01, 0.01))
+    env.dump_dir = None
+    before = task.observe(env.state.copy())["object_pose"]
+    task.world.qvel(env.state[1])[:] = np.nan
+    step = env.step(hold(env, 4))
+    assert step.diverged.tolist() == [False, True, False]
+    assert np.isfinite(step.final_obs["joint_pos"]).all()
+    assert np.allclose(step.final_obs["object_pose"][1], before[1])
+
+
 def test_noise_has_the_spread_that_was_asked_for(task):
     randomizer = Randomizer(task, Randomization(observation_noise=(0.01, 0.01)))
     state = task.initial_state(np.random.default_rng(0))

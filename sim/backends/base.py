@@ -20,16 +20,18 @@ class Backend(Protocol):
         out: np.ndarray,
         stop: StopFn | None = None,
         models: Sequence[mujoco.MjModel] | None = None,
+        steps_per_row: int | None = None,
     ) -> None:
-        """Advance by T rows of controls.
+        """Advance by R rows of `steps_per_row` physics steps each.
 
         Args:
             state: (N, state_size).
-            controls: (N, T, A), the same number of rows for each control step, held for equal shares of it.
-            out: (N, H, state_size), filled with the state at the end of each control step.
+            controls: (N, T, A), held for equal shares of the time; T is a multiple of R.
+            out: (N, R, state_size), filled with the state at the end of each row.
             stop: says of states (n, state_size) which environments need not go on, (n,) bool. A hint: where it is
                 taken, later rows repeat the state in which an environment stopped.
             models: one per environment, of the same layout as the world's; None: the world's for all.
+            steps_per_row: None: a control step's, so that R is the number of control steps.
         """
 
     def close(self) -> None:

@@ -36,13 +36,14 @@ class RolloutBackend:
         out: np.ndarray,
         stop: StopFn | None = None,
         models: Sequence[mujoco.MjModel] | None = None,
+        steps_per_row: int | None = None,
     ) -> None:
         """As in `Backend`, without taking the hint."""
-        steps = out.shape[1] * self.world.decimation
-        controls = np.repeat(controls, steps // controls.shape[1], axis=1)
+        every = steps_per_row or self.world.decimation
+        controls = np.repeat(controls, out.shape[1] * every // controls.shape[1], axis=1)
         models = self.world.model if models is None else models
         states, _ = self._pool.rollout(models, self._data, state, controls)
-        out[:] = states[:, self.world.decimation - 1 :: self.world.decimation]
+        out[:] = states[:, every - 1 :: every]
 
     def close(self) -> None:
         """End the threads."""

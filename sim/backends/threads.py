@@ -50,9 +50,10 @@ class ThreadsBackend:
         out: np.ndarray,
         stop: StopFn | None = None,
         models: Sequence[mujoco.MjModel] | None = None,
+        steps_per_row: int | None = None,
     ) -> None:
         """As in `Backend`; the hint is taken where rows hold a warm start."""
-        num_envs = len(state)
+        num_envs, every = len(state), steps_per_row or self.world.decimation
         controls = controls.reshape(*out.shape[:2], -1, controls.shape[-1])
         models = [self.world.model] * num_envs if models is None else models
         blocks = min(num_envs, self.num_threads * BLOCKS_PER_THREAD)
@@ -64,9 +65,9 @@ class ThreadsBackend:
             given = models[part], data, state[part], controls[part], out[part]
             try:
                 if self._whole:
-                    self._run_whole(roller, *given, stop)
+                    self._run_whole(roller, *given, every, stop)
                 else:
-                    self._run(*given, stop)
+                    self._run(*given, every, stop)
             finally:
                 self._idle.append((data, roller))
 
@@ -80,6 +81,7 @@ class ThreadsBackend:
         state: np.ndarray,
         controls: np.ndarray,
         states: np.ndarray,
+        every: int,
         stop: StopFn | None,
     ) -> None:
         """A block of environments: each for the whole chunk, or for `LOOK_EVERY` control steps where some may stop."""
@@ -88,7 +90,9 @@ class ThreadsBackend:
         going, now = np.arange(len(state)), state
         for first in range(0, horizon, leg):
             span = slice(first, min(first + leg, horizon))
-            rows = self._roll(roller, [models[i] for i in going], data, now, controls[going, span])
+            rows = self._roll(
+                roller, [models[i] for i in going], data, now, controls[going, span], every
+            )
             states[going, span] = rows
             if span.stop == horizon:
                 return
@@ -105,12 +109,14 @@ class ThreadsBackend:
         data: mujoco.MjData,
         state: np.ndarray,
         controls: np.ndarray,
+        every: int,
     ) -> np.ndarray:
-        """Rows (n, h, state_size) from states (n, state_size) and controls (n, h, rows, A), one call each."""
+        """Rows (n, h, state_size), `every` physics steps each, from states (n, state_size) and controls (n, h, k, A):
+        one call for each environment."""
         world = self.world
         num_envs, horizon, held = controls.shape[:3]
-        count = horizon * world.decimation
-        sent = np.repeat(controls, world.decimation // held, axis=2).reshape(num_envs, 1, count, -1)
+        count = horizon * every
+        sent = np.repeat(controls, every // held, axis=2).reshape(num_envs, 1, count, -1)
         start = state[:, None, : self._plain].copy()
         warm_start = world.part(state, WARM_START)[:, None].copy()
         after = np.empty((num_envs, 1, count, self._plain))
@@ -131,7 +137,7 @@ class ThreadsBackend:
             )
             warm[:] = data.qacc_warmstart
         rows = np.zeros((num_envs, horizon, world.state_size))
-        rows[..., : self._plain] = after[:, 0, world.decimation - 1 :: world.decimation]
+        rows[..., : self._plain] = after[:, 0, every - 1 :: every]
         world.part(rows, WARM_START)[:, -1] = warm_start[:, 0]
         return rows
 
@@ -142,6 +148,7 @@ class ThreadsBackend:
         state: np.ndarray,
         controls: np.ndarray,
         states: np.ndarray,
+        every: int,
         stop: StopFn | None,
     ) -> None:
         """A block of environments: each for the whole chunk, or step by step where some may stop."""
@@ -149,7 +156,7 @@ class ThreadsBackend:
         size, spec, held = (
             world.physics_size,
             world.state_spec,
-            world.decimation // controls.shape[2],
+            every // controls.shape[2],
         )
         cold = not spec & int(WARM_START)
         ctrl, warm_start = data.ctrl, data.qacc_warmstart

@@ -98,6 +98,7 @@ class WarpBackend:
         out: np.ndarray | torch.Tensor,
         stop: StopFn | None = None,
         models: Sequence[mujoco.MjModel] | None = None,
+        steps_per_row: int | None = None,
     ) -> None:
         """As in `Backend`, without taking the hint; also for tensors on the device.
 
@@ -107,18 +108,19 @@ class WarpBackend:
         num_envs, horizon = out.shape[:2]
         start, sent = self._here(state), self._here(controls)
         sent = sent.reshape(num_envs, horizon, -1, sent.shape[-1])
+        every = steps_per_row or self.world.decimation
         with wp.ScopedDevice(str(self.device)), kernels_print_to_stderr():
             if self._data is None or self._data.nworld != num_envs:
                 self._varied = False
                 self._allocate(num_envs, *self._first_sizes(start))
             if models is not None or self._varied:
                 self._vary(models or [self._host] * num_envs)
-            rows = self._run(start, sent)
+            rows = self._run(start, sent, every)
             while self._grown():
-                rows = self._run(start, sent)
+                rows = self._run(start, sent, every)
         written = rows.shape[-1]
         out[..., :written] = rows if isinstance(out, torch.Tensor) else rows.cpu().numpy()
-        since = self.world.control_dt * np.arange(1, horizon + 1)
+        since = self.world.physics_dt * every * np.arange(1, horizon + 1)
         out[..., 0] = state[:, :1] + (self._here(since) if isinstance(out, torch.Tensor) else since)
 
     def _here(self, values) -> torch.Tensor:
@@ -156,10 +158,10 @@ class WarpBackend:
         self._most = torch.zeros(3, dtype=torch.int32, device=self.device)
         self._graph = None
 
-    def _run(self, start: torch.Tensor, controls: torch.Tensor) -> torch.Tensor:
-        """Rows (N, H, width) from start states (N, state_size) and controls (N, H, rows, A)."""
+    def _run(self, start: torch.Tensor, controls: torch.Tensor, every: int) -> torch.Tensor:
+        """Rows (N, R, width), `every` physics steps each, from states (N, state_size) and controls (N, R, k, A)."""
         world = self.world
-        num_envs, horizon, rows = controls.shape[:3]
+        num_envs, horizon, changes = controls.shape[:3]
         width = world.physics_size + sum(where.stop - where.start for where, _ in self._outputs)
         states = torch.zeros((num_envs, horizon, width), device=self.device)
         self._most.zero_()
@@ -168,9 +170,9 @@ class WarpBackend:
         for where, values in self._carried:
             values.copy_(start[:, where])
         for h in range(horizon):
-            for row in range(rows):
-                self._ctrl.copy_(controls[:, h, row])
-                for _ in range(world.decimation // rows):
+            for change in range(changes):
+                self._ctrl.copy_(controls[:, h, change])
+                for _ in range(every // changes):
                     self._advance()
             if world.needs_contact_forces:
                 mjw.rne_postconstraint(self._model, self._data)
