@@ -56,11 +56,11 @@ class Plain:
         at_rest = np.abs(v1[-1]).max() <= AT_REST
         return at_rest and all(within_box(p, v1, low, high, speed) for p in furthest)
 
-    def govern(self, start, steps, targets, low, high, speed):
+    def govern(self, start, steps, targets, low, high, speeds):
         q, v, before = start.position, start.velocity, start.acceleration
         knots = []
         for k, (h, target) in enumerate(zip(steps, targets, strict=True)):
-            last = k + 1 == len(targets)
+            last, speed = k + 1 == len(targets), speeds[k]
             slope = np.zeros_like(q) if last else (targets[k + 1] - target) / steps[k + 1]
             error = target - q - (v + slope) / 2 * h
             most = self.acceleration * h * ramp_steps(np.abs(error), self.acceleration * h**2)
@@ -122,19 +122,23 @@ class Plain:
 
 
 def plain_check(
-    safety: SafetyFilter, start: Motion, due: np.ndarray, targets: np.ndarray, scale: float
+    safety: SafetyFilter, start: Motion, due: np.ndarray, targets: np.ndarray, share: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times (n,), positions and velocities (n, A) of the plan that `safety.check` should make."""
+    """Times (n,), positions and velocities (n, A) of the plan that `safety.check` should make, with a share (n,) of the
+    velocity limits at each target."""
     low, high = np.minimum(safety.low, start.position), np.maximum(safety.high, start.position)
-    speed, steps = safety.limits["velocity"] * scale, np.diff(due, prepend=0.0)
+    speed, steps = safety.limits["velocity"], np.diff(due, prepend=0.0)
     wanted = np.clip(targets, safety.low, safety.high)
     parts = []
     for group in safety._groups:
         joints, c = plain(safety, group), group.columns
         part, limits = group.part(start), (low[c], high[c], speed[c])
         knots = joints.follow(part, steps, wanted[:, c])
-        if not joints.within(part, knots, *limits):
-            knots = joints.govern(part, steps, wanted[:, c], *limits)
+        speeds = share[:, None] * speed[c]
+        too_fast = share[:, None] * (speed[c] * (1 + TOLERANCE) + 1e-9)
+        at_targets = np.abs([v for _, _, v in knots[: len(due)]])
+        if (at_targets > too_fast).any() or not joints.within(part, knots, *limits):
+            knots = joints.govern(part, steps, wanted[:, c], *limits[:2], speeds)
             if not joints.within(part, knots, *limits):
                 raise Rejected("no plan within the limits")
         parts.append((c, part, knots))

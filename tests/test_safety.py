@@ -145,14 +145,14 @@ def test_plans_are_those_of_the_plain_rules(robot, seed):
     for _ in range(8):
         targets = modest_chunk(rng, start, 8, dt)
         due = rng.uniform(0.2, 1.0) * dt + dt * np.arange(8)
-        scale = float(rng.choice([1.0, 1.0, 0.3]))
+        share = np.minimum(1.0, rng.choice([1.0, 1.0, 0.2]) + due * rng.choice([0.0, 2.0]))
         try:
-            expected = plain_check(safety, start, due, targets, scale)
+            expected = plain_check(safety, start, due, targets, share)
         except Rejected:
             with pytest.raises(Rejected):
-                safety.check(start, due, targets, speed_scale=scale)
+                safety.check(start, due, targets, speed_share=share)
             return
-        spline = safety.check(start, due, targets, speed_scale=scale).spline
+        spline = safety.check(start, due, targets, speed_share=share).spline
         found = spline.times, spline.positions, spline.velocities
         for ours, theirs in zip(found, expected, strict=True):
             assert np.abs(ours - theirs).max() < 1e-9

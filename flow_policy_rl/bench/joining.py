@@ -42,6 +42,8 @@ class Config:
         delays_ms: inference delays to inject, ms.
         episodes: per method and delay, the same seeds everywhere.
         seed: of the first episode.
+        soft_start_s: time over which each episode's velocity limits grow from a tenth to their full value; the node's
+            parameter of this name.
         json: print one JSON object.
     """
 
@@ -50,6 +52,7 @@ class Config:
     delays_ms: tuple[float, ...] = (0, 100, 200, 300)
     episodes: int = 20
     seed: int = 10_000
+    soft_start_s: float = 0.0
     json: bool = False
 
 
@@ -82,7 +85,10 @@ def main(config: Config) -> dict:
             for delay_ms in config.delays_ms:
                 episodes = []
                 for seed in range(config.seed, config.seed + config.episodes):
-                    episodes.append(run_episode(task, policy, seed, method, delay_ms / 1e3))
+                    episode = run_episode(
+                        task, policy, seed, method, delay_ms / 1e3, config.soft_start_s
+                    )
+                    episodes.append(episode)
                     progress.update(1, f"{method}, {delay_ms:g} ms")
                 rows.append(summary(method, delay_ms, episodes))
     return {"policy": str(config.policy), "task": task.name, "seed": config.seed, "rows": rows}
@@ -112,7 +118,13 @@ def summary(method: str, delay_ms: float, episodes: list[Episode]) -> dict:
 
 
 def run_episode(
-    task, policy: OnnxPolicy, seed: int, method: str, delay_s: float, **safety_options
+    task,
+    policy: OnnxPolicy,
+    seed: int,
+    method: str,
+    delay_s: float,
+    soft_start_s: float = 0.0,
+    **safety_options,
 ) -> Episode:
     """One closed-loop episode in simulated time."""
     spec, world = policy.spec, task.world
@@ -120,7 +132,7 @@ def run_episode(
         load_robot(spec.robot), spec.joint_names, spec.control_dt, **safety_options
     )
     scheduler = ChunkScheduler(spec, joining=method)
-    commander = Commander(scheduler, safety)
+    commander = Commander(scheduler, safety, soft_start_s=soft_start_s)
     live = LiveWorld(world, task.initial_state(np.random.default_rng(seed)))
     controller = TrajectoryController(spec.joint_names, live.command)
     per_tick = max(1, round(TICK_S / world.physics_dt))

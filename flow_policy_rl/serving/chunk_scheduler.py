@@ -3,7 +3,7 @@
 Action k of a chunk is due (k + 1) * control_dt after its observation. By the time the chunk is ready some of it is
 past: those actions are dropped, and the rest keep their place in time, so that the delay does not shift the motion.
 Where nothing is in force the robot has waited where it was seen, and a chunk that is not over yet begins now, from its
-first action.
+first action. All of that is in the policy's time, which a soft start slows (`pace`).
 
 Joining methods:
 
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flow_policy_rl.errors import InputError
+from flow_policy_rl.serving.pace import REAL_TIME, Pace
 from flow_policy_rl.spec import PolicySpec
 
 METHODS = ("replace", "crossfade", "ensemble", "rtc", "sync")
@@ -125,37 +126,40 @@ class ChunkScheduler:
         longest = max(self._delays, default=self.min_lead)
         return min(math.ceil(longest / self.step - 1e-6), self.prefix_horizon)
 
-    def prefix(self, stamp: int) -> Prefix:
+    def prefix(self, stamp: int, pace: Pace = REAL_TIME) -> Prefix:
         """What will be executed after an observation of this time while its inference runs; nothing unless `rtc`."""
         if not len(self._due) or self.joining != "rtc":
             return Prefix(np.zeros((self.prefix_horizon, self.num_joints)), 0)
-        due = stamp + self.step * np.arange(1, self.prefix_horizon + 1)
+        due = pace.due(stamp, self.step * np.arange(1, self.prefix_horizon + 1))
         covered = int((due <= self._due[-1] + self.step // 2).sum())
         delay = min(self.delay_steps, covered)
-        self._given_until = stamp + delay * self.step
+        self._given_until = int(due[delay - 1]) if delay else stamp
         return Prefix(self._in_force(due), delay)
 
     # --- joining ---
 
-    def join(self, chunk: np.ndarray, stamp: int, now: int) -> Targets | None:
+    def join(
+        self, chunk: np.ndarray, stamp: int, now: int, pace: Pace = REAL_TIME
+    ) -> Targets | None:
         """Targets from now on, once the chunk (H, A) observed at `stamp` is there; None when all of it is past."""
         self._delays.append(now + self.min_lead - stamp)
         if self.joining == "sync":
-            due = now + self.step * np.arange(1, self.execute_horizon + 1)
+            due = pace.due(now, self.step * np.arange(1, self.execute_horizon + 1))
             self._busy_until = int(due[-1])
             return self._take_over(due, chunk[: self.execute_horizon])
         steps = self.step * np.arange(1, len(chunk) + 1)
-        keep = stamp + steps >= now + self.min_lead + round(SHORTEST * self.step)
+        due = pace.due(stamp, steps)
+        keep = due >= now + self.min_lead + round(SHORTEST * self.step)
         if not keep.any():
             return None
         if not len(self._due):
-            stamp, keep = now, steps > 0
-        due, positions = (stamp + steps)[keep], chunk[keep]
+            stamp, due, keep = now, pace.due(now, steps), steps > 0
+        due, positions = due[keep], chunk[keep]
         if self.joining in ("crossfade", "rtc") and len(self._due):
             positions = self._crossfaded(due, positions)
         if self.joining == "ensemble":
             self._chunks.append((stamp, chunk))
-            positions = self._averaged(due)
+            positions = self._averaged(due, pace)
         return self._take_over(due, positions)
 
     def _take_over(self, due: np.ndarray, positions: np.ndarray) -> Targets:
@@ -187,11 +191,12 @@ class ChunkScheduler:
         share = np.where(due > self._due[-1], 1.0, share)[:, None]
         return (1 - share) * self._in_force(due) + share * positions
 
-    def _averaged(self, due: np.ndarray) -> np.ndarray:
+    def _averaged(self, due: np.ndarray, pace: Pace) -> np.ndarray:
+        due = pace.progress(due)
         # The next chunk may begin up to a step earlier than this one; what ends before is over.
         while self._chunks[0][0] + (self.action_horizon + 1.5) * self.step < due[0]:
             self._chunks.popleft()
-        stamps = np.array([stamp for stamp, _ in self._chunks])  # oldest first
+        stamps = pace.progress(np.array([stamp for stamp, _ in self._chunks]))  # oldest first
         chunks = np.array([chunk for _, chunk in self._chunks])  # (m, H, A)
         last = chunks.shape[1] - 1
         steps = (due - stamps[:, None]) / self.step - 1  # (m, n)

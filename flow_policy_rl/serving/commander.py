@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler, Targets
+from flow_policy_rl.serving.pace import REAL_TIME, Pace
 from flow_policy_rl.serving.safety import Checked, EmergencyStop, Motion, Rejected, SafetyFilter
 from flow_policy_rl.serving.spline import Spline
 
 JUST_BEFORE_S = 1e-6
 SHORTEST_SEGMENT = 1_000_000  # ns
-SLOWEST = 0.1  # share of the velocity limits with which a soft start begins
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Commander:
     """Keeps the plan in force. Not thread safe.
 
     Args:
-        soft_start_s: time from the first command of a run until the full velocity limits are used.
+        soft_start_s: time from the first command of a run until it goes at full speed.
     """
 
     def __init__(
@@ -67,18 +67,18 @@ class Commander:
         self.emergency = emergency or EmergencyStop()
         self.soft_start_s = soft_start_s
         self.plan: Plan | None = None
-        self._began: int | None = None
+        self._pace: Pace | None = None  # of the run; none before its first plan
 
     def forget(self) -> None:
         """Nothing is commanded: the robot may be anywhere."""
-        self.plan, self._began = None, None
+        self.plan, self._pace = None, None
         self.scheduler.reset()
 
     def prefix_inputs(self, stamp: int) -> dict[str, np.ndarray]:
         """`prefix` (1, P, A) and `inference_delay` (1,) for an observation of this time; empty for a policy without."""
         if not self.scheduler.prefix_horizon:
             return {}
-        prefix = self.scheduler.prefix(stamp)
+        prefix = self.scheduler.prefix(stamp, self._pace or REAL_TIME)
         return {"prefix": prefix.actions[None], "inference_delay": np.array([prefix.delay])}
 
     def accept(self, chunk: np.ndarray, stamp: int, now: int, measured: np.ndarray) -> Outcome:
@@ -100,20 +100,21 @@ class Commander:
                 if not np.isfinite(column).all()
             ]
             raise Rejected(f"not a finite target for {', '.join(bad)}")
-        targets = self.scheduler.join(chunk, stamp, now)
+        first = self._pace is None
+        pace = Pace(now, self.soft_start_s) if first else self._pace
+        targets = self.scheduler.join(chunk, stamp, now, pace)
         if targets is None:
             raise Rejected("the chunk was late: all of its actions are past")
-        first = self._began is None
         since, start = self._changeable(now, measured)
         checked = self.safety.check(
             start,
             (targets.due - since) / 1e9,
             targets.positions,
             measured=measured if first else None,
-            speed_scale=self._speed_scale(now),
+            speed_share=None if pace.full(now) else pace.share(targets.due),
         )
         self.plan = self._continued(since, checked.spline, now)
-        self._began = now if first else self._began
+        self._pace = pace
         self.emergency.count(checked)
         return Outcome(self.plan, targets, checked)
 
@@ -126,14 +127,14 @@ class Commander:
         if tail is not None:
             self.plan = self._continued(since, tail, now)
         self.scheduler.reset()
-        self._began = None
+        self._pace = None
         return self.plan
 
     def stay(self, now: int) -> None:
         """The clock changed: the plan in force is over, and the robot stands where it was sent last."""
         if self.plan is not None:
             self.plan = Plan(now, _standing(self.plan.spline.positions[-1]))
-        self._began = None
+        self._pace = None
         self.scheduler.reset()
 
     def _changeable(self, now: int, measured: np.ndarray | None) -> tuple[int, Motion]:
@@ -164,12 +165,6 @@ class Commander:
                 np.concatenate([velocity[None], old.velocities[kept], spline.velocities]),
             ),
         )
-
-    def _speed_scale(self, now: int) -> float:
-        if self.soft_start_s <= 0:
-            return 1.0
-        elapsed = 0.0 if self._began is None else (now - self._began) / 1e9
-        return min(1.0, SLOWEST + (1 - SLOWEST) * elapsed / self.soft_start_s)
 
 
 def _standing(position: np.ndarray) -> Spline:

@@ -40,26 +40,44 @@ class Motion:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where joints may be and how fast, (A,) each."""
+    """Where joints may be and how fast, (A,) each.
+
+    Attributes:
+        speed_share: (n,) share of `speed` that may be used up to each target, growing; None is all of it.
+    """
 
     low: np.ndarray
     high: np.ndarray
     speed: np.ndarray
+    speed_share: np.ndarray | None = None
 
     def part(self, columns: np.ndarray) -> "Bounds":
         """Those of some joints."""
-        return Bounds(self.low[columns], self.high[columns], self.speed[columns])
+        sides = self.low[columns], self.high[columns], self.speed[columns]
+        return Bounds(*sides, self.speed_share)
 
     @property
     def too_fast(self) -> np.ndarray:
         """Beyond this speed the limit is broken, rounding aside."""
         return self.speed * (1 + TOLERANCE) + 1e-9
 
-    def reach(self) -> Reach:
+    @property
+    def too_fast_at(self) -> np.ndarray:
+        """The same at each target, (n, A), or (A,) where it is the same at all."""
+        shares = 1.0 if self.speed_share is None else self.speed_share[:, None]
+        return shares * self.too_fast
+
+    def reach(self, share: float = 1.0) -> Reach:
         """As plain numbers, with a little room for rounding."""
         room = TOLERANCE / 2
-        sides = self.low - AT_REST, self.high + AT_REST, self.speed * (1 + room)
+        sides = self.low - AT_REST, self.high + AT_REST, self.speed * (share * (1 + room))
         return list(zip(*(side.tolist() for side in sides), strict=True))
+
+    def by_step(self, num: int) -> list[tuple[list[float], Reach]]:
+        """Highest speed and reach of the step to each of `num` targets, as plain numbers."""
+        if self.speed_share is None:
+            return [(self.speed.tolist(), self.reach())] * num
+        return [((self.speed * x).tolist(), self.reach(x)) for x in self.speed_share.tolist()]
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,7 @@ class Course:
         return cls(np.cumsum(steps), targets, v[1:], first, last)
 
     def strong_or_fast(self, acceleration: np.ndarray, speed: np.ndarray) -> np.ndarray:
-        """Which joints (A,) accelerate or move more than that (A,)."""
+        """Which joints (A,) accelerate more than that (A,), or move more at the targets than that, (A,) or (n, A)."""
         strongest = np.maximum(np.abs(self.first), np.abs(self.last))
         return ((strongest > acceleration) | (np.abs(self.velocities) > speed)).any(axis=0)
 
@@ -227,12 +245,13 @@ class JointGroup:
     ) -> Knots:
         """As near to targets (n, A), due after `steps` (n,) s each, as the limits allow, with constant acceleration in
         each step; then a stop."""
-        reach, fastest = bounds.reach(), bounds.speed.tolist()
+        limits = bounds.by_step(len(steps))
         slopes = np.zeros_like(targets)
         slopes[:-1] = (targets[1:] - targets[:-1]) / steps[1:, None]
         q, v, a = start.lists()
         positions, velocities = [], []
-        for h, target, slope in zip(steps.tolist(), targets.tolist(), slopes.tolist(), strict=True):
+        plain = steps.tolist(), targets.tolist(), slopes.tolist()
+        for h, target, slope, (fastest, reach) in zip(*plain, limits, strict=True):
             wanted = self._wanted(q, v, a, target, slope, h, fastest)
             a, (q, v) = self._allowed(q, v, a, wanted, h, reach)
             positions.append(q)

@@ -114,19 +114,19 @@ class SafetyFilter:
         targets: np.ndarray,
         *,
         measured: np.ndarray | None = None,
-        speed_scale: float = 1.0,
+        speed_share: np.ndarray | None = None,
     ) -> Checked:
         """A plan through targets (n, A) that are due (n,) s after the start state, as far as the limits allow.
 
         Args:
             measured: (A,) where the robot is, given at the start of a run; the first target must be near.
-            speed_scale: share of the velocity limits to use, for a soft start.
+            speed_share: (n,) share of the velocity limits to use up to each target, growing, for a soft start.
 
         Raises:
             Rejected: a number is not finite, the first target is too far away, or no plan is within the limits.
         """
         self._make_sense(due, targets, measured)
-        bounds = self._bounds(start, speed_scale)
+        bounds = self._bounds(start, speed_share)
         steps = due.astype(float)
         steps[1:] -= due[:-1]
         spline = self._plan(
@@ -140,18 +140,19 @@ class SafetyFilter:
         changed = missed > self.changed_tolerance
         return Checked(spline, int(changed.sum()), float(missed.max()))
 
-    def _bounds(self, start: Motion, speed_scale: float = 1.0) -> Bounds:
+    def _bounds(self, start: Motion, speed_share: np.ndarray | None = None) -> Bounds:
         """The limits of a plan. One that starts outside of a joint's range may stay there."""
         return Bounds(
             np.minimum(self.low, start.position),
             np.maximum(self.high, start.position),
-            self.limits["velocity"] * speed_scale,
+            self.limits["velocity"],
+            speed_share,
         )
 
     def _plan(self, start: Motion, steps: np.ndarray, wanted: np.ndarray, bounds: Bounds) -> Spline:
         """Arm and gripper apart, each through its targets where that is within the limits, else governed."""
         course = Course.through(start, steps, wanted)
-        too_much = course.strong_or_fast(self._strongest, bounds.too_fast)
+        too_much = course.strong_or_fast(self._strongest, bounds.too_fast_at)
 
         def governed(group: JointGroup) -> Knots:
             own = group.columns
