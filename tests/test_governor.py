@@ -207,11 +207,19 @@ def test_the_stop_after_a_course_lets_its_acceleration_go_slowly(sign):
     assert np.allclose(course.last[:-1], sign * strength, atol=1e-9)
     assert np.allclose(course.velocities[:-1, 0], sign * strength * k[:-1] * DT, atol=1e-9)
     strongest = max(np.abs(course.first).max(), np.abs(course.last).max())
-    assert not course.strong_or_fast(np.array([strongest * 1.01]), np.array([10.0])).any()
-    assert course.strong_or_fast(np.array([strongest * 0.99]), np.array([10.0])).all()
     fastest = np.abs(course.velocities).max()
-    assert not course.strong_or_fast(np.array([9.0]), np.array([fastest * 1.01])).any()
-    assert course.strong_or_fast(np.array([9.0]), np.array([fastest * 0.99])).all()
+    way = np.stack([course.first, course.last], axis=1).ravel()
+    roughest = np.abs(np.diff(way, prepend=start.acceleration[0])).max()
+    limits = np.array([[fastest], [strongest], [roughest]])
+    assert not course.beyond(start.acceleration, *(limits * 1.01)).any()
+    for k in range(3):
+        tight = np.where(np.arange(3) == k, 0.99, 1.01)[:, None] * limits
+        assert (course.beyond(start.acceleration, *tight)[:, 0] == (np.arange(3) == k)).all()
+    assert course.beyond(start.acceleration - 2 * roughest, *(limits * 1.01))[2].all()
+    at_each = np.abs(course.velocities) * 1.01
+    assert not course.beyond(start.acceleration, at_each, *(limits[1:] * 1.01)).any()
+    at_each[3] *= 0.97
+    assert course.beyond(start.acceleration, at_each, *(limits[1:] * 1.01))[0].all()
     upward = replace(course, last=np.full((8, 1), sign * 3.0))
     times, positions, velocities = make_group(8.0, 40.0).follow(upward)
     assert np.allclose(positions[:8], targets, atol=1e-12)

@@ -232,6 +232,30 @@ def test_a_closing_hand_does_not_slow_the_arm():
     assert checked.spline.positions[-1, 7] == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("limit", "value", "kind"),
+    [
+        (None, None, ()),
+        ("position", (-9, 0.29), ("position",)),  # the last target is out
+        ("position", (-9, 0.301), ("position",)),  # the last target is in, but there is no stopping there
+        ("velocity", 0.49, ("velocity",)),
+        ("acceleration", 2.0, ("acceleration",)),
+        ("jerk", 40.0, ("jerk",)),
+    ],
+)
+def test_it_is_said_which_limit_the_targets_go_beyond(limit, value, kind):
+    """A line at 0.5 rad/s with a small step in it. The gripper does not count."""
+    due = (1 + np.arange(12)) * 0.05
+    line = 0.5 * due + np.where(due > 0.3, 0.002, 0.0) * (limit in ("acceleration", "jerk"))
+    start = Motion(np.zeros(2), np.full(2, 0.45 if limit == "velocity" else 0.5), np.zeros(2))
+    easy = {"position": (-9, 9), "velocity": 9.0, "acceleration": 100.0, "jerk": 1e6}
+    tight, free = JointLimits(**(easy | ({limit: value} if limit else {}))), JointLimits(**easy)
+    for arm, hand, expected in ((tight, free, kind), (free, tight, ())):
+        robot = Robot("toy", {"a": arm}, {"g": hand}, Topics("/j", "/c"))
+        safety = SafetyFilter(robot, ("a", "g"), 0.05)
+        assert safety.check(start, due, np.stack([line, line], axis=1)).beyond == expected
+
+
 def test_nonsense_and_a_far_start_are_refused():
     safety = SafetyFilter(PANDA, JOINTS, 0.05, max_start_distance=0.3)
     due, here = (1 + np.arange(12)) * 0.05, Motion.at_rest(HOME)
@@ -252,14 +276,18 @@ def test_the_tool_stays_in_its_box():
     safety = SafetyFilter(robot, JOINTS, 0.05)
     due = (1 + np.arange(40)) * 0.05
     targets = np.tile(HOME + np.eye(8)[0] * 1.2, (40, 1))  # a sideways swing far out of the box
-    spline = safety.check(Motion.at_rest(HOME), due, targets).spline
+    checked = safety.check(Motion.at_rest(HOME), due, targets)
+    assert "box" in checked.beyond
+    spline = checked.spline
     times = np.linspace(0, spline.end, 400)
     reached = PANDA.chain.tool_position(JOINTS, spline.position(times))
     assert (reached >= box[0] - 1e-4).all()
     assert (reached <= box[1] + 1e-4).all()
     assert np.ptp(reached[:, 1]) > 0.05  # it went some way
     free = SafetyFilter(robot, JOINTS, 0.05, workspace=False)
-    out = free.check(Motion.at_rest(HOME), due, targets).spline
+    wide = free.check(Motion.at_rest(HOME), due, targets)
+    out = wide.spline
+    assert "box" not in wide.beyond
     assert PANDA.chain.tool_position(JOINTS, out.positions)[:, 1].max() > box[1][1] + 0.1
 
 

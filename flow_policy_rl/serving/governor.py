@@ -112,10 +112,24 @@ class Course:
         first, last = (bend - v[:-1]) * twice, (v[1:] - bend) * twice
         return cls(np.cumsum(steps), targets, v[1:], first, last)
 
-    def strong_or_fast(self, acceleration: np.ndarray, speed: np.ndarray) -> np.ndarray:
-        """Which joints (A,) accelerate more than that (A,), or move more at the targets than that, (A,) or (n, A)."""
-        strongest = np.maximum(np.abs(self.first), np.abs(self.last))
-        return ((strongest > acceleration) | (np.abs(self.velocities) > speed)).any(axis=0)
+    def beyond(
+        self,
+        before: np.ndarray,
+        speed: np.ndarray,
+        acceleration: np.ndarray,
+        jerk_step: np.ndarray,
+    ) -> np.ndarray:
+        """Which joints go beyond limits of velocity (A,) or (n, A) at the targets, acceleration (A,), and change of
+        acceleration (A,) after the one before the start (A,): (3, A) in this order."""
+        one_sided = np.empty((2 * len(self.first) + 1, len(before)))
+        one_sided[0], one_sided[1::2], one_sided[2::2] = before, self.first, self.last
+        return np.array(
+            [
+                (np.abs(self.velocities) > speed).any(axis=0),
+                (np.abs(one_sided[1:]) > acceleration).any(axis=0),
+                (np.abs(one_sided[1:] - one_sided[:-1]) > jerk_step).any(axis=0),
+            ]
+        )
 
 
 class JointGroup:

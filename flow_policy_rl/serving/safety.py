@@ -37,7 +37,8 @@ from flow_policy_rl.serving.spline import Extremes, Spline, extremes, hull
 
 Excess = list[tuple[str, int]]  # a limit, and the column of the joint that breaks it
 
-CHECKED = ("position", "velocity", "acceleration", "jerk", "rest")
+LIMITS = ("position", "velocity", "acceleration", "jerk", "box")
+CHECKED = (*LIMITS[:4], "rest")
 LIMITED_TOO_OFTEN = "plans in a row had to be limited"
 
 
@@ -53,11 +54,13 @@ class Checked:
         spline: ends at rest.
         num_changed: how many targets it misses by more than `SafetyFilter.changed_tolerance`, arm only.
         largest_change: by how much the worst (rad or m, arm only).
+        beyond: which of `LIMITS` the targets go beyond, arm only: why they are not followed as they are.
     """
 
     spline: Spline
     num_changed: int
     largest_change: float
+    beyond: tuple[str, ...]
 
 
 class SafetyFilter:
@@ -129,16 +132,20 @@ class SafetyFilter:
         bounds = self._bounds(start, speed_share)
         steps = due.astype(float)
         steps[1:] -= due[:-1]
-        spline = self._plan(
-            start, steps, np.minimum(np.maximum(targets, self.low), self.high), bounds
-        )
-        spline = self._within_box(start, spline, len(due))
+        wanted = np.minimum(np.maximum(targets, self.low), self.high)
+        plan, beyond = self._plan(start, steps, wanted, bounds)
+        if (wanted != targets)[:, self.arm].any():
+            beyond.add("position")
+        spline = self._within_box(start, plan, len(due))
+        if spline is not plan:
+            beyond.add("box")
         reached = spline.positions[1 : len(due) + 1]
         if len(reached) < len(due):
             reached = spline.position(due)
         missed = np.abs(reached - targets)[:, self.arm].max(axis=1)
         changed = missed > self.changed_tolerance
-        return Checked(spline, int(changed.sum()), float(missed.max()))
+        kinds = tuple(kind for kind in LIMITS if kind in beyond)
+        return Checked(spline, int(changed.sum()), float(missed.max()), kinds)
 
     def _bounds(self, start: Motion, speed_share: np.ndarray | None = None) -> Bounds:
         """The limits of a plan. One that starts outside of a joint's range may stay there."""
@@ -149,16 +156,22 @@ class SafetyFilter:
             speed_share,
         )
 
-    def _plan(self, start: Motion, steps: np.ndarray, wanted: np.ndarray, bounds: Bounds) -> Spline:
-        """Arm and gripper apart, each through its targets where that is within the limits, else governed."""
+    def _plan(
+        self, start: Motion, steps: np.ndarray, wanted: np.ndarray, bounds: Bounds
+    ) -> tuple[Spline, set[str]]:
+        """Arm and gripper apart, each through its targets where that is within the limits, else governed; and which
+        limits the arm's targets go beyond."""
         course = Course.through(start, steps, wanted)
-        too_much = course.strong_or_fast(self._strongest, bounds.too_fast_at)
+        too_much = course.beyond(
+            start.acceleration, bounds.too_fast_at, self._strongest, self._jerk_step
+        )
+        beyond = {LIMITS[1 + k] for k in np.flatnonzero(too_much[:, self.arm].any(axis=1))}
 
         def governed(group: JointGroup) -> Knots:
             own = group.columns
             return group.govern(group.part(start), steps, wanted[:, own], bounds.part(own))
 
-        follows = [not too_much[group.columns].any() for group in self._groups]
+        follows = [not too_much[:, group.columns].any() for group in self._groups]
         plans = [
             group.follow(course) if smooth else governed(group)
             for group, smooth in zip(self._groups, follows, strict=True)
@@ -171,6 +184,7 @@ class SafetyFilter:
             for group, smooth in zip(self._groups, follows, strict=True)
         ]
         if any(again):
+            beyond |= {what for what, column in excess if column in self.arm}
             plans = [
                 governed(group) if anew else knots
                 for group, anew, knots in zip(self._groups, again, plans, strict=True)
@@ -180,7 +194,7 @@ class SafetyFilter:
         if excess:
             names = (f"{what} of {self.joint_names[column]}" for what, column in excess)
             raise Rejected(f"no plan within the limits: {', '.join(names)}")
-        return spline
+        return spline, beyond
 
     def stop(self, start: Motion) -> Spline | None:
         """The quickest plan to rest from a commanded state; None when it would break a limit (then stay with the
