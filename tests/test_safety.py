@@ -237,7 +237,11 @@ def test_a_closing_hand_does_not_slow_the_arm():
     [
         (None, None, ()),
         ("position", (-9, 0.29), ("position",)),  # the last target is out
-        ("position", (-9, 0.301), ("position",)),  # the last target is in, but there is no stopping there
+        (
+            "position",
+            (-9, 0.301),
+            ("position",),
+        ),  # the last target is in, but there is no stopping there
         ("velocity", 0.49, ("velocity",)),
         ("acceleration", 2.0, ("acceleration",)),
         ("jerk", 40.0, ("jerk",)),

@@ -118,6 +118,23 @@ class Commander:
         self.emergency.count(checked)
         return Outcome(self.plan, targets, checked)
 
+    def check_following(self, stamp: int, measured: np.ndarray, limit: float) -> None:
+        """The arm must be where it was sent: no joint of it further (rad, m) from its command than a limit; 0 is none.
+
+        Raises:
+            Rejected: it is not.
+        """
+        if self.plan is None or limit <= 0:
+            return
+        arm = self.safety.arm
+        error = np.abs(self.plan.at(stamp).position - measured)[arm]
+        worst = int(error.argmax())
+        if error[worst] > limit:
+            raise Rejected(
+                f"{self.safety.joint_names[arm[worst]]} is {error[worst]:.3f} from where it was commanded to be, "
+                f"limit {limit:.3f}: does the controller follow? Deactivate and activate to start from where it is"
+            )
+
     def stop(self, now: int) -> Plan | None:
         """Come to rest as quickly as the limits allow, from the commanded state; None when nothing is commanded."""
         if self.plan is None:

@@ -110,7 +110,7 @@ class BenchPeer(Node):
 
     def _on_status(self, msg: DiagnosticArray) -> None:
         for status in msg.status:
-            if status.name == "policy_node":
+            if status.name == "/policy_node":
                 self._status = {p.key: p.value for p in status.values}
 
     def _camera_counts(self) -> dict[str, int]:

@@ -41,6 +41,7 @@ class EpisodeRunner(Node):
         self._result: bool | None = None
         self._latencies: list[float] = []
         self._stopped_because = "no"
+        self._policy = self.resolve_service_name("policy_node")
         self._reset = self.create_client(Trigger, "sim_node/reset")
         self._change = self.create_client(ChangeState, "policy_node/change_state")
         self._policy_state = self.create_client(GetState, "policy_node/get_state")
@@ -60,7 +61,7 @@ class EpisodeRunner(Node):
 
     def _on_diagnostics(self, msg: DiagnosticArray) -> None:
         for status in msg.status:
-            if status.name == "policy_node":
+            if status.name == self._policy:
                 values = {v.key: v.value for v in status.values}
                 self._stopped_because = values["emergency_stop"]
 

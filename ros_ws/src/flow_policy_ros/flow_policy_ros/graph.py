@@ -3,10 +3,12 @@ parameters."""
 
 from collections.abc import Callable, Sequence
 
+from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.srv import GetParameters
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
+from sensor_msgs.msg import CompressedImage, Image, JointState
 
 try:
     from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
@@ -14,9 +16,31 @@ except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
 
 from flow_policy_rl.serving.monitor import Arrivals
+from flow_policy_rl.spec import ObservationField
 
 DEPTH = 5
+INPUT_TYPES = {"joint_position": JointState, "joint_velocity": JointState, "pose": PoseStamped}
 CONTROLLER_PARAMETERS = ("joints", "allow_partial_joints_goal")
+
+
+def input_type(topic: str, field: ObservationField) -> type:
+    """The message that carries a field."""
+    image = CompressedImage if topic.endswith("/compressed") else Image
+    return INPUT_TYPES.get(field.kind, image)
+
+
+def publishers(node: Node, topic: str) -> list[str]:
+    """Full names of the nodes that publish a topic, once for each publisher."""
+    offers = node.get_publishers_info_by_topic(node.resolve_topic_name(topic))
+    return [f"{o.node_namespace.rstrip('/')}/{o.node_name}" for o in offers]
+
+
+def clock_problem(node: Node) -> str:
+    """Who else says what time it is; empty where it is one publisher, or none."""
+    names = publishers(node, "/clock")
+    if len(names) < 2:
+        return ""
+    return f"{len(names)} publishers on /clock, one too many: {', '.join(sorted(names))}"
 
 
 class Input:
@@ -117,14 +141,11 @@ class Outlet:
 
     def problem(self) -> str:
         """Why nothing may be commanded here now; empty when it may."""
-        publishers = self._node.get_publishers_info_by_topic(self.topic)
-        if len(publishers) > 1:
-            mine = (self._node.get_name(), self._node.get_namespace())
-            names = [(p.node_name, p.node_namespace) for p in publishers]
+        names, mine = publishers(self._node, self.topic), self._node.get_fully_qualified_name()
+        if len(names) > 1:
             if mine in names:
                 names.remove(mine)
-            rivals = ", ".join(f"{space.rstrip('/')}/{name}" for name, space in names)
-            return f"another publisher is on {self.topic}: {rivals}"
+            return f"another publisher is on {self.topic}: {', '.join(sorted(names))}"
         self._ask()
         return self.mismatch or self.controller_problem
 

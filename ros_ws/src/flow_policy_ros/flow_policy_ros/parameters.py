@@ -1,6 +1,6 @@
 """Parameters with a description, a range and a say in when they may change."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rcl_interfaces.msg import (
@@ -11,7 +11,7 @@ from rcl_interfaces.msg import (
 )
 from rclpy.node import Node
 
-from flow_policy_rl.errors import unknown_name
+from flow_policy_rl.errors import InputError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,19 @@ def declare(node: Node, parameters: Sequence[Parameter]) -> None:
     """Declare all of them."""
     for p in parameters:
         node.declare_parameter(p.name, p.default, p.descriptor)
+
+
+def check_choices(parameters: Sequence[Parameter], get: Callable[[str], object]) -> None:
+    """Texts that were given at the start, which no callback has seen.
+
+    Raises:
+        InputError: one is not among its choices.
+    """
+    for p in parameters:
+        if p.choices and get(p.name) not in p.choices:
+            raise InputError(
+                f"parameter {p.name} must be one of {', '.join(p.choices)}, not '{get(p.name)}'"
+            )
 
 
 def check(

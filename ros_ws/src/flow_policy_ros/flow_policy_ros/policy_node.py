@@ -10,117 +10,88 @@ Dry run is the default: chunks are computed and published on `~/planned_chunk`, 
 only when `armed`. The robot file names the topics. Besides: `~/inference` (one record per inference,
 with its latencies), `/diagnostics`, `~/emergency_stop`, `~/reset_emergency_stop`, `~/reload`, and on request
 `~/debug_inference` (everything that went into an inference and came out).
+
+Here are the callbacks and who may command when. The work is done by `served` (policy, streams, safety), `worker` (the
+inference thread), `graph` and `outputs` (neighbours) and `reports` (what is told).
 """
 
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from geometry_msgs.msg import PoseStamped
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy._rclpy_pybind11 import RCLError
-from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
-from sensor_msgs.msg import CompressedImage, Image, JointState
-from std_msgs.msg import Bool, Float64MultiArray
+from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory
 
 from flow_policy_rl.errors import InputError
-from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
-from flow_policy_rl.serving.commander import Commander, Outcome, Plan
+from flow_policy_rl.serving.commander import Plan
 from flow_policy_rl.serving.decode import stamp_ns
-from flow_policy_rl.serving.monitor import Familiarity, Latencies
-from flow_policy_rl.serving.onnx_policy import OnnxPolicy
-from flow_policy_rl.serving.robot import Robot, load_robot
-from flow_policy_rl.serving.safety import EmergencyStop, Rejected, SafetyFilter
-from flow_policy_rl.serving.streams import NotReady, Snapshot, Streams, topics_of
-from flow_policy_rl.spec import ObservationField, PolicySpec
-from flow_policy_ros import messages, parameters
-from flow_policy_ros.graph import Input
+from flow_policy_rl.serving.safety import EmergencyStop, Rejected
+from flow_policy_rl.serving.streams import NotReady
+from flow_policy_ros import parameters
+from flow_policy_ros.graph import Input, clock_problem, input_type
 from flow_policy_ros.gripper import action_class
 from flow_policy_ros.outputs import Outputs
 from flow_policy_ros.policy_parameters import PARAMETERS
 from flow_policy_ros.process import Stop, run_node
-
-MEASURED = (
-    "measured_joint_pos"  # where the commanded joints are, read along with the policy's own inputs
+from flow_policy_ros.reports import (
+    Inference,
+    InferenceReport,
+    Order,
+    StatusReport,
+    input_facts,
 )
+from flow_policy_ros.served import MEASURED, Served
+from flow_policy_ros.slow_service import SlowService
+from flow_policy_ros.worker import Worker
+
 STOP_S = 1.5
+END_S = 2.0  # for the inference under way, when the node ends
 WATCHDOG_PERIOD_S = 0.05
 DIAGNOSTICS_PERIOD_S = 1.0
 NEIGHBOURS_PERIOD_S = 0.25
 GRIPPER_PERIOD_S = 0.05
-WARM_UP = 20
-RELOAD_POLL_S = 0.001
+POLL_S = 0.001  # while an injected delay lasts
 SWITCH_S = 0.0005  # how long the inference thread may wait for the interpreter while callbacks use it; 5 ms by default
-
-INPUT_TYPES = {"joint_position": JointState, "joint_velocity": JointState, "pose": PoseStamped}
-
-
-@dataclass(frozen=True)
-class Order:
-    """An inference to make: the observation, for which run, when its last message came (steady ns), the ROS time (ns)
-    then."""
-
-    snapshot: Snapshot
-    run: int
-    received: int
-    received_at: int
-    decoded: int
-
-
-class _OthersFirst:
-    """Awaited in a callback, it lets the executor serve the others before it goes on."""
-
-    def __await__(self):
-        yield
+SELDOM_S = 1.0  # a warning that could come with every message is logged no more often
 
 
 class PolicyNode(LifecycleNode):
-    """Parameters, callbacks and topics; the work is done by `flow_policy_rl.serving`."""
+    """Callbacks, and the rules of who may command when.
+
+    Attributes:
+        problem: why it could not be configured.
+    """
 
     def __init__(self):
         super().__init__("policy_node")
         parameters.declare(self, PARAMETERS)
         self.problem = ""
-        self._policy: OnnxPolicy | None = None
-        self._active = False
+        self._served: Served | None = None  # when it is configured
+        self._active = self._holding = False
         self._lock = threading.Lock()  # between the executor and the inference thread
-        self._wake = threading.Condition()
-        self._mailbox: Order | None = None
+        self._worker: Worker | None = None
         self._run = 0  # counts activations and clock jumps: an inference that was begun before is not for this run
-        self._closing = False
-        self._worker: threading.Thread | None = None
         self._inputs: list[Input] = []
         self._outputs: Outputs | None = None  # none in a dry run
         self._ticker = None
-        self._reload: threading.Thread | None = None
-        self._command_count = self._deadline_misses = self._limited = self._rejected = 0
-        self._state = (DiagnosticStatus.WARN, "not configured")
-        self._holding = False
-        self._obstacle = self._warning = ""
+        self._obstacle = ""  # why nothing may be commanded, whatever the policy says
+        self._clock_jumped = False
         self._activated = self._last_message = 0.0
         self._last_now = 0
-        self._emergency, self._latencies = EmergencyStop(), Latencies()
-        self._status_pub = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._inference_pub = self.create_publisher(DiagnosticArray, "~/inference", 50)
-        self._planned_pub = self.create_publisher(JointTrajectory, "~/planned_chunk", 10)
-        self._debug_pub = self.create_publisher(Float64MultiArray, "~/debug_inference", 10)
+        self._emergency = EmergencyStop()
+        self._status, self._inferences = StatusReport(self), InferenceReport(self)
         self.create_service(Trigger, "~/emergency_stop", self._on_emergency_stop)
         self.create_service(Trigger, "~/reset_emergency_stop", self._on_reset_emergency_stop)
-        # In a group of its own: while it waits, the callbacks of its group are not served.
-        alone = ReentrantCallbackGroup()
-        self.create_service(Trigger, "~/reload", self._on_reload, callback_group=alone)
-        topic = self._get("emergency_stop_topic")
+        SlowService(self, "~/reload", self._load_again, otherwise="the old policy stays")
         self._button = False
-        self.create_subscription(Bool, topic, self._on_button, 10)
+        self.create_subscription(Bool, self._get("emergency_stop_topic"), self._on_button, 10)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(WATCHDOG_PERIOD_S, self._watch, clock=steady)
         self.create_timer(NEIGHBOURS_PERIOD_S, self._look_around, clock=steady)
@@ -135,26 +106,19 @@ class PolicyNode(LifecycleNode):
     def _get(self, name: str):
         return self.get_parameter(name).value
 
+    def _now(self) -> int:
+        return self.get_clock().now().nanoseconds
+
     def _on_parameters(self, changes):
-        verdict = parameters.check(PARAMETERS, changes, configured=self._policy is not None)
-        if verdict.successful and self._policy is not None:
-            self._apply({p.name: p.value for p in changes})
+        verdict = parameters.check(PARAMETERS, changes, configured=self._served is not None)
+        if verdict.successful and self._served is not None:
+            new = {p.name: p.value for p in changes}
+            try:
+                with self._lock:
+                    self._served.apply(lambda name: new.get(name, self._get(name)))
+            except InputError as error:
+                verdict.successful, verdict.reason = False, str(error)
         return verdict
-
-    def _most_limited(self, value: Callable) -> int:
-        """Plans in a row that may be limited. In a dry run the arm does not follow, so plans are limited for ever."""
-        return value("max_limited_in_a_row") if self._get("armed") else 0
-
-    def _apply(self, changes: dict) -> None:
-        """Numbers that may change while the node runs."""
-        value = lambda name: changes.get(name, self._get(name))  # noqa: E731
-        with self._lock:
-            self._streams.max_age = int(value("max_input_age_s") * 1e9)
-            self._commander.soft_start_s = value("soft_start_s")
-            self._familiarity.max_sigma = value("max_sigma")
-            self._emergency.max_consecutive_limited = self._most_limited(value)
-            if {"max_start_distance", "position_margin"} & set(changes):
-                self._commander.safety = self._make_safety(self._policy.spec, self._robot, changes)
 
     # --- lifecycle ---
 
@@ -172,75 +136,33 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def _configure(self) -> None:
-        policy, robot = OnnxPolicy(self._get("policy")), load_robot(self._get("robot"))
-        spec = policy.spec
-        if spec.robot != robot.name:
-            raise InputError(
-                f"policy '{policy.path}' is for robot '{spec.robot}', the robot file is '{robot.name}'"
-            )
-        for p in PARAMETERS:
-            if p.choices and self._get(p.name) not in p.choices:
-                raise InputError(
-                    f"parameter {p.name} must be one of {', '.join(p.choices)}, not '{self._get(p.name)}'"
-                )
-        if robot.gripper_action is not None:
-            action_class(robot.gripper_action)  # in a dry run too
-        self._robot = robot
-        joining = self._get("joining")
-        if joining == "auto":
-            joining = "rtc" if spec.prefix_horizon else "replace"
-        scheduler = ChunkScheduler(spec, self._get("lead_s"), joining)
-        self._commander = Commander(
-            scheduler,
-            self._make_safety(spec, robot, {}),
-            self._emergency,
-            self._get("soft_start_s"),
-        )
-        self._emergency.max_consecutive_limited = self._most_limited(self._get)
-        self._familiarity = Familiarity(spec, self._get("max_sigma"))
-        fields = topics_of(spec, robot.topics)
-        measured = ObservationField(MEASURED, "joint_position", spec.joint_names, "")
-        fields.setdefault(robot.topics.joint_states, []).append(measured)
-        self._streams = Streams(fields, self._get("max_input_age_s"))
-        self._rng = np.random.default_rng(self._get("seed"))
-        policy.warm_up(WARM_UP)
-        self._policy = policy
-        for topic, wanted in fields.items():
-            compressed = topic.endswith("/compressed")
-            kind = INPUT_TYPES.get(wanted[0].kind, CompressedImage if compressed else Image)
+        parameters.check_choices(PARAMETERS, self._get)
+        served = Served.load(self._get, self._emergency)
+        if served.robot.gripper_action is not None:
+            action_class(served.robot.gripper_action)  # in a dry run too
+        self._served = served
+        for topic, fields in served.streams.fields.items():
             receive = lambda msg, topic=topic: self._receive(topic, msg)  # noqa: E731
-            self._inputs.append(Input(self, kind, topic, receive))
+            self._inputs.append(Input(self, input_type(topic, fields[0]), topic, receive))
         if self._get("armed"):
             per_tick = self._get("output") == "per_tick"
-            self._outputs = Outputs(self, spec.joint_names, robot, per_tick)
+            names = served.policy.spec.joint_names
+            self._outputs = Outputs(self, names, served.robot, per_tick)
             if per_tick:
                 self._tick_due, steady = time.monotonic(), Clock(clock_type=ClockType.STEADY_TIME)
                 period = 1 / self._get("tick_rate_hz")
                 self._ticker = self.create_timer(period, self._tick, clock=steady)
-        self._closing = False
-        self._worker = threading.Thread(target=self._work, daemon=True)
-        self._worker.start()
-
-    def _make_safety(self, spec: PolicySpec, robot: Robot, changes: dict) -> SafetyFilter:
-        value = lambda name: changes.get(name, self._get(name))  # noqa: E731
-        return SafetyFilter(
-            robot,
-            spec.joint_names,
-            spec.control_dt,
-            max_start_distance=value("max_start_distance"),
-            position_margin=value("position_margin"),
-            workspace=self._get("workspace"),
-        )
+        self._worker = Worker(self._try_to_infer)
 
     def on_activate(self, state) -> TransitionCallbackReturn:
         """Begin at the next complete observation."""
         with self._lock:
-            self._streams.clear()
-            self._commander.forget()
+            self._served.streams.clear()
+            self._served.commander.forget()
             self._holding, self._active = False, True
             self._run += 1
             self._activated = self._last_message = time.monotonic()
-        self._set_state(DiagnosticStatus.OK, self._active_text())
+        self._say_active()
         return TransitionCallbackReturn.SUCCESS
 
     def on_deactivate(self, state) -> TransitionCallbackReturn:
@@ -257,20 +179,15 @@ class PolicyNode(LifecycleNode):
 
     def on_shutdown(self, state) -> TransitionCallbackReturn:
         """Stop the arm and let go of everything."""
-        self._last_words()
-        self._release()
+        self.close()
         self._set_state(DiagnosticStatus.WARN, "shut down")
         return TransitionCallbackReturn.SUCCESS
 
     def on_error(self, state) -> TransitionCallbackReturn:
         """A callback failed: stop the arm; the node can be configured again."""
-        self._last_words()
-        self._release()
+        self.close()
         self._set_state(DiagnosticStatus.ERROR, "error: see the log")
         return TransitionCallbackReturn.SUCCESS
-
-    def _active_text(self) -> str:
-        return "active, " + ("armed" if self._get("armed") else "dry run")
 
     def close(self) -> None:
         """Last words: stop the arm and see that it has heard, end the thread."""
@@ -282,23 +199,19 @@ class PolicyNode(LifecycleNode):
             return
         self._stop()
         deadline = time.monotonic() + STOP_S
-        while (
-            self._ticker is not None and time.monotonic() < deadline
-        ):  # per tick: ramp down by hand
+        plan = self._served.commander.plan
+        while self._ticker is not None and time.monotonic() < deadline:  # ramp down by hand
             self._tick()
-            if self._commander.plan is None or self._commander.plan.settled(self._now()):
+            if plan is None or plan.settled(self._now()):
                 break
             time.sleep(1 / self._get("tick_rate_hz"))
         if self._outputs is not None:
-            self._outputs.last_words(self._commander.plan, self._now())
+            self._outputs.last_words(plan, self._now())
 
     def _release(self) -> None:
         """End the inference thread and give back what configure took."""
-        with self._wake:
-            self._closing, self._mailbox = True, None
-            self._wake.notify()
         if self._worker is not None:
-            self._worker.join(timeout=2.0)
+            self._worker.close(END_S)
             self._worker = None
         if self._ticker is not None:
             self.destroy_timer(self._ticker)
@@ -306,12 +219,7 @@ class PolicyNode(LifecycleNode):
         for neighbour in (*self._inputs, self._outputs):
             if neighbour is not None:
                 neighbour.close()
-        self._inputs, self._outputs, self._policy = [], None, None
-
-    def _stop(self) -> None:
-        with self._lock:
-            self._active = False
-            self._hold()
+        self._inputs, self._outputs, self._served = [], None, None
 
     # --- from message to inference (executor thread) ---
 
@@ -323,153 +231,95 @@ class PolicyNode(LifecycleNode):
                 return
             self._last_message = time.monotonic()
             self._last_now = now
-            self._streams.push(topic, stamp_ns(msg) or now, msg)
-            reference = self._streams.reference
-            if self._obstacle or reference is None or not self._commander.scheduler.due(reference):
+            streams, scheduler = self._served.streams, self._served.commander.scheduler
+            streams.push(topic, stamp_ns(msg) or now, msg)
+            reference = streams.reference
+            if self._obstacle or reference is None or not scheduler.due(reference):
                 return
             try:
-                snapshot = self._streams.take(now)
+                snapshot = streams.take(now)
             except NotReady:
                 return  # the watchdog says so if it lasts
-            self._commander.scheduler.started(snapshot.stamp)
+            scheduler.started(snapshot.stamp)
         decoded = time.perf_counter_ns()
-        with self._wake:
-            self._mailbox = Order(snapshot, self._run, received, now, decoded)
-            self._wake.notify()
-
-    def _now(self) -> int:
-        return self.get_clock().now().nanoseconds
+        self._worker.give(Order(snapshot, self._run, received, now, decoded))
 
     def _on_clock_jump(self, jump) -> None:
         """Simulated time went back, or the clock changed: nothing that was planned has a time any more."""
         with self._lock:
-            if self._policy is None:
+            if self._served is None:
                 return
-            if self._active and self._last_now:
+            if self._active and self._last_now and not self._holding:
                 self._hold(self._last_now)
-            self._streams.clear()
+            self._served.streams.clear()
             self._run += 1
-            self._commander.stay(self._now())
+            self._served.commander.stay(self._now())
             self._last_now = 0
             self._last_message = time.monotonic()
-        self.get_logger().warning("the clock jumped: starting again from the next observation")
+        self._clock_jumped = True  # if that is because there are two clocks, it will again
+        self.get_logger().warning(
+            "the clock jumped: starting again from the next observation",
+            throttle_duration_sec=SELDOM_S,
+        )
 
     # --- inference (its own thread; onnxruntime releases the interpreter) ---
 
-    def _work(self) -> None:
-        while True:
-            with self._wake:
-                while self._mailbox is None and not self._closing:
-                    self._wake.wait()
-                if self._closing:
-                    return
-                order, self._mailbox = self._mailbox, None
-            try:
-                self._infer(order)
-            except (InputError, Rejected) as error:
-                self._rejected += 1
-                self._refuse(str(error))
-            except Exception as error:  # the node must hold, not run on without its thread
-                self.get_logger().error(f"inference failed: {error!r}")
-                self._refuse(f"inference failed: {error!r}")
+    def _try_to_infer(self, order: Order) -> None:
+        try:
+            self._infer(order)
+        except (InputError, Rejected) as error:
+            self._status.counts["rejected_chunks"] += 1
+            self._refuse(str(error))
+        except Exception as error:  # the node must hold, not run on without its thread
+            self.get_logger().error(f"inference failed: {error!r}")
+            self._refuse(f"inference failed: {error!r}")
 
     def _infer(self, order: Order) -> None:
-        begin = time.perf_counter_ns()
-        policy, snapshot = self._policy, order.snapshot
+        begin, begin_at = time.perf_counter_ns(), self._now()
+        served, snapshot = self._served, order.snapshot
+        policy = served.policy
         with self._lock:
-            prefix = self._commander.prefix_inputs(snapshot.stamp)
-        fields = policy.spec.observations
-        inputs = {f.name: snapshot.obs[f.name][None] for f in fields} | prefix
-        noise = self._noise(policy)
+            inputs = served.inputs(snapshot)
+        noise = served.noise(self._get("noise") == "random")
         chunk = policy.infer(inputs, noise)[0].astype(np.float64)  # (H, A)
+        self._dawdle(order, begin_at)
         done = time.perf_counter_ns()
         with self._lock:
-            if not self._active or policy is not self._policy or order.run != self._run:
+            if not self._current(order) or policy is not served.policy:
                 return
             if self._obstacle:
                 raise Rejected(self._obstacle)
-            self._check_tracking(snapshot)
+            commander, measured = served.commander, snapshot.obs[MEASURED]
+            if self._outputs is not None:
+                limit = self._get("max_tracking_error")
+                commander.check_following(snapshot.stamp, measured, limit)
             now = self._now()
-            outcome = self._commander.accept(chunk, snapshot.stamp, now, snapshot.obs[MEASURED])
+            outcome = commander.accept(chunk, snapshot.stamp, now, measured)
             limited = time.perf_counter_ns()
             if self._emergency.tripped:
                 raise Rejected(f"emergency stop: {self._emergency.reason}")
-            self._limited += bool(outcome.checked.num_changed)
+            self._status.count(outcome)
             self._command(outcome.plan, now)
             self._holding = False
         published = time.perf_counter_ns()
-        self._recovered(snapshot)
-        stages = {
-            "observation_age_ms": (order.received_at - snapshot.stamp) / 1e6,
-            "decode_ms": (order.decoded - order.received) / 1e6,
-            "wait_ms": (begin - order.decoded) / 1e6,
-            "inference_ms": (done - begin) / 1e6,
-            "safety_ms": (limited - done) / 1e6,
-            "publish_ms": (published - limited) / 1e6,
-            "overhead_ms": (published - order.received - (done - begin)) / 1e6,
-            "end_to_end_ms": (published - order.received) / 1e6
-            + (order.received_at - snapshot.stamp) / 1e6,
-        }
-        self._latencies.add(stages)
-        self._record(snapshot, inputs, noise, chunk, outcome, stages)
+        with self._lock:
+            if self._current(order):
+                self._say_active(served.familiarity.unusual(snapshot.obs))
+        made = Inference(order, inputs, noise, chunk, outcome, begin, done, limited, published)
+        stages = made.stages()
+        self._status.latencies.add(stages)
+        sequence = self._status.counts["commands"] if self._outputs is not None else 0
+        self._inferences.publish(made, stages, served, sequence, self._get("debug"))
 
-    def _check_tracking(self, snapshot: Snapshot) -> None:
-        """The arm must be where it was sent. Needs the lock."""
-        limit, plan = self._get("max_tracking_error"), self._commander.plan
-        if plan is None or limit <= 0 or not self._get("armed"):
-            return
-        error = np.abs(plan.at(snapshot.stamp).position - snapshot.obs[MEASURED])
-        error = error[self._commander.safety.arm]
-        if (error > limit).any():
-            worst = int(error.argmax())
-            name = self._policy.spec.joint_names[self._commander.safety.arm[worst]]
-            raise Rejected(
-                f"{name} is {error[worst]:.3f} from where it was commanded to be, limit {limit:.3f}: "
-                "does the controller follow? Deactivate and activate to start from where it is"
-            )
+    def _current(self, order: Order) -> bool:
+        """Whether the run that an inference was begun for is still under way."""
+        return self._active and order.run == self._run
 
-    def _recovered(self, snapshot: Snapshot) -> None:
-        self._warning = self._familiarity.unusual(snapshot.obs)
-        if self._warning:
-            self._set_state(
-                DiagnosticStatus.WARN, f"{self._active_text()}; unusual input: {self._warning}"
-            )
-        elif self._state[0] != DiagnosticStatus.OK:
-            self._set_state(DiagnosticStatus.OK, self._active_text())
-
-    def _record(self, snapshot, inputs, noise, chunk, outcome: Outcome, stages: dict) -> None:
-        """Tell what was done, after it was done."""
-        jump = outcome.targets.seam_jump
-        record = {
-            "observation_stamp": snapshot.stamp,
-            "command_sequence": self._command_count if self._get("armed") else 0,
-            **stages,
-            "points": len(outcome.targets.due),
-            "limited_actions": outcome.checked.num_changed,
-            "seam_jump": float(np.abs(jump).max()) if jump is not None else 0.0,
-            "joining": self._commander.scheduler.joining,
-        }
-        self._inference_pub.publish(
-            messages.diagnostics(
-                "policy_node: inference", DiagnosticStatus.OK, "", record, snapshot.stamp
-            )
-        )
-        spec = self._policy.spec if self._policy else None
-        if spec is None:
-            return
-        times = (np.arange(len(chunk)) + 1) * spec.control_dt
-        self._planned_pub.publish(
-            messages.joint_trajectory(spec.joint_names, times, chunk, None, snapshot.stamp)
-        )
-        if self._get("debug"):
-            arrays = {**inputs, "noise": noise, "action_chunk": chunk[None]}
-            self._debug_pub.publish(messages.debug_record(snapshot.stamp, arrays))
-
-    def _noise(self, policy: OnnxPolicy) -> np.ndarray:
-        shape = (1, *policy.chunk_shape)
-        if self._get("noise") == "random":
-            return self._rng.standard_normal(shape, dtype=np.float32)
-        return np.zeros(shape, np.float32)
+    def _dawdle(self, order: Order, begin: int) -> None:
+        """The delay that a test injects, since `begin` (ROS time, ns)."""
+        until = begin + self._get("inject_delay_s") * 1e9
+        while self._now() < until and self._current(order):
+            time.sleep(POLL_S)
 
     # --- commands out ---
 
@@ -477,21 +327,21 @@ class PolicyNode(LifecycleNode):
         """Send a plan, unless it goes out tick by tick. Needs the lock."""
         if self._outputs is not None and self._ticker is None:
             self._outputs.send(plan, now)
-            self._command_count += 1
+            self._status.counts["commands"] += 1
 
     def _tend_gripper(self) -> None:
         with self._lock:
             if self._outputs is not None and not self._obstacle:
-                self._outputs.tend_gripper(self._commander.plan, self._now())
+                self._outputs.tend_gripper(self._served.commander.plan, self._now())
 
     def _tick(self) -> None:
         """The commanded position now, from the same plan; nothing when nothing is planned or it has long come to
         rest."""
         period, now = 1 / self._get("tick_rate_hz"), time.monotonic()
-        self._deadline_misses += now - self._tick_due > period
+        self._status.counts["deadline_misses"] += now - self._tick_due > period
         self._tick_due = max(self._tick_due + period, now)
         with self._lock:
-            plan = self._commander.plan if self._policy is not None else None
+            plan = self._served.commander.plan if self._served is not None else None
             at = self._now()
             if plan is None or (not self._active and plan.settled(at - round(4 * period * 1e9))):
                 return
@@ -504,29 +354,26 @@ class PolicyNode(LifecycleNode):
         with self._lock:
             if not self._active:
                 return
-            silence = time.monotonic() - self._last_message
+            silence, longest = time.monotonic() - self._last_message, self._get("max_silence_s")
             try:
                 if self._emergency.tripped:
                     raise NotReady(f"emergency stop: {self._emergency.reason}")
                 if self._obstacle:
                     raise NotReady(self._obstacle)
-                if silence > self._get("max_silence_s"):
+                if silence > longest:
+                    unfit = [i.mismatch for i in self._inputs if i.mismatch]
                     raise NotReady(
-                        f"no message on any input for {silence:.1f} s{self._mismatches()}"
+                        "; ".join([f"no message on any input for {silence:.1f} s", *unfit])
                     )
-                self._streams.snapshot(self._now())
+                self._served.streams.snapshot(self._now())
                 return
             except NotReady as error:
-                settling = time.monotonic() - self._activated < self._get("max_silence_s")
-                waits = self._commander.plan is None and settling
+                settling = time.monotonic() - self._activated < longest
+                waits = self._served.commander.plan is None and settling
                 if waits and not self._emergency.tripped and not self._obstacle:
                     return  # the first messages may take a moment
                 reason = str(error)
         self._refuse(reason)
-
-    def _mismatches(self) -> str:
-        found = [i.mismatch for i in self._inputs if i.mismatch]
-        return "; " + "; ".join(found) if found else ""
 
     def _refuse(self, reason: str) -> None:
         """Hold, and say why. The next good observation starts again."""
@@ -539,22 +386,31 @@ class PolicyNode(LifecycleNode):
             self.get_logger().warning(f"holding: {reason}")
         self._set_state(DiagnosticStatus.ERROR, f"holding: {reason}")
 
+    def _stop(self) -> None:
+        with self._lock:
+            self._active = False
+            self._hold()
+
     def _hold(self, now: int | None = None, silent: bool = False) -> None:
         """Come to rest from where the arm is commanded to be. Needs the lock."""
         now = self._now() if now is None else now
-        plan = None if silent else self._commander.stop(now)
+        plan = None if silent else self._served.commander.stop(now)
         if plan is None:
-            self._commander.scheduler.reset()
+            self._served.commander.scheduler.reset()
         else:
             self._command(plan, now)
 
     def _look_around(self) -> None:
-        """Neighbours change: QoS of the inputs, rivals and controllers on the command topics."""
-        if self._policy is None:
+        """Neighbours change: QoS of the inputs, rivals and controllers on the command topics, a second clock."""
+        if self._served is None:
             return
         for stream in self._inputs:
             stream.adapt()
-        self._obstacle = self._outputs.problem() if self._outputs is not None else ""
+        obstacle = clock_problem(self) if self._clock_jumped else ""
+        self._clock_jumped = bool(obstacle)
+        if not obstacle and self._outputs is not None:
+            obstacle = self._outputs.problem()
+        self._obstacle = obstacle
 
     # --- emergency stop and reload ---
 
@@ -580,102 +436,49 @@ class PolicyNode(LifecycleNode):
             self._emergency.reset()
         return response
 
-    async def _on_reload(self, request, response):
-        """Read the policy file again: the new one must have the same interface.
-
-        Loading takes seconds, in a thread of its own; the old policy goes on being served meanwhile.
-        """
-        if self._reload is not None:
-            response.success, response.message = False, "a reload is under way already"
-            return response
-        self._reload = threading.Thread(target=self._load_again, args=(response,), daemon=True)
-        self._reload.start()
-        while self._reload.is_alive():
-            self._reload.join(RELOAD_POLL_S)
-            await _OthersFirst()
-        self._reload = None
-        if not response.success:
-            self.get_logger().error(response.message)
-        return response
-
-    def _load_again(self, response) -> None:
-        """Swap the policy if the file fits, and say so in the response."""
-        old = self._policy
-        try:
-            if old is None:
-                raise InputError("the node is not configured")
-            policy = OnnxPolicy(self._get("policy"))
-            self._check_same(policy.spec, old.spec)
-            policy.warm_up(WARM_UP)
-            familiarity = Familiarity(policy.spec, self._get("max_sigma"))
-            with self._lock:
-                if self._policy is not old:
-                    raise InputError("the node was configured anew meanwhile")
-                self._policy, self._familiarity = policy, familiarity
-                self._commander.scheduler.reset()
-        except Exception as error:  # whatever is wrong with a file must not cost the old policy
-            response.success, response.message = False, f"the old policy stays: {error}"
-            return
-        response.success, response.message = True, f"serving {policy.path}"
-
-    def _check_same(self, new: PolicySpec, old: PolicySpec) -> None:
-        for what in (
-            "robot",
-            "joint_names",
-            "control_dt",
-            "action_horizon",
-            "execute_horizon",
-            "prefix_horizon",
-        ):
-            if getattr(new, what) != getattr(old, what):
-                raise InputError(
-                    f"{what} is {getattr(new, what)} in the new file, {getattr(old, what)} in the old"
-                )
-        if _interface(new) != _interface(old):
-            raise InputError(
-                "the new file has other observations: deactivate, clean up and configure again"
-            )
+    def _load_again(self) -> str:
+        """Read the policy file again and serve it; the old one is served until then."""
+        served = self._served
+        if served is None:
+            raise InputError("the node is not configured")
+        policy = served.replacement(self._get("policy"))
+        with self._lock:
+            if self._served is not served:
+                raise InputError("the node was configured anew meanwhile")
+            served.replace(policy)
+        return f"serving {policy.path}"
 
     # --- saying so ---
 
+    def _say_active(self, unusual: str = "") -> None:
+        """All is well, or nearly: what is unusual about an observation, and what a test does to the node."""
+        delay = self._get("inject_delay_s")
+        parts = ["active, " + ("armed" if self._get("armed") else "dry run")]
+        if delay:
+            parts.append(f"every inference is delayed by {delay:g} s on purpose (inject_delay_s)")
+        if unusual:
+            parts.append(f"unusual input: {unusual}")
+        level = DiagnosticStatus.WARN if len(parts) > 1 else DiagnosticStatus.OK
+        self._set_state(level, "; ".join(parts))
+
     def _set_state(self, level: bytes, text: str) -> None:
-        changed, self._state = self._state != (level, text), (level, text)
-        if changed:
+        if self._status.change(level, text):
             self._publish_status()
 
     def _publish_status(self) -> None:
-        level, text = self._state
-        values = {
+        served, now = self._served, self._now()
+        facts = {
             "policy": self._get("policy"),
             "robot": self._get("robot"),
             "armed": self._get("armed"),
-            "joining": self._commander.scheduler.joining if self._policy else "",
-            "commands": self._command_count,
-            "deadline_misses": self._deadline_misses,
-            "limited_plans": self._limited,
-            "rejected_chunks": self._rejected,
+            "joining": served.commander.scheduler.joining if served else "",
             "emergency_stops": self._emergency.trips,
             "emergency_stop": self._emergency.reason or "no",
         }
-        if self._policy is not None:
-            now = self._now()
-            values |= {f"age of {t}": f"{age:.3f} s" for t, age in self._streams.ages(now).items()}
-            values |= {f"qos of {i.topic}": i.mismatch or "fits" for i in self._inputs}
-            for i in self._inputs:
-                values |= {
-                    f"received of {i.topic}": i.arrivals.received,
-                    f"lost of {i.topic}": i.arrivals.lost,
-                    f"used of {i.topic}": self._streams.used[i.topic],
-                }
-            values |= self._latencies.summary()
-        self._status_pub.publish(
-            messages.diagnostics("policy_node", level, text, values, self._now())
-        )
-
-
-def _interface(spec: PolicySpec) -> list[tuple]:
-    """What a policy reads."""
-    return [(f.name, f.kind, f.elements, f.source, f.resolution) for f in spec.observations]
+        if served is not None:
+            facts |= input_facts(self._inputs, served.streams, now)
+        robot = served.robot.name if served else ""
+        self._status.publish(facts, robot, now)
 
 
 def spin(node: PolicyNode, executor: SingleThreadedExecutor, stop: Stop) -> None:

@@ -55,7 +55,9 @@ PARAMETERS = (
     Parameter(
         "position_margin", 0.0, "distance that arm joints keep from their limits (rad)", 0.0, 1.0
     ),
-    Parameter("soft_start_s", 0.5, "time until the full velocity limits are used", 0.0, 60.0),
+    Parameter(
+        "soft_start_s", 0.5, "time from the first command of a run until full speed", 0.0, 60.0
+    ),
     Parameter(
         "lead_s",
         0.01,
@@ -89,6 +91,13 @@ PARAMETERS = (
         "/emergency_stop",
         "std_msgs/Bool: true stops",
         when_unconfigured=True,
+    ),
+    Parameter(
+        "inject_delay_s",
+        0.0,
+        "a fault for testing: every inference takes so much longer (s, ROS clock); 0: off",
+        0.0,
+        10.0,
     ),
     Parameter("debug", False, "publish all of every inference on ~/debug_inference"),
 )

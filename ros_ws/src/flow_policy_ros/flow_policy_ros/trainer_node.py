@@ -48,6 +48,7 @@ class TrainerNode(Node):
             raise InputError("parameter run_dir is empty: give the folder to write")
         self._child: subprocess.Popen | None = None
         self._doing, self._state = "", (DiagnosticStatus.OK, "idle")
+        self._name = self.get_fully_qualified_name()
         self._metrics_pub = self.create_publisher(DiagnosticArray, "~/metrics", 10)
         self._status_pub = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         for name in ("start", "stop", "export"):
@@ -116,7 +117,7 @@ class TrainerNode(Node):
         row = self._newest()
         if row:
             self._metrics_pub.publish(
-                messages.diagnostics("trainer_node: metrics", DiagnosticStatus.OK, "", row, stamp)
+                messages.diagnostics(f"{self._name}: metrics", DiagnosticStatus.OK, "", row, stamp)
             )
         if self._child is not None and self._child.poll() is not None:
             code, self._child = self._child.returncode, None
@@ -130,7 +131,7 @@ class TrainerNode(Node):
                 self._state = DiagnosticStatus.ERROR, f"{self._doing} failed: {last}"
         level, text = self._state
         values = {"run_dir": self._folder, "algorithm": self._get("algorithm")}
-        self._status_pub.publish(messages.diagnostics("trainer_node", level, text, values, stamp))
+        self._status_pub.publish(messages.diagnostics(self._name, level, text, values, stamp))
 
     def _newest(self) -> dict[str, str]:
         """The last whole row of the metrics; empty while there is none."""

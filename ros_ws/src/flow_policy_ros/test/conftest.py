@@ -123,7 +123,7 @@ def status(peer) -> Callable[[], str]:
     received = peer.listen(DiagnosticArray, "/diagnostics")
 
     def newest() -> str:
-        texts = [s.message for msg in received for s in msg.status if s.name == "policy_node"]
+        texts = [s.message for msg in received for s in msg.status if s.name == "/policy_node"]
         return texts[-1] if texts else ""
 
     return newest

@@ -11,7 +11,9 @@ import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from flow_policy_ros.messages import to_time
-from flow_policy_ros.policy_node import MEASURED, Order, PolicyNode
+from flow_policy_ros.policy_node import PolicyNode
+from flow_policy_ros.reports import Order
+from flow_policy_ros.served import MEASURED
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -65,9 +67,9 @@ def test_an_inference_begun_before_a_run_does_not_command_it(policy_file):
         node.trigger_deactivate()
         node.trigger_activate()
         node._infer(order)
-        assert node._commander.plan is None
+        assert node._served.commander.plan is None
         node._infer(dataclasses.replace(order, run=node._run))
-        assert node._commander.plan is not None
+        assert node._served.commander.plan is not None
     finally:
         node.close()
         node.destroy_node()
@@ -254,7 +256,7 @@ def test_diagnostics_count_messages_received_lost_and_used(start, peer, robot, p
     start(policy_node={"policy": str(policy_file)})
 
     def values() -> dict[str, str]:
-        found = [s for msg in received for s in msg.status if s.name == "policy_node"]
+        found = [s for msg in received for s in msg.status if s.name == "/policy_node"]
         return {p.key: p.value for p in found[-1].values} if found else {}
 
     peer.until(lambda: int(values().get("used of /joint_states", 0)) >= 3, "three used")
