@@ -85,6 +85,7 @@ BENCHES: dict[str, str] = {
     "train": "training speed, shares of physics, policy and update, against its floor",
     "serve": "milliseconds per inference, against torch and a numpy floor",
     "joining": "methods of joining chunks under injected inference delay",
+    "delay": "success over ROS 2 under injected inference delay",
     "ros": "latency, overhead, memory and CPU of the ROS 2 policy node",
 }
 

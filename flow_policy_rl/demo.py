@@ -8,7 +8,6 @@ the last one that finished.
 
 import dataclasses
 import json
-import re
 import shutil
 import signal
 import sys
@@ -36,6 +35,7 @@ from flow_policy_rl import (
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.evaluate import wilson_interval
 from flow_policy_rl.logger import read_metrics
+from flow_policy_rl.over_ros import run_episodes
 from flow_policy_rl.progress import Progress
 from sim.errors import SimulationError
 from sim.render import Renderer
@@ -44,7 +44,6 @@ from sim.vec_env import VecEnv
 
 EVAL_SEED = 10_000
 FILM_SEEDS = range(EVAL_SEED, EVAL_SEED + 4)
-EPISODE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -217,9 +216,8 @@ class Demo:
 
     def run_deploy(self) -> dict:
         """Simulated arm and policy as two processes on ROS 2, everything recorded."""
-        bag, out, logs = self.dir / "bag", self.dir / "episodes.json", self.dir / "ros"
+        bag = self.dir / "bag"
         shutil.rmtree(bag, ignore_errors=True)
-        total = self.config.ros_episodes
         nodes = {
             "recorder": {"bag": str(bag.absolute())},
             "sim_node": {
@@ -234,37 +232,10 @@ class Demo:
                 "armed": True,
                 "use_sim_time": True,
             },
-            "episode_runner": {
-                "episodes": total,
-                "out": str(out.absolute()),
-                "episode_timeout_s": EPISODE_TIMEOUT_S,
-            },
         }
-        with (
-            ros.processes(nodes, logs) as running,
-            Progress("over ROS", total, "episode") as progress,
-        ):
-            runner = running["episode_runner"]
-            while runner.running:
-                for process in running.values():
-                    process.check()
-                done = re.findall(
-                    r"^episode (\d+)/", runner.log.read_text(errors="replace"), re.MULTILINE
-                )
-                progress.reach(int(done[-1]) if done else 0)
-                time.sleep(0.2)
-            runner.check()
-        data = json.loads(out.read_text())
-        successes = sum(e["success"] for e in data["episodes"])
-        low, high = wilson_interval(successes, total)
-        return {
-            "success_rate": successes / total,
-            "success_ci95": [low, high],
-            "episodes": total,
-            "emergency_stops": sum(bool(e["emergency_stop"]) for e in data["episodes"]),
-            "end_to_end_ms": replay.percentiles(np.array(data["end_to_end_s"]) * 1e3),
-            "bag": str(bag),
-        }
+        result = run_episodes(nodes, self.config.ros_episodes, self.dir)
+        times = result.pop("end_to_end_s")
+        return result | {"end_to_end_ms": replay.percentiles(times * 1e3), "bag": str(bag)}
 
     def run_replay(self) -> dict:
         """The bag through the same decoding and policy code."""

@@ -26,6 +26,7 @@ from trajectory_msgs.msg import JointTrajectory
 from flow_policy_rl.serving.decode import debug_record
 from flow_policy_rl.serving.model_file import SEAL_KEY, seal
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
+from flow_policy_rl.serving.safety import LIMITS
 from flow_policy_rl.serving.streams import Snapshot
 from flow_policy_rl.spec import METADATA_KEY
 
@@ -33,6 +34,21 @@ from flow_policy_rl.spec import METADATA_KEY
 @pytest.fixture
 def robot(peer) -> Robot:
     return Robot(peer)
+
+
+@pytest.fixture
+def facts(peer):
+    """Name, hardware and values of the policy node's newest diagnostics."""
+    received = peer.listen(DiagnosticArray, "/diagnostics")
+
+    def newest() -> dict[str, str]:
+        found = [s for msg in received for s in msg.status]
+        if not found:
+            return {}
+        values = {p.key: p.value for p in found[-1].values}
+        return {"name": found[-1].name, "hardware": found[-1].hardware_id, **values}
+
+    return newest
 
 
 def trigger(peer, name: str):
@@ -250,21 +266,48 @@ def test_per_tick_output_is_the_same_motion_and_ramps_down(start, peer, robot, p
     assert steps[-1].max() < 0.01
 
 
-def test_diagnostics_count_messages_received_lost_and_used(start, peer, robot, policy_file):
-    received = peer.listen(DiagnosticArray, "/diagnostics")
+def test_diagnostics_count_messages_and_limits(start, peer, robot, policy_file, facts):
+    """Messages received, lost and used; chunks that go beyond a limit, by kind, as each inference says it."""
     planned = peer.listen(JointTrajectory, "/policy_node/planned_chunk")
+    records = peer.listen(DiagnosticArray, "/policy_node/inference")
     start(policy_node={"policy": str(policy_file)})
-
-    def values() -> dict[str, str]:
-        found = [s for msg in received for s in msg.status if s.name == "/policy_node"]
-        return {p.key: p.value for p in found[-1].values} if found else {}
-
-    peer.until(lambda: int(values().get("used of /joint_states", 0)) >= 3, "three used")
-    told = values()
+    peer.until(lambda: int(facts().get("used of /joint_states", 0)) >= 3, "three used")
+    told = facts()
     for topic in ("/joint_states", "/cube/pose"):
         assert int(told[f"received of {topic}"]) > int(told[f"used of {topic}"])
         assert told[f"lost of {topic}"].isdigit()
     peer.until(lambda: len(planned) >= int(told["used of /joint_states"]), "a chunk for each")
+    assert {f"chunks beyond {kind}" for kind in LIMITS} <= set(told)
+    beyond = [next(p.value for p in m.status[0].values if p.key == "beyond") for m in records]
+    assert "velocity" in beyond[0]  # of a soft start with a policy that learned next to nothing
+    assert int(told["chunks beyond velocity"]) >= 1
+
+
+def test_two_arms_are_told_apart_in_diagnostics(peer, policy_file, facts):
+    rclpy.init(args=["--ros-args", "-p", f"policy:={policy_file}", "-r", "__ns:=/left"])
+    node = PolicyNode()
+    try:
+        node.trigger_configure()
+        peer.until(lambda: facts().get("hardware") == "/left/panda", "its hardware")
+        assert facts()["name"] == "/left/policy_node"
+    finally:
+        node.close()
+        node.destroy_node()
+        rclpy.shutdown()
+
+
+def test_an_injected_delay_is_felt_and_warned_of(start, peer, robot, policy_file, status):
+    records = peer.listen(DiagnosticArray, "/policy_node/inference")
+    start(policy_node={"policy": str(policy_file), "inject_delay_s": 0.3})
+    says = "every inference is delayed by 0.3 s on purpose"
+    peer.until(lambda: len(records) >= 2 and says in status(), "a warning")
+    took = lambda msg: float({p.key: p.value for p in msg.status[0].values}["inference_ms"])  # noqa: E731
+    assert all(took(msg) >= 300 for msg in records)
+    assert set_parameter(peer, "inject_delay_s", 0.0).successful
+    before = len(records)
+    peer.until(lambda: len(records) >= before + 3, "more inferences")
+    assert took(records[-1]) < 300 or took(records[-2]) < 300
+    peer.until(lambda: status() == "active, dry run", "no warning any more")
 
 
 def test_best_effort_and_reliable_publishers_are_both_heard(start, peer, policy_file, status):
@@ -300,3 +343,31 @@ def test_a_clock_that_jumps_back_starts_again(start, peer, policy_file, commands
     peer.until(lambda: len(commands) >= before + 3, "commands after the jump")
     peer.until(lambda: status().startswith("active"), "active")
     assert robot.fastest <= 2.62
+
+
+def test_a_second_clock_is_named(start, peer, policy_file, commands, status):
+    """Two simulations at once: time goes back and forth, and nothing is commanded until there is one of them."""
+    other = peer.second_node("sim")
+    clocks = [node.create_publisher(Clock, "/clock", 10) for node in (peer.node, other)]
+    now = [100_000_000_000, 900_000_000_000]
+    Robot(peer, stamp=lambda: now[0])
+    both = [False]
+
+    def tick() -> None:
+        for k, clock in enumerate(clocks):
+            now[k] += 20_000_000
+            if k == 0 or both[0]:
+                clock.publish(Clock(clock=to_time(now[k])))
+
+    peer.node.create_timer(0.02, tick)
+    start(policy_node={"policy": str(policy_file), "armed": True, "use_sim_time": True})
+    peer.until(lambda: len(commands) >= 2, "commands")  # a second clock that is silent does no harm
+    both[0] = True
+    says = "holding: 2 publishers on /clock, one too many: /peer, /sim"
+    peer.until(lambda: says in status(), "diagnostics name both")
+    held = len(commands)
+    peer.spin(0.5)
+    assert len(commands) == held
+    both[0] = False
+    other.destroy_publisher(clocks.pop())
+    peer.until(lambda: len(commands) >= held + 2, "commands again")

@@ -34,10 +34,10 @@ def test_training_tells_its_progress_and_exports(start, peer, tmp_path):
     assert call("start").success
     assert "under way" in call("start").message
     peer.until(lambda: metrics, "metrics", 60.0)
-    _, values = newest(metrics, "trainer_node: metrics")
+    _, values = newest(metrics, "/trainer_node: metrics")
     assert any("loss" in key for key in values)
     assert call("stop").success
-    peer.until(lambda: "training stopped" in newest(status, "trainer_node")[0], "stopped", 30.0)
+    peer.until(lambda: "training stopped" in newest(status, "/trainer_node")[0], "stopped", 30.0)
 
     assert (
         cli.main(
@@ -47,7 +47,7 @@ def test_training_tells_its_progress_and_exports(start, peer, tmp_path):
         == 0
     )
     assert call("export").success
-    peer.until(lambda: "export finished" in newest(status, "trainer_node")[0], "exported", 90.0)
+    peer.until(lambda: "export finished" in newest(status, "/trainer_node")[0], "exported", 90.0)
     assert OnnxPolicy(run_dir / "policy.onnx").spec.task == "lift"
     nodes["trainer_node"].signal(2)
     assert nodes["trainer_node"].wait(60.0) == 0
@@ -64,7 +64,7 @@ def test_a_training_that_cannot_start_says_why(start, peer, tmp_path):
         }
     )
     peer.until(
-        lambda: "training failed: error: demonstrations" in newest(status, "trainer_node")[0],
+        lambda: "training failed: error: demonstrations" in newest(status, "/trainer_node")[0],
         "diagnostics say why",
         60.0,
     )
