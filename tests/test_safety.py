@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from plain_safety import plain_check
 from toys import small_spec
 
+from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
-from flow_policy_rl.serving.commander import Commander
+from flow_policy_rl.serving.commander import Commander, Plan
 from flow_policy_rl.serving.robot import JointLimits, Robot, Topics, load_robot
-from flow_policy_rl.serving.safety import EmergencyStop, Motion, Rejected, SafetyFilter
+from flow_policy_rl.serving.safety import Checked, EmergencyStop, Motion, Rejected, SafetyFilter
 from flow_policy_rl.serving.spline import Spline, extremes, hull
 from flow_policy_rl.serving.trajectory_controller import TrajectoryController
 
@@ -273,13 +274,18 @@ def test_nonsense_and_a_far_start_are_refused():
         safety.check(here, due, targets[:, :5])
 
 
-def test_the_tool_stays_in_its_box():
+def boxed(*half: float) -> tuple[SafetyFilter, tuple]:
+    """A filter for the arm, and the tool's box: so far to each side of where the tool is at home."""
     tool = PANDA.chain.tool_position(JOINTS, HOME[None])[0]
-    box = (tool - [0.3, 0.1, 0.2], tool + [0.3, 0.1, 0.2])
-    robot = dataclasses.replace(PANDA, workspace=box)
-    safety = SafetyFilter(robot, JOINTS, 0.05)
+    box = (tool - half, tool + half)
+    return SafetyFilter(dataclasses.replace(PANDA, workspace=box), JOINTS, 0.05), box
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_the_tool_stays_in_its_box(side):
+    safety, box = boxed(0.3, 0.1, 0.2)
     due = (1 + np.arange(40)) * 0.05
-    targets = np.tile(HOME + np.eye(8)[0] * 1.2, (40, 1))  # a sideways swing far out of the box
+    targets = np.tile(HOME + np.eye(8)[0] * 1.2 * side, (40, 1))  # a sideways swing far out
     checked = safety.check(Motion.at_rest(HOME), due, targets)
     assert "box" in checked.beyond
     spline = checked.spline
@@ -288,11 +294,150 @@ def test_the_tool_stays_in_its_box():
     assert (reached >= box[0] - 1e-4).all()
     assert (reached <= box[1] + 1e-4).all()
     assert np.ptp(reached[:, 1]) > 0.05  # it went some way
+    robot = dataclasses.replace(PANDA, workspace=box)
     free = SafetyFilter(robot, JOINTS, 0.05, workspace=False)
     wide = free.check(Motion.at_rest(HOME), due, targets)
     out = wide.spline
     assert "box" not in wide.beyond
-    assert PANDA.chain.tool_position(JOINTS, out.positions)[:, 1].max() > box[1][1] + 0.1
+    swing = PANDA.chain.tool_position(JOINTS, out.positions)[:, 1] * side
+    assert swing.max() > box[1][1] + 0.1
+
+
+def test_a_tool_that_hurries_to_the_edge_stops_at_once_or_nothing_goes_out():
+    """Whatever the targets: where only an immediate stop stays inside, that is the plan; past that, there is none."""
+    outcomes = set()
+    for half in np.arange(0.02, 0.1, 0.002):
+        safety, box = boxed(0.3, half, 0.2)
+        start = Motion(HOME, np.eye(8)[0] * 1.5, np.zeros(8))
+        due = (1 + np.arange(12)) * 0.05
+        targets = HOME + 1.5 * due[:, None] * np.eye(8)[0]
+        stop = safety.stop(start)
+        inside = safety._stays_inside(stop, 0.0)
+        try:
+            spline = safety.check(start, due, targets).spline
+        except Rejected:
+            assert not inside
+            outcomes.add("none")
+            continue
+        assert inside
+        reached = PANDA.chain.tool_position(JOINTS, spline.position(np.linspace(0, spline.end, 99)))
+        assert (reached[:, 1] <= box[1][1] + 1e-4).all()
+        at_once = len(spline.times) == len(stop.times)
+        outcomes.add("at once" if at_once else "later")
+        if at_once:
+            assert np.array_equal(spline.positions, stop.positions)
+    assert outcomes == {"none", "at once", "later"}
+
+
+def test_the_box_is_judged_between_the_knots_too():
+    swing = HOME + np.outer([-0.4, 0.4], np.eye(8)[0])
+    middle, end = PANDA.chain.tool_position(JOINTS, np.stack([HOME, swing[1]]))[:, 0]
+    assert middle > end + 0.02  # furthest out halfway
+    low, high = np.full(3, -9.0), np.array([(middle + end) / 2, 9.0, 9.0])
+    robot = dataclasses.replace(PANDA, workspace=(low, high))
+    safety = SafetyFilter(robot, JOINTS, 0.05)
+    plan = Spline(np.array([0.0, 1.0]), swing, np.zeros((2, 8)))
+    assert (safety._outside(swing) == 0).all()
+    assert not safety._stays_inside(plan, 0.0)
+    assert safety._stays_inside(plan, 1.0)  # one that comes from further out
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_margin_keeps_the_arm_away_from_its_limits_and_leaves_the_gripper_alone(side):
+    margin = 0.2
+    safety = SafetyFilter(PANDA, JOINTS, 0.05, position_margin=margin)
+    low, high = PANDA.limit_array(JOINTS, "position").T
+    due = (1 + np.arange(200)) * 0.05
+    targets = np.tile(HOME + np.eye(8)[0] * 9.0 * side, (200, 1))
+    targets[:, 7] = 0.0  # the gripper's own limit
+    spline = safety.check(Motion.at_rest(HOME), due, targets).spline
+    furthest = high[0] - margin if side > 0 else low[0] + margin
+    assert spline.positions[-1, 0] == pytest.approx(furthest, abs=1e-6)
+    assert spline.positions[-1, 7] == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(InputError, match="position_margin 3.0 leaves panda_joint1 no range"):
+        SafetyFilter(PANDA, JOINTS, 0.05, position_margin=3.0)
+
+
+def two_joints(**limits) -> SafetyFilter:
+    """An arm joint and a gripper joint with the same limits."""
+    easy = {"position": (-1, 1), "velocity": 2.0, "acceleration": 10.0, "jerk": 400.0}
+    one = JointLimits(**(easy | limits))
+    return SafetyFilter(Robot("toy", {"a": one}, {"g": one}, Topics("/j", "/c")), ("a", "g"), 0.05)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_an_arm_that_stands_outside_of_its_limits_may_come_back(side):
+    safety, due = two_joints(), (1 + np.arange(20)) * 0.05
+    start = Motion.at_rest(np.array([1.2 * side, 0.0]))
+    spline = safety.check(start, due, np.zeros((20, 2))).spline
+    assert np.abs(spline.positions[-1, 0]) < 0.2
+    assert (side * spline.position(np.linspace(0, spline.end, 300))[:, 0] <= 1.2 + 1e-6).all()
+    assert safety.stop(start) is not None
+    further = safety.check(start, due, np.full((20, 2), 3.0 * side)).spline
+    assert (side * further.positions[:, 0] <= 1.2 + 1e-6).all()
+
+
+def test_the_last_check_knows_every_limit():
+    """Whoever made a plan, and however it went wrong: each limit alone, just kept and just broken, and not at rest."""
+    h, a = 0.1, 3.0
+    v = a * h  # up to speed, along, and to rest, with constant acceleration
+    times = np.array([0.0, h, 2 * h, 3 * h])
+    way = np.array([0.0, v * h / 2, v * h * 1.5, v * h * 2])
+    joint = lambda values: np.stack([values, np.zeros(4)], axis=1)  # noqa: E731
+    speeds = np.array([0.0, v, v, 0.0])
+    plan, start = Spline(times, joint(way), joint(speeds)), Motion.at_rest(np.zeros(2))
+    exact = {"position": way[-1], "velocity": v, "acceleration": a, "jerk": a / 0.05}
+    for what, value in exact.items():
+        for share, expected in ((1.001, []), (0.999, [(what, 0)])):
+            limit = (-1, value * share) if what == "position" else value * share
+            safety = two_joints(**{what: limit})
+            assert safety._excess(start, plan, safety._bounds(start)) == expected, what
+    low = two_joints(position=(-way[-1] * 0.999, 1))
+    mirrored = Spline(times, -plan.positions, -plan.velocities)
+    assert low._excess(start, mirrored, low._bounds(start)) == [("position", 0)]
+    safety = two_joints()
+    rolling = Spline(times[:3], plan.positions[:3], plan.velocities[:3])
+    assert safety._excess(start, rolling, safety._bounds(start)) == [("rest", 0)]
+    shaken = Motion(np.zeros(2), np.zeros(2), np.array([-40.0, 0.0]))
+    assert safety._excess(shaken, plan, safety._bounds(start)) == [("jerk", 0)]
+    unknown = Spline(times, plan.positions * np.nan, plan.velocities)
+    assert ("position", 0) in safety._excess(start, unknown, safety._bounds(start))
+
+
+def test_a_stop_that_cannot_stay_within_the_limits_is_none_and_the_plan_in_force_goes_on():
+    safety = two_joints()
+    hurried = Motion(np.array([0.95, 0.0]), np.array([2.0, 0.0]), np.zeros(2))
+    assert safety.stop(hurried) is None
+    spec = small_spec(joint_names=("a", "g"), control_dt=0.05)
+    commander = Commander(ChunkScheduler(spec), safety)
+    times, still = np.array([0.0, 0.475, 0.6]), np.zeros(3)
+    positions = np.stack([[0.0, 0.95, 0.99], still], axis=1)
+    commander.plan = plan = Plan(
+        0, Spline(times, positions, np.stack([[2.0, 2, 0], still], axis=1))
+    )
+    now = 475 * MS - commander.scheduler.min_lead
+    assert plan.at(475 * MS).velocity[0] == pytest.approx(2.0)
+    assert commander.stop(now) is plan
+    assert commander.stop(200 * MS) is not plan  # earlier it could
+
+
+def test_a_missed_gripper_target_is_not_a_missed_arm_target():
+    safety, due = two_joints(velocity=0.1), (1 + np.arange(5)) * 0.05
+    targets = np.zeros((5, 2))
+    targets[:, 1] = 0.9
+    assert safety.check(Motion.at_rest(np.zeros(2)), due, targets).num_changed == 0
+    assert safety.check(Motion.at_rest(np.zeros(2)), due, targets[:, ::-1]).num_changed == 5
+
+
+def test_a_smooth_course_keeps_to_a_share_of_the_velocity_limits():
+    """One that would be followed as it is, if all of the speed could be used."""
+    safety, due = two_joints(), (1 + np.arange(20)) * 0.05
+    targets = 0.4 * due[:, None] ** 2 * [1, 1]
+    start, share = Motion.at_rest(np.zeros(2)), np.full(20, 0.2)
+    assert safety.check(start, due, targets).beyond == ()
+    checked = safety.check(start, due, targets, speed_share=share)
+    assert checked.beyond == ("velocity",)
+    assert (np.abs(checked.spline.velocities) <= 0.2 * 2.0 + 1e-5).all()
 
 
 def test_forward_kinematics_agree_with_the_simulated_arm():
@@ -310,6 +455,17 @@ def test_forward_kinematics_agree_with_the_simulated_arm():
         assert np.allclose(
             PANDA.chain.tool_position(JOINTS, positions[None])[0], expected, atol=1e-6
         )
+
+
+def test_only_limited_plans_in_a_row_trip_and_a_reset_begins_to_count_anew():
+    limited, fine = (Checked(Spline(np.zeros(1), np.zeros((1, 1))), n, 0.0, ()) for n in (1, 0))
+    stop = EmergencyStop(max_consecutive_limited=2)
+    assert [stop.count(c) for c in (limited, fine, limited)] == [False] * 3
+    assert stop.count(limited)
+    stop.reset()
+    assert [stop.count(c) for c in (limited, fine, limited, limited)] == [False] * 3 + [True]
+    never = EmergencyStop()
+    assert not any(never.count(limited) for _ in range(50))
 
 
 def test_the_emergency_stop_is_latched_and_trips_after_plans_in_a_row_that_were_limited():

@@ -1,0 +1,75 @@
+"""JointTrajectory as bytes: to build twenty points as messages and to read them again costs a tenth of a millisecond,
+and several times as much where the caches are cold.
+
+The bytes are CDR version 1, little endian, as every DDS of ROS 2 reads it: numbers aligned to their size, texts and
+sequences preceded by their length.
+"""
+
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+from rclpy.serialization import deserialize_message
+from trajectory_msgs.msg import JointTrajectory
+
+from flow_policy_ros import messages
+
+HEADER = bytes([0, 1, 0, 0])  # CDR 1, little endian; alignment counts from after it
+
+
+class TrajectoryWriter:
+    """Writes trajectories of some joints, with stamp 0 and velocities."""
+
+    def __init__(self, joint_names: Sequence[str]):
+        self._names = tuple(joint_names)
+        body = struct.pack("<iI", 0, 0) + _text("")  # header: stamp and frame
+        body += bytes(-len(body) % 4) + struct.pack("<I", len(joint_names))
+        for name in joint_names:
+            body += bytes(-len(body) % 4) + _text(name)
+        self._begin = HEADER + body + bytes(-len(body) % 4)
+        # A point begins where the number of points ends. Its first doubles are aligned to 8, all else follows.
+        self._early = (len(self._begin) - len(HEADER) + 4) % 8 == 4
+        n = len(joint_names)
+        self._point = np.dtype(
+            [
+                ("num_positions", "<u4"),
+                ("gap", "<u4"),
+                ("positions", "<f8", (n,)),
+                ("num_velocities", "<u4"),
+                ("second_gap", "<u4"),
+                ("velocities", "<f8", (n,)),
+                ("num_accelerations", "<u4"),
+                ("num_efforts", "<u4"),
+                ("seconds", "<i4"),
+                ("nanoseconds", "<u4"),
+            ]
+        )
+        self.fits = self._reads_back()
+
+    def bytes(self, times: np.ndarray, positions: np.ndarray, velocities: np.ndarray) -> bytes:
+        """Points (n,) s from reception, (n, A), (n, A)."""
+        points = np.zeros(len(times), self._point)
+        points["num_positions"] = points["num_velocities"] = len(self._names)
+        points["positions"], points["velocities"] = positions, velocities
+        ns = np.rint(times * 1e9).astype(np.int64)
+        points["seconds"], points["nanoseconds"] = np.divmod(ns, 1_000_000_000)
+        body = points.tobytes()
+        if self._early:  # the first length stands right before its numbers
+            body = body[:4] + body[8:]
+        return self._begin + struct.pack("<I", len(times)) + body
+
+    def _reads_back(self) -> bool:
+        """Whether this middleware reads what is written here."""
+        n = len(self._names)
+        times, positions = np.array([0.25, 1.5]), np.arange(2.0 * n).reshape(2, n)
+        expected = messages.joint_trajectory(self._names, times, positions, -positions)
+        try:
+            raw = self.bytes(times, positions, -positions)
+            return deserialize_message(raw, JointTrajectory) == expected
+        except Exception:  # whatever a middleware raises at bytes that it does not know
+            return False
+
+
+def _text(value: str) -> bytes:
+    data = value.encode() + b"\0"
+    return struct.pack("<I", len(data)) + data
