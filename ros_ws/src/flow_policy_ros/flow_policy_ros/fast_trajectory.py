@@ -18,7 +18,8 @@ HEADER = bytes([0, 1, 0, 0])  # CDR 1, little endian; alignment counts from afte
 
 
 class TrajectoryWriter:
-    """Writes trajectories of some joints, with stamp 0 and velocities."""
+    """Writes trajectories of some joints, with stamp 0 and velocities: as bytes where the middleware reads them back as
+    they were meant, which is tried once, else as a message."""
 
     def __init__(self, joint_names: Sequence[str]):
         self._names = tuple(joint_names)
@@ -44,10 +45,19 @@ class TrajectoryWriter:
                 ("nanoseconds", "<u4"),
             ]
         )
-        self.fits = self._reads_back()
+        self.as_bytes = self._reads_back()
 
-    def bytes(self, times: np.ndarray, positions: np.ndarray, velocities: np.ndarray) -> bytes:
-        """Points (n,) s from reception, (n, A), (n, A)."""
+    def write(
+        self, times: np.ndarray, positions: np.ndarray, velocities: np.ndarray
+    ) -> bytes | JointTrajectory:
+        """What `publish` takes: points (n,) s from reception, (n, A), (n, A)."""
+        form = self._bytes if self.as_bytes else self._message
+        return form(times, positions, velocities)
+
+    def _message(self, times, positions, velocities) -> JointTrajectory:
+        return messages.joint_trajectory(self._names, times, positions, velocities)
+
+    def _bytes(self, times: np.ndarray, positions: np.ndarray, velocities: np.ndarray) -> bytes:
         points = np.zeros(len(times), self._point)
         points["num_positions"] = points["num_velocities"] = len(self._names)
         points["positions"], points["velocities"] = positions, velocities
@@ -62,10 +72,10 @@ class TrajectoryWriter:
         """Whether this middleware reads what is written here."""
         n = len(self._names)
         times, positions = np.array([0.25, 1.5]), np.arange(2.0 * n).reshape(2, n)
-        expected = messages.joint_trajectory(self._names, times, positions, -positions)
+        points = times, positions, -positions
         try:
-            raw = self.bytes(times, positions, -positions)
-            return deserialize_message(raw, JointTrajectory) == expected
+            read = deserialize_message(self._bytes(*points), JointTrajectory)
+            return read == self._message(*points)
         except Exception:  # whatever a middleware raises at bytes that it does not know
             return False
 

@@ -11,6 +11,7 @@ from trajectory_msgs.msg import JointTrajectory
 from flow_policy_rl.serving.commander import Plan
 from flow_policy_rl.serving.robot import Robot
 from flow_policy_ros import messages
+from flow_policy_ros.fast_trajectory import TrajectoryWriter
 from flow_policy_ros.graph import Outlet
 from flow_policy_ros.gripper import GripperClient
 
@@ -41,16 +42,14 @@ class Outputs:
             (joints, [joint_names.index(n) for n in joints], Outlet(node, kind, topic, joints))
             for joints, topic in places.items()
         ]
+        self._writers = {joints: TrajectoryWriter(joints) for joints in places}
 
     def send(self, plan: Plan, now: int) -> None:
         """The rest of a plan from a time (ns) on, as trajectories."""
         times, positions, velocities = plan.points(now)
         for joints, columns, outlet in self._outlets:
-            outlet.publisher.publish(
-                messages.joint_trajectory(
-                    joints, times, positions[:, columns], velocities[:, columns]
-                )
-            )
+            write = self._writers[joints].write
+            outlet.publisher.publish(write(times, positions[:, columns], velocities[:, columns]))
 
     def tick(self, plan: Plan, now: int) -> None:
         """Where the joints should be at a time (ns)."""
