@@ -3,11 +3,14 @@
 Exit codes: 0 ok; 1 a gate failed or the work came to no good end; 2 wrong input, in one line.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -99,11 +102,39 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(__version__)
         return 0
+    with interruptions() as seen:
+        try:
+            return answer(arguments[0], arguments[1:])
+        except BaseException as error:
+            if not seen and not isinstance(error, KeyboardInterrupt):
+                raise
+            print("interrupted", file=sys.stderr)
+            return 130
+
+
+@contextlib.contextmanager
+def interruptions() -> Iterator[list[int]]:
+    """Notes every Ctrl-C: compiled code that calls Python may make another exception of a KeyboardInterrupt."""
+    seen: list[int] = []
+
+    def note(number, frame):
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, note)
     try:
-        return run(arguments[0], arguments[1:])
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        yield seen
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def answer(name: str, arguments: list[str]) -> int:
+    """Run one command; what is wrong with its input, or with the machine, is one line. Returns the exit code."""
+    try:
+        return run(name, arguments)
     except BrokenPipeError:  # somebody reads only the head of the output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -119,6 +150,12 @@ def main(arguments: list[str] | None = None) -> int:
             f"error: this command needs {missing}, which is not installed: {mend}", file=sys.stderr
         )
         return 2
+    except (
+        OSError
+    ) as error:  # of a path that the command could not check beforehand, or a disk that is full
+        where = f": '{error.filename}'" if error.filename is not None else ""
+        print(f"failed: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
     except ValueError as error:
         if not is_input_error(error):
             raise

@@ -12,7 +12,8 @@ import numpy as np
 
 from flow_policy_rl import provenance
 from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episode, save
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.data.robomimic import HDF5
+from flow_policy_rl.errors import InputError, output_file
 from flow_policy_rl.evaluate import check_fits, load_policy, task_of
 from flow_policy_rl.progress import Progress
 from sim.backends import BackendName
@@ -68,6 +69,11 @@ def main(config: Config) -> dict:
     """Collect, write, and say how many attempts it took."""
     if config.episodes < 1:
         raise InputError(f"--episodes must be at least 1, not {config.episodes}")
+    if config.noise < 0:
+        raise InputError(f"--noise must be at least 0, not {config.noise:g}")
+    if config.out.suffix not in HDF5:
+        raise InputError(f"--out '{config.out}' must end in {' or '.join(HDF5)}")
+    output_file(config.out)
     task, demonstrator = _demonstrator(config)
     env = make_env(
         task,

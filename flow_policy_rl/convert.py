@@ -17,12 +17,10 @@ from flow_policy_rl.data.bags import Bag
 from flow_policy_rl.data.frames import End, FrameReader, Splitting, layout_from_robot
 from flow_policy_rl.data.health import Health, of_demonstrations
 from flow_policy_rl.data.lerobot import LeRobotWriter
-from flow_policy_rl.data.robomimic import DemoLayout, RobomimicWriter
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.data.robomimic import HDF5, DemoLayout, RobomimicWriter
+from flow_policy_rl.errors import InputError, output_folder
 from flow_policy_rl.replay import mapped
 from flow_policy_rl.serving.robot import Robot, load_robot, robot_names
-
-HDF5 = (".hdf5", ".h5")
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,12 @@ def main(config: Config) -> dict:
     kind = sources.kind_of(config.input)
     if config.output.exists():
         raise InputError(f"output '{config.output}' exists already")
+    if config.output.suffix not in ("", *HDF5):
+        raise InputError(
+            f"output '{config.output}': a name that ends in {' or '.join(HDF5)} is a robomimic file, "
+            "one without an ending a LeRobot folder"
+        )
+    output_folder(config.output.parent)
     if config.rate is not None and not 0 < config.rate <= 1000:
         raise InputError(
             f"--rate must be between 0 and 1000 frames per second, not {config.rate:g}"

@@ -37,6 +37,7 @@ from flow_policy_rl.evaluate import wilson_interval
 from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.over_ros import run_episodes
 from flow_policy_rl.progress import Progress
+from flow_policy_rl.run_folder import claimed
 from sim.errors import SimulationError
 from sim.render import Renderer
 from sim.tasks import make_task
@@ -115,8 +116,8 @@ class Demo:
         """In order."""
         return {
             "collect": lambda: collect.main(self.collect_config),
-            "pretrain": lambda: train.main(self.bc_config),
-            "fine_tune": lambda: train.main(self.rl_config),
+            "pretrain": lambda: train_afresh(self.bc_config),
+            "fine_tune": lambda: train_afresh(self.rl_config),
             "evaluate": self.run_evaluate,
             "export": lambda: export.main(self.export_config),
             "deploy": self.run_deploy,
@@ -157,13 +158,13 @@ class Demo:
                 )
             self.results, self.seconds = saved["results"], saved["seconds"]
         else:
-            ours = state.is_file() or not self.dir.exists() or not any(self.dir.iterdir())
-            if not ours:
+            there = list(self.dir.iterdir())
+            if there and not state.is_file():
                 raise InputError(
                     f"'{self.dir}' is not a run folder of this demo: choose another --run-dir"
                 )
-            shutil.rmtree(self.dir, ignore_errors=True)
-            self.dir.mkdir(parents=True)
+            for path in there:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._settings = settings
         self._save()
 
@@ -471,6 +472,12 @@ def flags(config, default) -> str:
     return " ".join(walk(config, default, ""))
 
 
+def train_afresh(config: train.TrainBC | train.TrainRL) -> dict:
+    """A stage that was interrupted begins again."""
+    shutil.rmtree(config.run_dir, ignore_errors=True)
+    return train.main(config)
+
+
 def main(config: Config) -> dict:
     """Run the demo. SIGTERM ends it like Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -478,7 +485,8 @@ def main(config: Config) -> dict:
         if package not in sys.modules:
             ros.node_command("sim_node", {})  # fail now, not after minutes of training
     try:
-        return Demo(config).run()
+        with claimed(config.run_dir):
+            return Demo(config).run()
     except KeyboardInterrupt:
         print(
             f"\ninterrupted; go on with: flow-policy demo --run-dir {config.run_dir} --resume",

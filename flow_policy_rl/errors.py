@@ -1,6 +1,7 @@
 """Exceptions for wrong input: the command line prints their message in one line and exits with 2."""
 
 import difflib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,24 +36,63 @@ def near_match(name: str, valid: Iterable[str]) -> str:
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
-def existing_file(path: str | Path, what: str) -> Path:
+def existing_file(path: str | Path, what: str, names: Iterable[str] = ()) -> Path:
     """The path, if a file is there.
 
+    Args:
+        names: what else would have been valid there, for the near match.
+
     Raises:
-        InputError: nothing there, or not a file; names the neighbours of the same ending.
+        InputError: nothing there, or a folder; names what is.
     """
     path = Path(path)
     if path.is_file():
         return path
-    if path.exists():
-        raise InputError(f"{what} '{path}' is not a file")
-    near = (
-        sorted(p.name for p in path.parent.glob(f"*{path.suffix}"))[:8]
-        if path.parent.is_dir()
-        else []
+    if not path.is_dir():
+        raise missing(path, what, path.parent.glob(f"*{path.suffix}"), names)
+    inside = sorted(p.name for p in path.iterdir() if p.is_file())[:8]
+    raise InputError(
+        f"{what} '{path}' is not a file, but a folder{' with: ' * bool(inside)}{', '.join(inside)}"
     )
-    there = f"; that folder has: {', '.join(near)}" if near else ""
-    raise InputError(f"{what} '{path}' does not exist{there}")
+
+
+def missing(
+    path: Path, what: str, neighbours: Iterable[Path], names: Iterable[str] = ()
+) -> InputError:
+    """An error for a path where nothing is: the nearest of its neighbours and `names`, then the neighbours."""
+    there = sorted(p.name for p in neighbours)
+    near = near_match(path.name, [*there, *names])
+    has = f"; that folder has: {', '.join(there[:8])}" if there else ""
+    return InputError(f"{what} '{path}' does not exist{near}{has}")
+
+
+def output_file(path: Path) -> Path:
+    """The path, if a file can be written there; makes its folder. To be called before the work, not after it.
+
+    Raises:
+        InputError: a folder has that name, or its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise InputError(f"output '{path}' is a folder: give the name of a file")
+    output_folder(path.parent)
+    return path
+
+
+def output_folder(path: Path) -> Path:
+    """The folder, made where there is none. To be called before the work, not after it.
+
+    Raises:
+        InputError: it cannot be made, or not be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"output folder '{path}' cannot be made: a file is in the way") from None
+    except OSError as error:
+        raise InputError(f"output folder '{path}' cannot be made: {error.strerror}") from None
+    if not os.access(path, os.W_OK):
+        raise InputError(f"output folder '{path}' cannot be written to")
+    return path
 
 
 class RunFailed(RuntimeError):

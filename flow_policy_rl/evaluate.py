@@ -11,7 +11,7 @@ import torch
 
 from flow_policy_rl import checkpoint, rerun_log
 from flow_policy_rl.data.demonstrations import DemoLayout
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import InputError, existing_file, output_folder
 from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.rerun_log import RerunLog
 from flow_policy_rl.rollout import to_tensors, under_way
@@ -208,6 +208,8 @@ def main(config: Config) -> dict:
         if getattr(config, name) < 1:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} must be at least 1, not {getattr(config, name)}")
+    if config.out is not None:
+        output_folder(config.out)
     spec, act = load_policy(config.policy)
     task = played_task(spec, config)
     spare = spec.action_horizon - spec.execute_horizon
@@ -323,7 +325,8 @@ def check_fits_gymnasium(spec: PolicySpec, task: GymnasiumTask, name: str) -> No
 
 def load_policy(path: Path) -> tuple[PolicySpec, ChunkFn]:
     """A checkpoint or an exported policy as a function of numpy arrays."""
-    if shipped.find(path).suffix == ".onnx":
+    path = existing_file(shipped.find(path), "policy", shipped.policies())
+    if path.suffix == ".onnx":
         exported = OnnxPolicy(path)
         return exported.spec, exported.infer
     policy = checkpoint.load(path)

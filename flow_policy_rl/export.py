@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from flow_policy_rl import checkpoint, flow, precision, provenance
-from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.errors import InputError, RunFailed, output_file
 from flow_policy_rl.evaluate import task_of, torch_policy
 from flow_policy_rl.graph import Builder, Function, Piece, Symbol, trace
 from flow_policy_rl.logger import read_metrics
@@ -361,6 +361,7 @@ def with_prefix(spec: PolicySpec, obs: dict, rng: np.random.Generator) -> dict[s
 
 def main(config: ExportConfig) -> dict:
     """Export."""
+    output_file(config.out)
     policy = checkpoint.load(config.checkpoint)
     spec = exported_spec(policy.spec, config)
     report = export_policy(policy, config.out, spec=spec, kind=config.precision, batch=config.batch)

@@ -42,13 +42,16 @@ def parse(config_type: type, flags: list[str], prog: str, file: Path | None, **o
     from_file = config_file.load(file, config_type) if file else []
     about = inspect.getdoc(config_type).partition("Attributes:")[0].strip()
     with one_line_errors(prog, typed=flags, file=file):
-        return tyro.cli(
+        config = tyro.cli(
             config_type,
             args=from_file + flags,
             prog=prog,
             description=f"{about}\n\n{config_file.ABOUT}",
             **options,
         )
+    if (seed := getattr(config, "seed", 0)) < 0:
+        raise InputError(f"--seed must be at least 0, not {seed}")
+    return config
 
 
 @contextlib.contextmanager

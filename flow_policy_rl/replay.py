@@ -21,7 +21,7 @@ import numpy as np
 
 from flow_policy_rl import __version__, rerun_log
 from flow_policy_rl.data.bags import Bag
-from flow_policy_rl.errors import InputError, unknown_name
+from flow_policy_rl.errors import InputError, output_folder, unknown_name
 from flow_policy_rl.offline import gates, metrics, wiring
 from flow_policy_rl.offline.predict import Predictor
 from flow_policy_rl.offline.recording import Inference, Recording, Sink, read_recording
@@ -103,6 +103,7 @@ def main(config: Config) -> dict:
     """Replay, write the reports."""
     from flow_policy_rl.offline import output
 
+    output_folder(config.out)
     limits = {} if config.gates is None else gates.load(config.gates)
     if config.max_mae is not None:
         limits["mae"] = limits.get("mae", {}) | {"max": config.max_mae}
@@ -130,7 +131,6 @@ def main(config: Config) -> dict:
         result["compare"] = side_by_side(*judged)
     result["gates"] = gates.judge(result, limits)
     result["passed"] = all(g["passed"] for g in result["gates"].values())
-    config.out.mkdir(parents=True, exist_ok=True)
     result |= {
         "report": str(config.out / "report.html"),
         "files": ["replay.json", "steps.csv", "replay.png", "chunks"],

@@ -18,6 +18,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from flow_policy_rl import __version__
+from flow_policy_rl.errors import output_file
 from flow_policy_rl.spec import PolicySpec
 
 # Readable on white and on dark paper.
@@ -140,7 +141,7 @@ def write(path: Path, title: str, subtitle: str, sections: Sequence) -> None:
         plotly_js=get_plotlyjs() if plots else "",
         version=__version__,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    output_file(path)
     path.write_text(page, encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import InputError, RunFailed, output_file
 
 if TYPE_CHECKING:  # a replay needs no simulation
     from flow_policy_rl.film import Play
@@ -51,13 +51,21 @@ class RerunLog:
         self._kind, self._type = (
             ("timestamp", "datetime64[ns]") if stamps else ("duration", "timedelta64[ns]")
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        output_file(path)
         self._stream = rerun.RecordingStream(APPLICATION)
         self._stream.save(path)
+        self._path = path
 
     def close(self) -> None:
-        """All of it is in the file."""
-        self._stream.flush()
+        """All of it is in the file.
+
+        Raises:
+            RunFailed: it is not.
+        """
+        try:
+            self._stream.flush()
+        except RuntimeError as error:
+            raise RunFailed(f"--rerun {self._path}: {error}") from None
         self._stream.disconnect()
 
     def _send(self, entity: str, times_s: np.ndarray, columns) -> None:

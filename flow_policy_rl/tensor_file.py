@@ -6,15 +6,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import InputError, RunFailed
 
 
 def write(path: Path, tensors: dict[str, Tensor], form: str, **texts: str) -> None:
-    """Write to a neighbour and rename, so that an interruption leaves the old file whole."""
+    """Write to a neighbour and rename, so that an interruption leaves the old file whole.
+
+    Raises:
+        RunFailed: there is no room for it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"format": form, **texts})
-    partial.rename(path)
+    try:
+        save_file(tensors, partial, metadata={"format": form, **texts})
+        partial.rename(path)
+    except SafetensorError as error:
+        raise RunFailed(f"'{path}' cannot be written: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read(path: Path, what: str, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -31,6 +31,7 @@ from flow_policy_rl.logger import RunLogger, Tracker
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.presets import Preset
 from flow_policy_rl.progress import Progress
+from flow_policy_rl.run_folder import claimed
 from flow_policy_rl.spec import ObservationField, PolicySpec
 from sim.backends import BackendName
 from sim.randomize import PresetName, make_env
@@ -258,15 +259,20 @@ def main(config: TrainBC | TrainRL) -> dict:
 
 def run_training(config: TrainBC | TrainRL) -> dict:
     """The same, once all processes have met."""
-    if distributed.rank() == 0:
-        begin_run(config)
     run = train_bc if isinstance(config, TrainBC) else train_rl
-    return run(config)
+    if distributed.rank() != 0:
+        return run(config)
+    with claimed(config.run_dir):
+        if (config.run_dir / POLICY_FILE).exists() and not config.resume:
+            raise InputError(
+                f"run folder '{config.run_dir}' holds a trained policy already: go on with --resume, "
+                "or choose another --run-dir"
+            )
+        return run(config)
 
 
 def begin_run(config) -> None:
     """Write down what is about to run."""
-    config.run_dir.mkdir(parents=True, exist_ok=True)
     resolved = json.dumps(dataclasses.asdict(config), indent=2, default=str)
     (config.run_dir / "config.json").write_text(resolved + "\n")
     (config.run_dir / "environment.json").write_text(
@@ -303,6 +309,7 @@ def train_bc(config: TrainBC) -> dict:
     state, settings = resume.state_file(config.run_dir), dataclasses.asdict(config)
     if config.resume:
         resume.load(state, learner, settings)
+    begin_run(config)
     logger = RunLogger(config.run_dir, learner.num_steps, trackers=config.track, settings=settings)
     start, last = time.monotonic(), config.bc.num_steps
     with Progress("train bc", last, "step") as progress:
@@ -444,6 +451,7 @@ def train_rl(config: TrainRL) -> dict:
         watch = VecEnv(task, config.eval_episodes, backend=config.backend)
     logger = None
     if leads:
+        begin_run(config)
         logger = RunLogger(config.run_dir, learner.iteration, config.track, settings)
     start, last = time.monotonic(), config.loop.num_iterations
     with Progress(f"train {config.algorithm}", last, "it", quiet=not leads) as progress:

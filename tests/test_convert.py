@@ -507,4 +507,4 @@ def test_training_takes_any_data_set(tmp_path, output):
     assert policy.spec.task == "toy"
     assert -0.7 < policy.spec.action_low[0] < -0.5 < 0.5 < policy.spec.action_high[0] < 0.7
     with pytest.raises(SimulationError, match="unknown task 'toy'"):
-        train.main(replace(config, task="toy"))
+        train.main(replace(config, task="toy", run_dir=tmp_path / "other"))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import InputError, output_file
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 ROUNDS = 5
@@ -67,6 +67,8 @@ def main(config: Config) -> dict:
         raise InputError(f"--calls must be at least 10, not {config.calls}")
     if config.policy and config.vision:
         raise InputError("--vision is about the policy that is made when there is no --policy")
+    if config.out:
+        output_file(config.out)
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     try:

@@ -8,6 +8,7 @@ Observation t is what was seen before action t.
 """
 
 import dataclasses
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from flow_policy_rl.errors import InputError, existing_file
+from flow_policy_rl.errors import InputError, RunFailed, existing_file
 from flow_policy_rl.spec import ObservationField
+
+HDF5 = (".hdf5", ".h5")  # endings of its files
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,42 @@ class Demonstrations:
         return sum(len(e.actions) for e in self.episodes)
 
 
+class _Disk(io.FileIO):
+    """What HDF5 writes to. It crashes where a file cannot be closed because the disk is full; here it never learns of
+    that: what does not go to the disk is dropped, and `failure` says why."""
+
+    failure: OSError | None = None
+
+    def write(self, data) -> int:
+        size, rest = len(data), memoryview(data)
+        try:
+            while len(rest) and self.failure is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.failure = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = error
+            return size or 0
+
+
 class RobomimicWriter:
-    """Writes to a neighbour and renames at the end, so that an interruption leaves no half file."""
+    """Writes to a neighbour and renames at the end, so that an interruption leaves no half file.
+
+    Raises:
+        RunFailed: any method: the disk is full.
+    """
 
     def __init__(self, path: Path, layout: DemoLayout):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.layout = path, layout
         self._partial = path.with_suffix(".partial")
-        self._file = h5py.File(self._partial, "w")
+        self._disk = _Disk(self._partial, "w+")
+        self._file = h5py.File(self._disk, "w")
         self._data = self._file.create_group("data")
         self._data.attrs["env_args"] = json.dumps(dataclasses.asdict(layout))
         self.num_episodes = self.num_steps = 0
@@ -119,6 +150,13 @@ class RobomimicWriter:
             self._group[name].resize(self._steps + 1, axis=0)
             self._group[name][self._steps] = values
         self._steps += 1
+        self._require_room()
+
+    def _require_room(self) -> None:
+        if self._disk.failure is not None:
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
+            raise RunFailed(f"'{self.path}' cannot be written: {self._disk.failure.strerror}")
 
     def end(self, keep: bool = True, success: bool | None = None) -> None:
         """Close the episode, or throw it away."""
@@ -158,6 +196,7 @@ class RobomimicWriter:
         group.attrs["num_samples"] = steps
         self.num_episodes += 1
         self.num_steps += steps
+        self._require_room()
 
     def close(self, provenance: Mapping) -> None:
         """Write what is known at the end, and give the file its name."""
@@ -165,6 +204,8 @@ class RobomimicWriter:
         self._data.attrs["provenance"] = json.dumps(provenance)
         self._data.attrs["total"] = self.num_steps
         self._file.close()
+        self._disk.close()
+        self._require_room()
         self._partial.rename(self.path)
 
 

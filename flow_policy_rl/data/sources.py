@@ -8,7 +8,7 @@ import h5py
 from flow_policy_rl import provenance
 from flow_policy_rl.data import lerobot, minari, robomimic
 from flow_policy_rl.data.robomimic import Demonstrations
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import InputError, missing
 
 READERS = {
     "robomimic": robomimic.load,
@@ -26,9 +26,7 @@ def kind_of(path: str | Path) -> str:
     """
     path = Path(path)
     if not path.exists():
-        existing = sorted(p.name for p in path.parent.glob("*"))[:8] if path.parent.is_dir() else []
-        there = f"; that folder has: {', '.join(existing)}" if existing else ""
-        raise InputError(f"demonstrations '{path}' does not exist{there}")
+        raise missing(path, "demonstrations", path.parent.glob("*"))
     if path.is_dir():
         if (path / "meta" / "info.json").is_file():
             return "lerobot"

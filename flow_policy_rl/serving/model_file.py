@@ -61,7 +61,7 @@ def read(path: str | Path, max_bytes: int = MAX_BYTES) -> ModelFile:
         InputError: no such file.
         PolicyFileError: what is wrong with it, in one line.
     """
-    path = existing_file(shipped.find(path), "policy")
+    path = existing_file(shipped.find(path), "policy", shipped.policies())
     size = path.stat().st_size
     if size > max_bytes:
         raise PolicyFileError(f"policy '{path}' has {size:,} bytes; the limit is {max_bytes:,}")

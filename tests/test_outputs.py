@@ -1,0 +1,189 @@
+"""Where results go: a place that cannot take them is refused before the work, and what is there already is not lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from toys import small_policy
+
+from flow_policy_rl import checkpoint, cli
+from flow_policy_rl.data import robomimic
+from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episode
+from flow_policy_rl.errors import RunFailed
+from flow_policy_rl.run_folder import claimed
+from sim.tasks import make_task
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with small demonstrations, a checkpoint and a trained run."""
+    folder = tmp_path_factory.mktemp("place")
+    layout = DemoLayout.of_task(make_task("reach"))
+    rng = np.random.default_rng(0)
+    obs = {f.name: rng.standard_normal((20, f.size)) for f in layout.observations}
+    episode = Episode(obs, np.zeros((20, len(layout.joint_names))), np.ones(20), np.zeros((20, 1)))
+    robomimic.save(folder / "demos.hdf5", Demonstrations(layout, [episode], {}))
+    assert cli.main(training(folder, "run")) == 0
+    checkpoint.save(folder / "policy.safetensors", small_policy())
+    return folder
+
+
+def training(folder, name: str, *more: str) -> list[str]:
+    line = f"train bc --task reach --demos {folder}/demos.hdf5 --run-dir {folder}/{name}"
+    return [*line.split(), "--bc.num-steps=2", "--bc.batch-size=8", "--network.width=8", *more]
+
+
+def contents(folder) -> dict[str, bytes]:
+    files = [p for p in folder.rglob("*") if p.is_file() and "tensorboard" not in p.parts]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+WRITES_A_FILE = {
+    "collect": "collect --task reach --episodes 1 --out {out}.hdf5",
+    "export": "export --checkpoint {here}/policy.safetensors --out {out}.onnx",
+    "report": "report --run-dir {here}/run --out {out}.html",
+    "bench": "bench serve --out {out}.html",
+    "rerun": "eval --policy lift --episodes 1 --rerun {out}.rrd",
+    "convert": "convert --input {here}/demos.hdf5 --output {out}.hdf5",
+}
+WRITES_A_FOLDER = {
+    "train": "train bc --task reach --demos {here}/demos.hdf5 --run-dir {out}",
+    "eval": "eval --policy lift --episodes 1 --out {out}",
+    "replay": "replay --bag none --policy lift --out {out}",
+    "demo": "demo --run-dir {out}",
+    "convert to a folder": "convert --input {here}/demos.hdf5 --output {out}",
+}
+
+
+def refused(capsys, line: str, **names) -> str:
+    code = cli.main(line.format(**names).split())
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("error: ")
+    return err
+
+
+@pytest.mark.parametrize("line", [*WRITES_A_FILE.values(), *WRITES_A_FOLDER.values()])
+def test_a_place_that_cannot_take_the_result_is_refused_at_once(place, tmp_path, capsys, line):
+    (tmp_path / "file").write_text("mine")
+    above = refused(capsys, line, here=place, out=tmp_path / "file" / "x")
+    assert "a file is in the way" in above
+    assert "/file" in above
+    assert "cannot be made" in refused(capsys, line, here=place, out="/proc/none/x")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("line", WRITES_A_FILE.values())
+def test_a_folder_is_no_file(place, tmp_path, capsys, line):
+    (tmp_path / f"x{line.rpartition('{out}')[2]}").mkdir()
+    assert refused(capsys, line, here=place, out=tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("collect --task reach --episodes 1 --out x.pkl", "must end in .hdf5 or .h5"),
+        ("convert --input {here}/demos.hdf5 --output {here}/x.pkl", "is a robomimic file"),
+        ("collect --task reach --episodes 1 --noise -1 --out x.hdf5", "--noise must be at least 0"),
+        ("eval --policy lfit", "(did you mean 'lift'?)"),
+        ("inspect lift_camra", "(did you mean 'lift_camera'?)"),
+        ("eval --policy {here}/run", "not a file, but a folder with: "),
+        ("train bc --task reach --demos {here}/demo.hdf5", "(did you mean 'demos.hdf5'?)"),
+    ],
+)
+def test_what_was_meant(place, capsys, line, says):
+    assert says in refused(capsys, line, here=place)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "eval --policy lift",
+        "collect --task reach --out x.hdf5",
+        "train bc --task reach --demos x",
+        "train fpo --task reach",
+        "demo",
+        "replay --bag x --policy lift",
+        "bench sim",
+    ],
+)
+def test_no_seed_is_negative(capsys, line):
+    assert "--seed must be at least 0, not -1" in refused(capsys, f"{line} --seed -1")
+
+
+def test_a_trained_policy_is_not_overwritten(place, capsys):
+    before = contents(place / "run")
+    assert "holds a trained policy already" in refused(capsys, " ".join(training(place, "run")))
+    assert contents(place / "run") == before
+
+
+def test_a_refused_resumption_changes_nothing(place, capsys):
+    before = contents(place / "run")
+    line = training(place, "run", "--resume", "--seed", "4")
+    assert "run with other settings: seed" in refused(capsys, " ".join(line))
+    assert contents(place / "run") == before
+
+
+@pytest.mark.parametrize("line", [WRITES_A_FOLDER["train"], WRITES_A_FOLDER["demo"]])
+def test_a_folder_belongs_to_one_run_at_a_time(place, tmp_path, capsys, line):
+    with claimed(tmp_path):
+        assert "another run is writing" in refused(capsys, line, here=place, out=tmp_path)
+    with claimed(tmp_path):  # free again
+        pass
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path):
+    """The system refuses files of over 60 kB, as it would a file on a full disk; HDF5 alone would crash."""
+    line = "ulimit -f 60 && exec $0 -m flow_policy_rl.cli collect --task reach --episodes 20 --out x.hdf5"
+    done = subprocess.run(
+        ["bash", "-c", line, sys.executable], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "failed: 'x.hdf5' cannot be written: File too large"
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_old_one(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from flow_policy_rl import tensor_file
+
+    path = tmp_path / "policy.safetensors"
+    checkpoint.save(path, small_policy())
+    before = path.read_bytes()
+
+    def full(tensors, partial, metadata):
+        partial.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(tensor_file, "save_file", full)
+    with pytest.raises(RunFailed, match="cannot be written: No space left"):
+        checkpoint.save(path, small_policy())
+    assert contents(tmp_path) == {path.name: before}
+
+
+def test_ctrl_c_is_one_line_whatever_compiled_code_makes_of_it(capsys, monkeypatch):
+    def work(config):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("Buffer dtype mismatch") from None
+
+    monkeypatch.setattr("flow_policy_rl.listing.main", work)
+    handler = signal.getsignal(signal.SIGINT)
+    assert cli.main(["list"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_errors_of_the_system_are_one_line(capsys, monkeypatch):
+    module = types.SimpleNamespace(main=lambda config: open("/nowhere/x", "w"))  # noqa: SIM115
+    monkeypatch.setattr("flow_policy_rl.listing.main", module.main)
+    assert cli.main(["list"]) == 1
+    assert capsys.readouterr().err == "failed: No such file or directory: '/nowhere/x'\n"
