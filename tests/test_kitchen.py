@@ -5,7 +5,10 @@ import mujoco
 import numpy as np
 import pytest
 
+from flow_policy_rl import cli
+from flow_policy_rl.data import demonstrations
 from sim.errors import SimulationError
+from sim.expert import make_expert
 from sim.tasks import make_task
 from sim.tasks.kitchen import GOALS, START
 from sim.vec_env import VecEnv
@@ -100,3 +103,51 @@ def test_all_goals_end_the_episode():
 def test_unknown_goal():
     with pytest.raises(SimulationError, match="did you mean 'kettle'"):
         make_task("kitchen", goals=("ketle",))
+
+
+def play(goals, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the expert won, and after how many control steps, (n,) each."""
+    task = make_task("kitchen", goals=goals)
+    env = VecEnv(task, len(seeds))
+    env.reset(seeds)
+    rngs = [np.random.default_rng(seed) for seed in seeds]
+    experts = [make_expert(task, *given) for given in zip(env.state, rngs, strict=True)]
+    length, won = np.zeros(len(seeds), int), np.zeros(len(seeds), bool)
+    for _ in range(task.episode_steps):
+        running = ~won
+        actions = [e.act(state) for e, state in zip(experts, env.state, strict=True)]
+        assert np.abs(actions).max() <= 1.0
+        step = env.step(np.stack(actions)[:, None])
+        length += running
+        won |= running & step.success
+        if won.all():
+            break
+    env.close()
+    return won, length
+
+
+def test_the_expert_meets_all_goals_of_the_complete_kitchen():
+    won, length = play(("microwave", "kettle", "light switch", "slide cabinet"), [0, 1])
+    assert won.all()
+    assert (length < 240).all()
+
+
+def test_the_expert_takes_goals_in_any_order_and_as_one_text():
+    won, _ = play("slide cabinet, light switch", [2])
+    assert won.all()
+
+
+def test_a_goal_without_a_script_names_those_with_one():
+    task = make_task("kitchen", goals="kettle,top burner")
+    rng = np.random.default_rng(0)
+    with pytest.raises(SimulationError, match="'top burner'.*valid: kettle, light switch, micro"):
+        make_expert(task, task.initial_state(rng), rng)
+
+
+def test_demonstrations_are_collected(tmp_path):
+    out = tmp_path / "kitchen.hdf5"
+    flags = ["--task", "kitchen", "--task-options", "goals", "kettle", "--episodes", "2"]
+    assert cli.main(["collect", *flags, "--noise", "0.1", "--out", str(out)]) == 0
+    found = demonstrations.load(out)
+    assert len(found.episodes) == 2
+    assert found.provenance["task_options"] == {"goals": "kettle"}

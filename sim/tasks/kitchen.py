@@ -6,6 +6,7 @@ both side by side. The model is read from the installed package. An action is a 
 on what the one before measured. Noise is a function of the episode and the step alone.
 """
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
@@ -61,7 +62,7 @@ class Kitchen(Task):
     """A Franka arm in a kitchen. Success: all goals have been met in the episode.
 
     Args:
-        goals: keys of `GOALS`; the default is D4RL's `kitchen-complete`.
+        goals: keys of `GOALS`, or one text with commas between them; the default is D4RL's `kitchen-complete`.
         cameras: the policy also sees the scene through the camera `front`.
 
     Raises:
@@ -79,9 +80,12 @@ class Kitchen(Task):
 
     def __init__(
         self,
-        goals: tuple[str, ...] = ("microwave", "kettle", "light switch", "slide cabinet"),
+        goals: Sequence[str] = ("microwave", "kettle", "light switch", "slide cabinet"),
         cameras: bool = False,
     ):
+        goals = (
+            tuple(g.strip() for g in goals.split(",")) if isinstance(goals, str) else tuple(goals)
+        )
         for goal in goals:
             if goal not in GOALS:
                 raise unknown_name("kitchen goal", goal, GOALS)
@@ -148,6 +152,16 @@ class Kitchen(Task):
         memory[-2] = rng.integers(2**32)
         self._sense(state[None])
         return state
+
+    def expert(self, state: np.ndarray, rng: np.random.Generator):
+        """The scripted demonstrator for an episode that starts in `state` (state_size,).
+
+        Raises:
+            SimulationError: a goal that has no script.
+        """
+        from sim.kitchen_expert import KitchenExpert
+
+        return KitchenExpert(self, state, rng)
 
     def _sense(self, state: np.ndarray) -> None:
         """Write what the sensors read into the memory of states (N, state_size)."""
