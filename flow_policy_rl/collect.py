@@ -45,7 +45,8 @@ class Config:
         cameras: record camera images in place of what only a simulation knows.
         randomize: each episode in a world, senses and links that differ: nominal, mild or hard; the file has what each
             drew.
-        backend: what computes the physics: cpu, warp (MuJoCo Warp on an NVIDIA GPU), or warp-cpu (the same on the CPU).
+        backend: what computes the physics: cpu, warp (MuJoCo Warp on an NVIDIA GPU), or warp-cpu (the same on the CPU);
+            with -pixels it draws the pictures too (docs/simulation.md).
         json: print one JSON object.
     """
 

@@ -175,7 +175,8 @@ class Config:
         noise: where the flow starts: zero, or random per episode.
         num_envs: episodes side by side.
         inference_delay: control steps that inference takes.
-        backend: what computes the physics: cpu, warp (MuJoCo Warp on an NVIDIA GPU), or warp-cpu (the same on the CPU).
+        backend: what computes the physics: cpu, warp (MuJoCo Warp on an NVIDIA GPU), or warp-cpu (the same on the CPU);
+            with -pixels it draws the pictures too (docs/simulation.md).
         randomize: also under randomised worlds, senses and links: a table of presets and a heat map (noise x latency).
         randomize_episodes: episodes in each cell of the heat map.
         viewer: show the first episodes in MuJoCo's viewer afterwards, until it is closed; needs a display.

@@ -120,7 +120,8 @@ class TrainRL:
         save_every: iterations between checkpoints; each overwrites the one before.
         resume: go on from the last checkpoint of the run folder, exactly.
         device: where networks and rollouts live; `auto` is CUDA where there is some.
-        backend: what computes the physics: cpu, warp (MuJoCo Warp on an NVIDIA GPU), or warp-cpu (the same on the CPU).
+        backend: what computes the physics: cpu, warp (MuJoCo Warp on an NVIDIA GPU), or warp-cpu (the same on the CPU);
+            with -pixels it draws the pictures too (docs/simulation.md).
         randomize: each episode of training in a world, senses and links that differ: nominal, mild or hard. Evaluations
             stay nominal.
         peer_timeout_s: how long the processes of torchrun wait for one another.

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
@@ -45,6 +46,20 @@ class Renderer:
         mujoco.mj_camlight(self._model, self._data)
         self._renderer.update_scene(self._data, camera)
         return self._renderer.render()
+
+    def batch(
+        self,
+        states: np.ndarray,
+        camera: str,
+        models: Sequence[mujoco.MjModel] | None = None,
+    ) -> np.ndarray:
+        """(n, state_size) -> (n, height, width, 3) uint8, RGB; with a model for each, as it looks there."""
+        models = [None] * len(states) if models is None else models
+        drawn = [
+            self.render(*given)
+            for given in zip(states, [camera] * len(states), models, strict=True)
+        ]
+        return np.stack(drawn)
 
     def close(self) -> None:
         """Free the GL context, which must not be left to the interpreter's end."""

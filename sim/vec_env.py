@@ -8,8 +8,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
-from sim.backends import BackendName, make_backend
-from sim.render import Renderer
+from sim.backends import BackendName, make_backend, make_renderer
 from sim.tasks.base import Task
 
 LOG = logging.getLogger(__name__)
@@ -101,7 +100,8 @@ class VecEnv:
         self._held = np.zeros(num_envs, dtype=int)
         self._images = [f for f in task.obs_fields if f.kind == "image"]
         self._renderers = {
-            size: Renderer(self.world, *size) for size in {f.resolution for f in self._images}
+            size: make_renderer(self.world, *size, backend)
+            for size in {f.resolution for f in self._images}
         }
         self.state = np.zeros((num_envs, self.world.state_size))
         self.command = np.zeros((num_envs, len(self.world.joint_names)))
@@ -129,16 +129,10 @@ class VecEnv:
         Images are drawn here and nowhere else: once per chunk.
         """
         obs = self.task.observe(state)
+        models = None if self.models is None else [self.models[i] for i in envs]
         for f in self._images:
-            draw = self._renderers[f.resolution].render
-            obs[f.name] = np.stack(
-                [draw(row, f.source, self._model(i)) for row, i in zip(state, envs, strict=True)]
-            )
+            obs[f.name] = self._renderers[f.resolution].batch(state, f.source, models)
         return {f.name: obs[f.name] for f in self.task.obs_fields}
-
-    def _model(self, env: int) -> mujoco.MjModel | None:
-        """The model of one environment, where it is not that of the world."""
-        return None if self.models is None else self.models[env]
 
     def _seen(self, trail: np.ndarray, last: np.ndarray) -> np.ndarray:
         """The state (N, state_size) that the observation after step `last` (N,) of a chunk shows: that step's."""

@@ -14,7 +14,7 @@ from flow_policy_rl.bench import sim as bench
 from flow_policy_rl.data import demonstrations
 from sim.backends import make_backend
 from sim.errors import SimulationError
-from sim.randomize import Randomization, RandomizedVecEnv
+from sim.randomize import Randomization, RandomizedVecEnv, make_env
 from sim.tasks import TASKS, make_task
 from sim.vec_env import VecEnv
 from sim.world import World
@@ -164,6 +164,37 @@ def test_a_step_of_the_task_can_stay_on_the_device(warp, name):
     won = torch.zeros(states.shape[:2], dtype=torch.bool)
     for term, values in task.reward_terms(before, given, states, won).items():
         assert np.allclose(values.numpy(), step.reward_terms[term], rtol=1e-12)
+
+
+def test_its_pictures_show_what_mujocos_show(warp):
+    """Same scene and camera, another light: edges and colours agree, brightness does not."""
+    task = make_task("lift", cameras=True)
+    envs = [VecEnv(task, 3, backend=name) for name in ("cpu", "warp-cpu-pixels")]
+    one, other = (env.reset(range(3))["front_image"].astype(int) for env in envs)
+    assert one.shape == other.shape
+    off = np.abs(one - other).max(axis=-1)
+    print(f"{(off > 30).mean():.3f} of the pixels differ by more than 30")  # pytest -rP
+    assert (off > 30).mean() < 0.15
+
+    def cubes(pictures: np.ndarray) -> np.ndarray:
+        """Middle of what is red, (3, 2) pixels."""
+        red = (pictures[..., 0] > 60) & (pictures[..., 0] > 3 * pictures[..., 1])
+        return np.stack([np.argwhere(seen).mean(axis=0) for seen in red])
+
+    assert np.abs(cubes(one) - cubes(other)).max() < 1.0
+    assert np.abs(cubes(one)[0] - cubes(one)[1]).max() > 5
+    alone = VecEnv(task, 1, backend="warp-cpu-pixels")
+    assert np.array_equal(alone.reset([2])["front_image"][0], other[2])
+    with pytest.raises(SimulationError, match="no randomised worlds"):
+        make_env(task, 2, "mild", backend="warp-cpu-pixels").reset()
+    for env in (*envs, alone):
+        env.close()
+
+
+def test_a_camera_that_is_not_there_is_named(warp, lift):
+    renderer = warp.WarpRenderer(lift.world, 8, 8, "cpu")
+    with pytest.raises(SimulationError, match="unknown camera 'side'; valid: front, overview"):
+        renderer.batch(lift.initial_state(np.random.default_rng(0))[None], "side")
 
 
 def test_more_than_any_buffer_holds_is_an_error(warp, lift, monkeypatch):

@@ -22,9 +22,8 @@ from flow_policy_rl import provenance
 from flow_policy_rl.bench import curves
 from flow_policy_rl.errors import InputError
 from sim import backends
-from sim.backends import BackendName
+from sim.backends import BackendName, make_renderer
 from sim.randomize import PresetName, make_env
-from sim.render import Renderer
 from sim.tasks import make_task
 from sim.tasks.layout import IMAGE_RESOLUTION
 from sim.vec_env import VecEnv
@@ -33,7 +32,8 @@ from sim.world import STATE, WARM_START
 SETTLE_CHUNKS = 4  # so that environments are spread over their episodes
 GYMNASIUM_SECONDS = 0.5
 BATCHES = {name: (1, 4, 16, 64, 256, 1024, 4096) for name in backends.NAMES}
-BATCHES["warp"] += (16384, 65536)
+for gpu in ("warp", "warp-pixels"):
+    BATCHES[gpu] += (16384, 65536)
 SYNC_ENVS, ASYNC_ENVS_PER_CORE = 32, 4
 ROBOSUITE_STEPS = 200
 
@@ -49,7 +49,8 @@ class Config:
         num_envs: environments side by side.
         chunk: control steps per call.
         num_threads: physics threads (0: one per core).
-        backend: what computes our physics: cpu, warp (MuJoCo Warp on an NVIDIA GPU), or warp-cpu (the same on the CPU).
+        backend: what computes our physics: cpu, warp (MuJoCo Warp on an NVIDIA GPU), or warp-cpu (the same on the CPU);
+            with -pixels it draws the pictures too (docs/simulation.md).
         repeats: timed chunks; medians are reported.
         gymnasium: also run Gymnasium's SyncVectorEnv and AsyncVectorEnv (locomotion tasks).
         robosuite: also run robosuite's Lift, and both per CPU-second (needs robosuite; task lift).
@@ -117,7 +118,7 @@ def main(config: Config) -> dict:
     for rival in rivals:
         rival.envs.close()
     if config.cameras:
-        result |= frames(task, config.repeats, config.seed)
+        result |= frames(task, config.repeats, config.seed, config.backend)
     if config.robosuite:
         result |= against_robosuite(task, config)
     if config.growth:
@@ -243,18 +244,17 @@ def timed(work: Callable[[], int]) -> tuple[int, float, float]:
     return steps, time.perf_counter() - wall, time.process_time() - cpu
 
 
-def frames(task, repeats: int, seed: int) -> dict[str, float]:
+def frames(task, repeats: int, seed: int, backend: BackendName) -> dict[str, float]:
     """Pictures per second and per CPU-second, from different states."""
-    states = [task.initial_state(np.random.default_rng((seed, i))) for i in range(64)]
-    with Renderer(task.world, *IMAGE_RESOLUTION) as renderer:
+    states = np.stack([task.initial_state(np.random.default_rng((seed, i))) for i in range(64)])
+    renderer = make_renderer(task.world, *IMAGE_RESOLUTION, backend)
 
-        def draw() -> int:
-            for state in states:
-                renderer.render(state, task.cameras[0])
-            return len(states)
+    def draw() -> int:
+        return len(renderer.batch(states, task.cameras[0]))
 
-        draw()
-        counts, wall, cpu = zip(*(timed(draw) for _ in range(repeats)), strict=True)
+    draw()
+    counts, wall, cpu = zip(*(timed(draw) for _ in range(repeats)), strict=True)
+    renderer.close()
     return {
         "frames_per_s": counts[0] / statistics.median(wall),
         "frames_per_cpu_s": counts[0] / statistics.median(cpu),

@@ -18,7 +18,7 @@ import torch
 import warp as wp
 
 from sim.backends.base import StopFn
-from sim.errors import SimulationError
+from sim.errors import SimulationError, unknown_name
 from sim.world import EQUALITIES, STATE, WARM_START, World, one_line
 
 wp.config.log_level = wp.LOG_ERROR  # no banner, no list of what is compiled
@@ -59,15 +59,7 @@ class WarpBackend:
     """
 
     def __init__(self, world: World, device: str = "cuda"):
-        if device == "cuda" and not wp.is_cuda_available():
-            raise SimulationError(
-                "backend 'warp' needs an NVIDIA GPU with its driver, and there is none "
-                "(warp-cpu runs the same code on the CPU, slowly, for tests)"
-            )
-        if device == "cuda" and not torch.cuda.is_available():
-            raise SimulationError(
-                "backend 'warp' hands its arrays to PyTorch, and this PyTorch was built without CUDA"
-            )
+        require_device(device)
         self.world = world
         if device == "cuda":
             device = f"cuda:{torch.cuda.current_device()}"
@@ -243,6 +235,93 @@ class WarpBackend:
     def close(self) -> None:
         """Free the memory of the device."""
         self._data = self._graph = None
+
+
+class WarpRenderer:
+    """Draws many states in one call, by tracing rays: a `Renderer` for pictures that only a policy sees.
+
+    Its light is not MuJoCo's: it knows neither colour nor strength of a lamp, and shades otherwise. Policies that
+    learnt from one renderer's pictures are not for the other's.
+
+    Raises:
+        SimulationError: no CUDA.
+    """
+
+    def __init__(self, world: World, height: int, width: int, device: str = "cuda"):
+        require_device(device)
+        self._world, self._size = world, (height, width)
+        self._cameras = [world.model.camera(i).name for i in range(world.model.ncam)]
+        self._host, self._device = adapted(world.model), wp.get_device(device)
+        self._contexts: dict[tuple[int, str], tuple] = {}
+
+    def batch(
+        self,
+        states: np.ndarray,
+        camera: str,
+        models: Sequence[mujoco.MjModel] | None = None,
+    ) -> np.ndarray:
+        """(n, state_size) -> (n, height, width, 3) uint8, RGB.
+
+        Raises:
+            SimulationError: no such camera, or worlds that look different.
+        """
+        if camera not in self._cameras:
+            raise unknown_name("camera", camera, self._cameras)
+        if models is not None:
+            raise SimulationError(
+                "MuJoCo Warp's renderer draws no randomised worlds: use --backend warp, or --randomize nominal"
+            )
+        count = power_of_two(len(states))  # of few sizes, each of which has buffers of its own
+        with wp.ScopedDevice(self._device), kernels_print_to_stderr():
+            if (count, camera) not in self._contexts:
+                self._contexts[count, camera] = self._prepare(count, camera)
+            model, data, context = self._contexts[count, camera]
+            qpos = torch.as_tensor(self._world.qpos(states), dtype=torch.float32)
+            wp.to_torch(data.qpos)[: len(states)].copy_(qpos)
+            mjw.kinematics(model, data)
+            mjw.com_pos(model, data)
+            mjw.camlight(model, data)
+            mjw.refit_bvh(model, data, context)
+            mjw.render(model, data, context)
+            packed = context.rgb_data.numpy()[: len(states)]
+        channels = [(packed >> shift).astype(np.uint8) for shift in (16, 8, 0)]
+        return np.stack(channels, axis=-1).reshape(len(states), *self._size, 3)
+
+    def _prepare(self, count: int, camera: str) -> tuple:
+        """Model, data and buffers for so many pictures."""
+        height, width = self._size
+        context = mjw.create_render_context(
+            self._host,
+            nworld=count,
+            cam_res=(width, height),
+            render_rgb=True,
+            render_depth=False,
+            cam_active=[name == camera for name in self._cameras],
+        )
+        return mjw.put_model(self._host), mjw.make_data(self._host, nworld=count), context
+
+    def close(self) -> None:
+        """Free the memory of the device."""
+        self._contexts.clear()
+
+
+def require_device(device: str) -> None:
+    """Fail early.
+
+    Raises:
+        SimulationError: there is no GPU to run on, or PyTorch cannot use it.
+    """
+    if device != "cuda":
+        return
+    if not wp.is_cuda_available():
+        raise SimulationError(
+            "backend 'warp' needs an NVIDIA GPU with its driver, and there is none "
+            "(warp-cpu runs the same code on the CPU, slowly, for tests)"
+        )
+    if not torch.cuda.is_available():
+        raise SimulationError(
+            "backend 'warp' hands its arrays to PyTorch, and this PyTorch was built without CUDA"
+        )
 
 
 @contextlib.contextmanager
