@@ -69,7 +69,7 @@ def command(result: dict) -> str:
     )
 
 
-def episode_figures(task, outcome) -> report.Figures:
+def episode_figures(task, outcome) -> report.Figures | None:
     """How long episodes took and what they returned."""
     groups = {"": np.ones(len(outcome.seeds), bool)}
     if outcome.success is not None:
@@ -80,7 +80,9 @@ def episode_figures(task, outcome) -> report.Figures:
     for name, numbers in values.items():
         figure = go.Figure()
         low, high = float(numbers.min()), float(numbers.max())
-        size = (high - low) / 30 or 1.0
+        if low == high:  # a single bar says no more than the tiles
+            continue
+        size = (high - low) / 30
         bins = {"start": low - size / 2, "end": high + size, "size": size}
         for group, chosen in groups.items():
             if chosen.any():
@@ -90,7 +92,7 @@ def episode_figures(task, outcome) -> report.Figures:
             barmode="stack", showlegend=len(groups) > 1
         )
         figures.append(report.Figure(name, figure, height=260))
-    return report.Figures("Episodes", figures)
+    return report.Figures("Episodes", figures) if figures else None
 
 
 def films(task, outcome, play: film.Play, backend: BackendName) -> report.Films | None:

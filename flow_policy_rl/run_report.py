@@ -296,7 +296,7 @@ def compare(runs: Sequence[Run], out: Path) -> None:
 
 
 def final_table(runs: Sequence[Run]) -> report.Table:
-    """Last numbers of every run."""
+    """Last numbers of every run; columns that are empty for all of them are left out."""
     header = [
         "run",
         "seed",
@@ -324,7 +324,10 @@ def final_table(runs: Sequence[Run]) -> report.Table:
                 duration(last["time/wall_s"]) if "time/wall_s" in last else "-",
             ]
         )
-    return report.Table("Results", header, rows)
+    known = [i for i in range(len(header)) if i == 0 or any(row[i] != "-" for row in rows)]
+    return report.Table(
+        "Results", [header[i] for i in known], [[row[i] for i in known] for row in rows]
+    )
 
 
 def evaluation_figure(runs: Sequence[Run]) -> report.Figure | None:

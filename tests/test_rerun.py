@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,9 +21,11 @@ needs_rerun = pytest.mark.skipif(
 
 
 def read(path: Path, clock: str) -> dict[str, tuple[np.ndarray, list]]:
-    """By entity: times in s, sorted, and the scalar or JPEG at each."""
+    """By entity: times in s, sorted, and the scalar or JPEG at each; of a file that Rerun's own check passes."""
     from rerun.chunk import RrdReader
 
+    check = [sys.executable, "-m", "rerun", "rrd", "verify", str(path)]
+    assert subprocess.run(check, capture_output=True, text=True).returncode == 0
     found: dict[str, list] = {}
     for chunk in RrdReader(path).stream().to_chunks():
         batch = chunk.to_record_batch()
@@ -65,6 +68,10 @@ def test_a_replay_reads_back(bag_and_policy, tmp_path):
         replay.Config(bag, policy, compare=policy, out=tmp_path / "out", rerun=tmp_path / "a.rrd")
     )
     found = read(Path(result["rerun"]), "bag_time")
+    numbers = {"measured", "truth", "planned", "beyond", "planned_2", "beyond_2"}
+    wanted = {f"joints/{joint}/{name}" for joint in "ab" for name in numbers}
+    wanted |= {"camera/wall", "error", "error_2", "latency_ms/inference", "latency_ms/inference_2"}
+    assert set(found) == wanted
     times, measured = found["joints/a/measured"]
     assert len(times) == result["chunks"]
     assert np.allclose(measured, motion(times - 1.0)[0], atol=0.02)  # of the sample before
