@@ -40,6 +40,14 @@ def landing_point(x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     return x + (1 - t.unsqueeze(-1)) * velocity
 
 
+def velocity_towards(x: Tensor, landing: Tensor, t: Tensor, least: float = 0.1) -> Tensor:
+    """The velocity that takes x_t to a landing point, the inverse of `landing_point`; 1 - t counts as at least `least`.
+
+    The bound keeps the velocity finite where the action is nearly there (JiT, arXiv 2511.13720, has 0.05).
+    """
+    return (landing - x) / (1 - t.unsqueeze(-1)).clamp_min(least)
+
+
 def score(x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     """Gradient of log p_t at x, from the marginal velocity: (t v - x) / (1 - t), for t < 1."""
     t = t.unsqueeze(-1)

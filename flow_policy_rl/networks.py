@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from flow_policy_rl import flow
+
 TIME_FEATURES = 8
 
 
@@ -35,13 +37,26 @@ class ResidualMLP(nn.Module):
 class VelocityField(nn.Module):
     """v(x_t, t, obs embedding): an MLP on the flattened chunk, with one flow time per action.
 
+    Args:
+        predicts: `velocity`, or `chunk`: the network gives the clean chunk, from which the velocity follows. A velocity
+            holds the noise that is in x_t, and an MLP spends its width on passing that on; a chunk does not.
+
     The first layer is a sum of three linear maps, so the part that depends on the observation alone is computed once
     per chunk, and the part that depends on the time grid alone is a constant of an exported graph.
     """
 
-    def __init__(self, obs_dim: int, action_horizon: int, num_joints: int, width: int, depth: int):
+    def __init__(
+        self,
+        obs_dim: int,
+        action_horizon: int,
+        num_joints: int,
+        width: int,
+        depth: int,
+        predicts: str = "velocity",
+    ):
         super().__init__()
         self.shape = (action_horizon, num_joints)
+        self.predicts = predicts
         self.from_obs = nn.Linear(obs_dim, width)
         self.from_chunk = nn.Linear(action_horizon * num_joints, width, bias=False)
         self.from_time = nn.Linear(action_horizon * TIME_FEATURES, width, bias=False)
@@ -53,7 +68,8 @@ class VelocityField(nn.Module):
         # In this order the last addition is part of the matrix product in an exported graph.
         h = context + self.from_time(time_features(t).flatten(1))
         h = self.from_chunk(x.flatten(1)) + h
-        return self.head(nn.functional.silu(self.trunk(h))).unflatten(1, self.shape)
+        out = self.head(nn.functional.silu(self.trunk(h))).unflatten(1, self.shape)
+        return flow.velocity_towards(x, out, t) if self.predicts == "chunk" else out
 
 
 class ImageEncoder(nn.Module):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ class NetworkConfig:
     Attributes:
         width: hidden units per layer.
         depth: hidden layers.
+        predicts: `velocity`, or `chunk`: the network gives the clean chunk and the velocity follows. The better one for
+            imitation; a policy that learns from scratch needs `velocity`, whose first samples are as wide as the noise.
         encoder: what images go through: `keypoints`, or an encoder of another package.
         score_drift: the policy has a score drift (ScoRe-Flow), which is then part of sampling and export.
         base_score: the drift follows the score of a frozen base policy, whose field is then part of it too.
@@ -31,6 +34,7 @@ class NetworkConfig:
 
     width: int = 256
     depth: int = 3
+    predicts: Literal["velocity", "chunk"] = "velocity"
     encoder: str = "keypoints"
     score_drift: bool = False
     base_score: bool = False
@@ -85,6 +89,7 @@ class FlowPolicy(nn.Module):
             spec.num_joints,
             network.width,
             network.depth,
+            network.predicts,
         )
         self.velocity_field = VelocityField(*size)
         self.base_field = VelocityField(*size).requires_grad_(False) if network.base_score else None

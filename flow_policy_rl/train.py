@@ -95,7 +95,7 @@ class TrainBC:
     execute_horizon: int = 8
     num_flow_steps: int = 4
     prefix_horizon: int = 0
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(predicts="chunk"))
     bc: BCConfig = field(default_factory=BCConfig)
     track: tuple[Tracker, ...] = ()
     json: bool = False

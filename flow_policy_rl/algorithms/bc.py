@@ -1,6 +1,8 @@
 """Flow-matching imitation: regress the velocity field on demonstrated chunks (Lipman et al., arXiv 2210.02747).
 
-    loss = E | v(x_t, t, obs) - (x_1 - x_0) |^2,   x_1 a demonstrated chunk, x_0 ~ N(0, I), t ~ U(0, 1)
+    loss = E | v(x_t, t, obs) - (x_1 - x_0) |^2,   x_1 a demonstrated chunk, x_0 ~ N(0, I), t ~ 2 (1 - t) on (0, 1)
+
+Flow times near the noise count more, as in pi_0 (arXiv 2410.24164): there the observation has to say what the chunk is.
 
 With a prefix horizon P (training-time real-time chunking, arXiv 2512.05964) the first d ~ U{0..P} actions of a chunk
 are clean, at flow time 1, and do not count in the loss.
@@ -146,7 +148,8 @@ def held_out_loss(policy: FlowPolicy, data: ChunkDataset, seed: int = 0) -> floa
 def _loss(policy: FlowPolicy, obs: Obs, chunk: Tensor, generator: torch.Generator) -> Tensor:
     x_1 = policy.normalize_action(chunk)
     x_0 = torch.randn(x_1.shape, generator=generator)
-    t = torch.rand(len(x_1), 1, generator=generator).expand(x_1.shape[:2])
+    t = 1 - (1 - torch.rand(len(x_1), 1, generator=generator)).sqrt()  # in [0, 1)
+    t = t.expand(x_1.shape[:2])
     if policy.spec.prefix_horizon:
         delay = torch.randint(policy.spec.prefix_horizon + 1, (len(x_1), 1), generator=generator)
         t = torch.where(torch.arange(x_1.shape[1]) < delay, 1.0, t)
