@@ -51,12 +51,13 @@ def traced(name: str) -> tuple[FlowPolicy, dict]:
         "drift": {"score_drift": True},
         "base_score": {"score_drift": True, "base_score": True},
         "prefix": {"score_drift": True, "execute_horizon": 3, "prefix_horizon": 3},
+        "chunk": {"predicts": "chunk", "execute_horizon": 3, "prefix_horizon": 3},
     }[name]
     policy = looks_trained(small_policy(**changes))
     return policy, export.trace_policy(policy, policy.spec)
 
 
-@pytest.mark.parametrize("name", ["plain", "drift", "prefix", "base_score"])
+@pytest.mark.parametrize("name", ["plain", "drift", "prefix", "base_score", "chunk"])
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 @pytest.mark.parametrize("num_flow_steps", [1, 4, 10])
 def test_same_numbers_as_torch(tmp_path, name, integrator, num_flow_steps):

@@ -63,6 +63,15 @@ def test_path_starts_at_noise_and_ends_at_action_with_constant_velocity(generato
     assert torch.allclose(moved, flow.velocity_target(x_0, x_1), atol=1e-8)
 
 
+def test_the_velocity_towards_a_landing_point_lands_there_and_stays_finite(generator):
+    x, landing = torch.randn(2, 5, 4, 3, generator=generator, dtype=torch.float64)
+    t = 0.9 * torch.rand(5, 4, generator=generator, dtype=torch.float64)
+    velocity = flow.velocity_towards(x, landing, t)
+    torch.testing.assert_close(flow.landing_point(x, velocity, t), landing)
+    at_the_end = flow.velocity_towards(x, landing, torch.ones_like(t))
+    torch.testing.assert_close(at_the_end, 10 * (landing - x))
+
+
 def test_each_action_of_a_chunk_has_its_own_time(generator):
     x_0, x_1 = torch.randn(2, 1, 3, 2, generator=generator)
     x_t = flow.interpolate(x_0, x_1, torch.tensor([[1.0, 0.5, 0.0]]))

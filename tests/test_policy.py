@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from toys import random_obs, small_policy, small_spec
+from toys import looks_trained, random_obs, small_policy, small_spec
 
+from flow_policy_rl.algorithms import bc
 from flow_policy_rl.algorithms.bc import cfm_loss
 from flow_policy_rl.algorithms.ppo import PPO, PPOConfig
 from flow_policy_rl.algorithms.score_flow import ScoreFlow, ScoreFlowConfig
@@ -61,6 +62,51 @@ def test_known_actions_carry_no_loss_and_no_gradient(generator):
     velocity = policy.velocity_field(interpolate(x_0, x_1, t), t, policy.embed(obs))
     expected = (velocity - (x_1 - x_0))[:, 2:].square().mean(dim=(1, 2))
     torch.testing.assert_close(cfm_loss(policy, obs, x_1, x_0, t), expected)
+
+
+@pytest.mark.parametrize("num_flow_steps", [1, 4, 10])
+def test_a_policy_that_predicts_the_chunk_carries_all_noise_to_it(generator, num_flow_steps):
+    policy = looks_trained(small_policy(predicts="chunk"))
+    with torch.no_grad():
+        policy.velocity_field.head.weight.zero_()
+    noise = torch.randn(50, *policy.chunk_shape, generator=generator)
+    x = policy.carry(
+        noise, policy.embed(random_obs(policy, 50, generator)), None, None, num_flow_steps
+    )
+    wanted = policy.velocity_field.head.bias.view(policy.chunk_shape).expand_as(x)
+    torch.testing.assert_close(x, wanted, atol=1e-5, rtol=0)
+
+
+def test_one_chunk_per_observation_is_imitated_better_by_predicting_the_chunk(generator):
+    """Distance of a sample to the only right chunk after equal training: the noise costs a velocity field its width."""
+    miss = {}
+    for predicts in ("velocity", "chunk"):
+        policy = small_policy(predicts=predicts)
+        data = random_obs(policy, 512, generator.manual_seed(0))
+        x_1 = torch.tanh(policy.features(data)[:, :1, None] * torch.linspace(0.5, 2, 12).view(6, 2))
+        optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
+        for _ in range(400):
+            x_0 = torch.randn(x_1.shape, generator=generator)
+            t = bc.flow_times(len(x_1), generator).expand(x_1.shape[:2])
+            loss = bc.cfm_loss(policy, data, x_1, x_0, t).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            x = policy.carry(torch.randn(x_1.shape, generator=generator), policy.embed(data))
+        miss[predicts] = (x - x_1).square().mean().sqrt().item()
+    assert miss["chunk"] < 0.7 * miss["velocity"]
+
+
+def test_flow_times_of_imitation_lie_near_the_noise(generator, monkeypatch):
+    """Density 2 (1 - t): the mean is 1/3 and three quarters are before 1/2; t = 1, where nothing is left, never."""
+    t = bc.flow_times(100_000, generator)
+    assert t.shape == (100_000, 1)
+    assert abs(t.mean() - 1 / 3) < 0.005
+    assert abs((t < 0.5).float().mean() - 0.75) < 0.005
+    for extreme in (0.0, 1 - 2**-24):  # the ends of torch.rand
+        monkeypatch.setattr(torch, "rand", lambda *a, value=extreme, **k: torch.full(a, value))
+        assert 0 <= bc.flow_times(3, generator).max() < 1
 
 
 def test_keypoints_follow_a_bright_spot():

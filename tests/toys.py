@@ -34,13 +34,17 @@ def small_spec(**changes) -> PolicySpec:
 
 
 def small_policy(
-    seed: int = 0, score_drift: bool = False, base_score: bool = False, **changes
+    seed: int = 0,
+    score_drift: bool = False,
+    base_score: bool = False,
+    predicts: str = "velocity",
+    **changes,
 ) -> FlowPolicy:
     """A freshly initialised policy of a few hundred weights."""
     torch.manual_seed(seed)
     return FlowPolicy(
         small_spec(**changes),
-        NetworkConfig(width=16, depth=2, score_drift=score_drift, base_score=base_score),
+        NetworkConfig(16, 2, predicts, score_drift=score_drift, base_score=base_score),
     )
 
 

@@ -62,6 +62,11 @@ def cfm_loss(policy: FlowPolicy, obs: Obs, x_1: Tensor, x_0: Tensor, t: Tensor) 
     return (error * counts).sum(dim=1) / counts.sum(dim=1)
 
 
+def flow_times(batch: int, generator: torch.Generator) -> Tensor:
+    """Where the loss is taken, (batch, 1) in [0, 1), density 2 (1 - t)."""
+    return 1 - (1 - torch.rand(batch, 1, generator=generator)).sqrt()
+
+
 class Imitation:
     """Raw and averaged weights, their optimiser and random numbers; `step` is one gradient step.
 
@@ -148,8 +153,7 @@ def held_out_loss(policy: FlowPolicy, data: ChunkDataset, seed: int = 0) -> floa
 def _loss(policy: FlowPolicy, obs: Obs, chunk: Tensor, generator: torch.Generator) -> Tensor:
     x_1 = policy.normalize_action(chunk)
     x_0 = torch.randn(x_1.shape, generator=generator)
-    t = 1 - (1 - torch.rand(len(x_1), 1, generator=generator)).sqrt()  # in [0, 1)
-    t = t.expand(x_1.shape[:2])
+    t = flow_times(len(x_1), generator).expand(x_1.shape[:2])
     if policy.spec.prefix_horizon:
         delay = torch.randint(policy.spec.prefix_horizon + 1, (len(x_1), 1), generator=generator)
         t = torch.where(torch.arange(x_1.shape[1]) < delay, 1.0, t)
