@@ -312,7 +312,8 @@ def _rldt_paper(task: str) -> RLDTConfig:
 
 def demo_data(task: str, cameras: bool) -> dict:
     """How the demo's demonstrations are collected: few enough that imitation leaves room to improve."""
-    return {"episodes": 200 if cameras else 50, "noise": 0.03, "cameras": cameras}
+    episodes = 200 if cameras else {"lift": 10, "pick_place": 10, "stack": 25}.get(task, 50)
+    return {"episodes": episodes, "noise": 0.03, "cameras": cameras}
 
 
 def demo_bc(task: str, cameras: bool) -> BCConfig:

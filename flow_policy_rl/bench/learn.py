@@ -177,10 +177,18 @@ def base_stages(base: Base, task: str, seed: int, budget: Budget, where: Path) -
         demonstrator = ("--policy", str(expert / train.POLICY_FILE))
     demos, run_dir = where / "demos.hdf5", where / "base"
     episodes = ("--episodes", str(by_task(base.episodes, task)))
-    collect = ("collect", *common, *demonstrator, *episodes, *base.collect, "--out", str(demos))
+    collect = (
+        "collect",
+        *common,
+        *demonstrator,
+        *episodes,
+        *by_task(base.collect, task),
+        "--out",
+        str(demos),
+    )
     imitate = ("train", "bc", *common, "--demos", str(demos), "--run-dir", str(run_dir), "--json")
     imitate += ("--action-horizon", str(base.action_horizon))
-    imitate += ("--execute-horizon", str(base.execute_horizon), *base.imitate)
+    imitate += ("--execute-horizon", str(base.execute_horizon), *by_task(base.imitate, task))
     if budget.imitation_steps is not None:  # a later flag wins
         imitate += ("--bc.num-steps", str(budget.imitation_steps))
     stages += [Stage((*collect, "--json"), where / "collect"), Stage(imitate, where / "imitate")]

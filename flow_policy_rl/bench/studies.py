@@ -21,16 +21,16 @@ class Base:
     """How the policy that everybody starts from is made. Flags of the commands, task and files left out.
 
     Attributes:
-        episodes: of the demonstrations, by task, `*` for all others.
+        episodes: of the demonstrations.
+        collect, imitate: flags of `collect` and `train bc`. These three by task, `*` for all others.
         expert: `train` arguments of a policy that demonstrates, its algorithm first (default: the scripted expert).
         skill: return at which that policy stops to learn, by task.
-        collect, imitate: of `collect` and `train bc`.
         action_horizon, execute_horizon: chunks of everybody's policy.
     """
 
     episodes: dict[str, int]
-    collect: tuple[str, ...]
-    imitate: tuple[str, ...] = ()
+    collect: dict[str, tuple[str, ...]]
+    imitate: dict[str, tuple[str, ...]]
     expert: tuple[str, ...] = ()
     skill: dict[str, float] = field(default_factory=dict)
     action_horizon: int = 12
@@ -93,7 +93,10 @@ SCORE_FLOW = {
 FPO = {"fpo": Variant("fpo"), "fpo_plus_plus": Variant("fpo_plus_plus")}
 OTHERS = {"rldt": Variant("rldt"), "gaussian_ppo": Variant("gaussian_ppo")}
 MATCHED = {"score_flow matched": Variant("score_flow", ("--score-flow.drift", "matched"))}
+NOISY = ("--noise", "0.03")
 IMITATE = ("--bc.num-steps", "3500", "--bc.ema-decay", "0.999")
+# A part that fits by millimetres: noise would undo the demonstration, and a small network blurs it.
+IMITATE_FINELY = ("--bc.num-steps", "8000", "--bc.ema-decay", "0.999", "--network.width", "512")
 
 STUDIES = {
     "locomotion": Study(
@@ -109,8 +112,8 @@ STUDIES = {
             skill={"hopper": 1400.0, "walker2d": 2700.0, "halfcheetah": 4500.0, "ant": 2000.0}
             | {"humanoid": 1900.0},
             episodes={"*": 100},
-            collect=("--noise", "0"),
-            imitate=IMITATE,
+            collect={"*": ("--noise", "0")},
+            imitate={"*": IMITATE},
             action_horizon=4,
             execute_horizon=4,
         ),
@@ -137,7 +140,9 @@ STUDIES = {
         metric="success_rate",
         threshold={"*": 0.9},
         base=Base(
-            episodes={"*": 50, "pick_place": 10}, collect=("--noise", "0.03"), imitate=IMITATE
+            episodes={"lift": 10, "pick_place": 10, "stack": 25, "*": 300},
+            collect={"lift": NOISY, "pick_place": NOISY, "stack": NOISY, "*": ("--noise", "0.003")},
+            imitate={"lift": IMITATE, "pick_place": IMITATE, "stack": IMITATE, "*": IMITATE_FINELY},
         ),
         small=Budget(720_000),
         full=Budget(5_000_000),
@@ -150,8 +155,10 @@ STUDIES = {
         threshold={"*": 0.9},
         base=Base(
             episodes={"*": 200},
-            collect=("--noise", "0.03", "--cameras"),
-            imitate=("--bc.num-steps", "3000", "--bc.batch-size", "128", "--bc.ema-decay", "0.998"),
+            collect={"*": (*NOISY, "--cameras")},
+            imitate={
+                "*": ("--bc.num-steps", "3000", "--bc.batch-size", "128", "--bc.ema-decay", "0.998")
+            },
         ),
         small=Budget(300_000, episodes=100, points=10),
         full=Budget(2_000_000),
@@ -179,7 +186,7 @@ STUDIES = {
         },
         metric="success_rate",
         threshold={"*": 0.9},
-        base=Base(episodes={"*": 50}, collect=("--noise", "0.03"), imitate=IMITATE),
+        base=Base(episodes={"*": 10}, collect={"*": NOISY}, imitate={"*": IMITATE}),
         small=Budget(400_000),
         full=Budget(2_000_000),
     ),
