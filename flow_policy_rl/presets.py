@@ -261,12 +261,19 @@ def rldt(task: str, preset: Preset = "clean") -> dict:
             segments_per_block=64,
             critic_steps=8,
             balanced_replay=not dense,
-            # Held to the previous policy only, success on a sparse reward falls again after its peak (docs/log.md).
-            reference="previous" if dense else "base",
+            # Returns of thousands of steps take a critic longer to learn than the policy needs to follow a wrong one.
+            critic_warmup=10 if dense else 2,
+            # Held to the previous policy only, what was gained falls again after its peak (docs/log.md).
+            reference="base",
             actor_learning_rate=1e-4,
             start_noise=(0.0, 1.0),
             critic=CriticConfig(
-                layer_norm=True, normalize_reward=dense, stage_input=task in STAGED, **bounded
+                layer_norm=True,
+                normalize_reward=dense,
+                stage_input=task in STAGED,
+                td_lambda=0.9 if dense else 0.5,
+                target_decay=0.98 if dense else 0.995,
+                **bounded,
             ),
         )
     }
