@@ -9,6 +9,7 @@ import mujoco
 import numpy as np
 
 from sim.backends import BackendName, make_backend, make_renderer
+from sim.errors import SimulationError
 from sim.tasks.base import Task
 
 LOG = logging.getLogger(__name__)
@@ -116,9 +117,17 @@ class VecEnv:
         seeds: Sequence[int] | None = None,
         rngs: Sequence[np.random.Generator] | None = None,
     ) -> Observation:
-        """Start a new episode everywhere: the next one, or those of given seeds or generators."""
+        """Start a new episode everywhere: the next one, or those of given seeds or generators (N,).
+
+        Raises:
+            SimulationError: another number of seeds than of environments.
+        """
         if seeds is not None:
             rngs = [np.random.default_rng(seed) for seed in seeds]
+        if rngs is not None and len(rngs) != self.num_envs:
+            raise SimulationError(
+                f"{self.num_envs} environments need as many seeds, not {len(rngs)}"
+            )
         everyone = np.arange(self.num_envs)
         self._start(everyone, rngs)
         return self._observe(self.state, everyone)
@@ -158,9 +167,9 @@ class VecEnv:
         trail, commands, diverged_at = self._advance(actions)
         before, states = trail[:, :-1], trail[:, 1:]
         succeeded = self._succeeded(states, diverged_at)
-        failed = task.is_failure(states) & ~diverged_at & ~succeeded
+        failed = task.is_failure(states) & ~diverged_at
         step_number = self._steps[:, None] + 1 + np.arange(actions.shape[1])
-        out_of_time = (step_number >= task.episode_steps) & ~succeeded & ~failed
+        out_of_time = step_number >= task.episode_steps
 
         # The first of these ends the episode; what comes after it inside the chunk does not count.
         ends = succeeded | failed | diverged_at | out_of_time  # (N, h)

@@ -121,3 +121,45 @@ def test_a_policy_for_a_task_without_success_is_judged_by_its_return(tmp_path, c
     assert result["return_mean"] > 0
     assert cli.main(["eval", "--policy", str(path), "--episodes", "3"]) == 0
     assert "success" not in capsys.readouterr().out
+
+
+EDGES = np.add.outer((0.2, 0.7, 0.8, 1.0, 2.0, 10.0, 100.0), (-1e-3, 1e-3)).ravel()
+
+
+@pytest.mark.parametrize("name", [n for n in LOCOMOTION if n != "halfcheetah"])
+def test_healthy_is_what_gymnasium_calls_healthy_on_both_sides_of_every_edge(name):
+    task = make_task(name)
+    theirs = gymnasium.make(task.gymnasium_id).unwrapped
+    theirs.reset(seed=0)
+    start = task.initial_state(np.random.default_rng(0))
+    found = set()
+    for i in (1, 2, 3, -1):
+        for part in (task.world.qpos, task.world.qvel):
+            for value in (*EDGES, *-EDGES):
+                state = start.copy()
+                part(state)[i] = value
+                theirs.data.qpos[:], theirs.data.qvel[:] = task.world.qpos(state), task.world.qvel(state)  # fmt: skip
+                assert task.is_healthy(state) == bool(theirs.is_healthy), (i, value)
+                assert task.is_failure(state) != task.is_healthy(state)
+                found.add(bool(task.is_healthy(state)))
+    assert found == {True, False}
+
+
+@pytest.mark.parametrize("name", LOCOMOTION)
+def test_what_is_clipped_is_clipped_as_gymnasium_does(name):
+    """Velocities beyond 10 and forces far beyond any that occur, on both sides of zero."""
+    task = make_task(name)
+    theirs = gymnasium.make(task.gymnasium_id).unwrapped
+    theirs.reset(seed=0)
+    state, rng = task.initial_state(np.random.default_rng(0)), np.random.default_rng(1)
+    qvel = task.world.qvel(state)
+    qvel[:] = theirs.data.qvel[:] = rng.uniform(-30, 30, qvel.shape)
+    theirs.data.qpos[:] = task.world.qpos(state)
+    for output, (where, shape) in task.world.outputs.items():
+        values = rng.uniform(-3e3, 3e3, shape) if output == "cfrc_ext" else rng.uniform(-1, 1, shape)  # fmt: skip
+        getattr(theirs.data, output)[:] = values
+        state[where] = values.ravel()
+    obs = task.observe(state[None])
+    assert np.allclose(together(obs, 0), theirs._get_obs(), rtol=1e-12, atol=0)
+    if task.contact_weight:
+        assert task.contact_cost(state) == pytest.approx(theirs.contact_cost, rel=1e-12)

@@ -73,6 +73,42 @@ def test_same_seed_same_episode(task):
     assert not np.array_equal(first["object_pose"][0], first["object_pose"][1])
 
 
+def test_as_many_seeds_as_environments(task):
+    env = VecEnv(task, 3)
+    with pytest.raises(SimulationError, match="3 environments need as many seeds, not 2"):
+        env.reset([1, 2])
+    env.close()
+
+
+def test_episodes_are_numbered_across_environments_and_processes(task):
+    """Episode k of environment i is that of (seed, i, k), wherever the numbering begins; `restart` begins again."""
+    env, later = VecEnv(task, 3, seed=5), VecEnv(task, 2, seed=5, first_env=1)
+    for k in range(2):
+        env.reset(), later.reset()
+        for i, row in enumerate(env.state):
+            expected = task.initial_state(np.random.default_rng((5, i, k)))
+            assert np.array_equal(row, expected)
+        assert np.array_equal(env.state[1:], later.state)
+    env.restart(6)
+    env.reset()
+    assert np.array_equal(env.state[1], task.initial_state(np.random.default_rng((6, 1, 0))))
+    env.close(), later.close()
+
+
+def test_a_snapshot_holds_how_long_the_goal_has_been_met(task):
+    """From two states in which nine steps in a row have met it, and none: the tenth decides."""
+    env = VecEnv(task, 2)
+    env.reset([0, 1])
+    env._held[:] = 9, 0
+    env.state[:, 1 + 2] = 0.2
+    kept, hold = env.snapshot(), env.command[:, None].copy()
+    assert env.step(hold).success.tolist() == [True, False]
+    assert env._held.tolist() == [0, 1]  # a new episode begins with none
+    env.restore(kept)
+    assert env.step(hold).success.tolist() == [True, False]
+    env.close()
+
+
 def test_targets_ramp_no_faster_than_the_velocity_limit(task):
     world = task.world
     command = world.home_qpos[world.joint_qpos][None]
