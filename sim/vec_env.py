@@ -176,7 +176,6 @@ class VecEnv:
         ended = ends.any(axis=1)
         last = np.where(ended, ends.argmax(axis=1), actions.shape[1] - 1)
         valid = np.arange(actions.shape[1]) <= last[:, None]
-        succeeded &= valid
         rows = np.arange(self.num_envs)
 
         reward_terms = {

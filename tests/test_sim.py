@@ -106,6 +106,10 @@ def test_a_snapshot_holds_how_long_the_goal_has_been_met(task):
     assert env._held.tolist() == [0, 1]  # a new episode begins with none
     env.restore(kept)
     assert env.step(hold).success.tolist() == [True, False]
+    env.restore(kept)
+    env.state[0, 1 + 2] = 0.05  # one step that does not meet it, and the count begins anew
+    assert not env.step(hold).success.any()
+    assert env._held.tolist() == [0, 1]
     env.close()
 
 
@@ -274,6 +278,17 @@ def test_a_diverged_environment_is_reset_and_the_others_are_untouched(task, tmp_
         assert not np.abs(task.world.qvel(dump["state"])).max() < 1e6
     env.close()
     alone.close()
+
+
+def test_only_the_first_breakdowns_are_written_but_all_are_counted(task, tmp_path, monkeypatch):
+    monkeypatch.setattr("sim.vec_env.MOST_DUMPS", 2)
+    env = VecEnv(task, 3, dump_dir=tmp_path)
+    env.reset([0, 1, 2])
+    task.world.qvel(env.state)[:] = np.nan
+    assert env.step(env.command[:, None]).diverged.all()
+    assert env.num_diverged == 3
+    assert len(list(tmp_path.iterdir())) == 2
+    env.close()
 
 
 def test_expert_lifts_the_cube_every_time(task):
