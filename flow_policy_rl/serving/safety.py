@@ -32,13 +32,13 @@ from flow_policy_rl.serving.governor import (
     Knots,
     Motion,
 )
-from flow_policy_rl.serving.robot import Robot
+from flow_policy_rl.serving.robot import LIMITS, Robot
 from flow_policy_rl.serving.spline import Extremes, Spline, extremes, hull
 
 Excess = list[tuple[str, int]]  # a limit, and the column of the joint that breaks it
 
-LIMITS = ("position", "velocity", "acceleration", "jerk", "box")
-CHECKED = (*LIMITS[:4], "rest")
+KINDS = (*LIMITS, "box")
+CHECKED = (*LIMITS, "rest")
 LIMITED_TOO_OFTEN = "plans in a row had to be limited"
 
 
@@ -54,7 +54,7 @@ class Checked:
         spline: ends at rest.
         num_changed: how many targets it misses by more than `SafetyFilter.changed_tolerance`, arm only.
         largest_change: by how much the worst (rad or m, arm only).
-        beyond: which of `LIMITS` the targets go beyond, arm only: why they are not followed as they are.
+        beyond: which of `KINDS` of limits the targets go beyond, arm only: why they are not followed as they are.
     """
 
     spline: Spline
@@ -87,10 +87,7 @@ class SafetyFilter:
         self.control_dt = control_dt
         self.max_start_distance = max_start_distance
         self.changed_tolerance = changed_tolerance
-        limits = {
-            what: robot.limit_array(self.joint_names, what)
-            for what in ("position", "velocity", "acceleration", "jerk")
-        }
+        limits = {what: robot.limit_array(self.joint_names, what) for what in LIMITS}
         in_arm = np.array([name in robot.arm for name in self.joint_names])
         margins = np.where(in_arm, position_margin, 0.0)[:, None] * [1, -1]
         limits["position"] = limits["position"] + margins
@@ -144,7 +141,7 @@ class SafetyFilter:
             reached = spline.position(due)
         missed = np.abs(reached - targets)[:, self.arm].max(axis=1)
         changed = missed > self.changed_tolerance
-        kinds = tuple(kind for kind in LIMITS if kind in beyond)
+        kinds = tuple(kind for kind in KINDS if kind in beyond)
         return Checked(spline, int(changed.sum()), float(missed.max()), kinds)
 
     def _bounds(self, start: Motion, speed_share: np.ndarray | None = None) -> Bounds:
@@ -165,7 +162,7 @@ class SafetyFilter:
         too_much = course.beyond(
             start.acceleration, bounds.too_fast_at, self._strongest, self._jerk_step
         )
-        beyond = {LIMITS[1 + k] for k in np.flatnonzero(too_much[:, self.arm].any(axis=1))}
+        beyond = {KINDS[1 + k] for k in np.flatnonzero(too_much[:, self.arm].any(axis=1))}
 
         def governed(group: JointGroup) -> Knots:
             own = group.columns

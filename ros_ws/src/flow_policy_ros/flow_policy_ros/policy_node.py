@@ -77,7 +77,7 @@ class PolicyNode(LifecycleNode):
         self._active = self._holding = False
         self._lock = threading.Lock()  # between the executor and the inference thread
         self._worker: Worker | None = None
-        self._run = 0  # counts activations and clock jumps: an inference that was begun before is not for this run
+        self._run = 0  # counts activations, holds and clock jumps: an inference begun before is not for this run
         self._inputs: list[Input] = []
         self._outputs: Outputs | None = None  # none in a dry run
         self._ticker = None
@@ -241,8 +241,9 @@ class PolicyNode(LifecycleNode):
             except NotReady:
                 return  # the watchdog says so if it lasts
             scheduler.started(snapshot.stamp)
-        decoded = time.perf_counter_ns()
-        self._worker.give(Order(snapshot, self._run, received, now, decoded))
+            decoded = time.perf_counter_ns()
+            order = Order(snapshot, self._run, received, now, decoded)
+        self._worker.give(order)
 
     def _on_clock_jump(self, jump) -> None:
         """Simulated time went back, or the clock changed: nothing that was planned has a time any more."""
@@ -381,6 +382,7 @@ class PolicyNode(LifecycleNode):
             if not self._active:
                 return
             again, self._holding = self._holding, True
+            self._run += not again
             self._hold(silent=again)
         if not again:
             self.get_logger().warning(f"holding: {reason}")

@@ -11,7 +11,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from flow_policy_rl.serving.commander import Outcome
 from flow_policy_rl.serving.monitor import Latencies
-from flow_policy_rl.serving.safety import LIMITS
+from flow_policy_rl.serving.safety import KINDS
 from flow_policy_rl.serving.streams import Snapshot, Streams
 from flow_policy_ros import messages
 from flow_policy_ros.graph import Input
@@ -122,7 +122,7 @@ class StatusReport:
         self.counts = dict.fromkeys(
             ("commands", "deadline_misses", "limited_plans", "rejected_chunks"), 0
         )
-        self._beyond = dict.fromkeys(LIMITS, 0)
+        self._beyond = dict.fromkeys(KINDS, 0)
 
     def count(self, outcome: Outcome) -> None:
         """One more plan."""

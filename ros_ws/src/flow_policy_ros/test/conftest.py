@@ -1,8 +1,10 @@
 """Real rclpy between real processes, on a domain of their own and on this machine only."""
 
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,16 @@ def status(peer) -> Callable[[], str]:
         return texts[-1] if texts else ""
 
     return newest
+
+
+@pytest.fixture
+def weak_robot(tmp_path) -> Path:
+    """A Panda that hardly moves: every plan is limited."""
+    text = Path(str(resources.files("robots"))).joinpath("panda.yaml").read_text()
+    weak, count = re.subn(r"velocity: [0-9.]+", "velocity: 0.01", text)
+    assert count == 8
+    (tmp_path / "weak.yaml").write_text(weak)
+    return tmp_path / "weak.yaml"
 
 
 @pytest.fixture(scope="session")

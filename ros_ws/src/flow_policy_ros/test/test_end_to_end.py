@@ -108,8 +108,10 @@ def test_chain_over_ros(run, policy_file, tmp_path):
 SLOW_SIM = {"real_time_factor": 2.0, "image_rate_hz": 0.0, "first_seed": 77}
 
 
-def test_a_stop_of_its_own_costs_the_episode_and_not_the_run(start, policy_file, tmp_path):
-    """With a minute of soft start, every plan has to be limited."""
+def test_a_stop_of_its_own_costs_the_episode_and_not_the_run(
+    start, policy_file, weak_robot, tmp_path
+):
+    """A robot that hardly moves: every plan has to be limited."""
     out = tmp_path / "episodes.json"
     nodes = start(
         sim_node=SLOW_SIM,
@@ -117,7 +119,7 @@ def test_a_stop_of_its_own_costs_the_episode_and_not_the_run(start, policy_file,
             "policy": str(policy_file),
             "armed": True,
             "use_sim_time": True,
-            "soft_start_s": 60.0,
+            "robot": str(weak_robot),
             "max_limited_in_a_row": 2,
         },
         episode_runner={"episodes": 2, "out": str(out)},

@@ -127,6 +127,7 @@ def test_a_frozen_camera_is_noticed(start, peer, commands, status, reference, tm
         policy_node={"policy": str(policy), "armed": True, "use_sim_time": True, **free},
     )
     peer.until(lambda: len(commands) >= 3, "commands of a policy that sees", 40.0)
+    peer.until(lambda: infos and images, "what it sees")
     assert infos[-1].height == images[-1].height == 96
     fovy = np.radians(make_task("lift", cameras=True).world.model.camera("front").fovy[0])
     assert infos[-1].k[4] == pytest.approx(48 / np.tan(fovy / 2))
@@ -215,7 +216,7 @@ def test_signals_end_it_in_any_state(start, peer, policy_file, status, parameter
 
 @pytest.mark.slow
 def test_past_stamps_partial_joints_and_bad_trajectories_at_the_simulated_controller(
-    start, peer, reference
+    start, peer, reference, commands
 ):
     """As joint_trajectory_controller: what is illegal is dropped whole, and the arm stays."""
     from builtin_interfaces.msg import Duration
@@ -245,3 +246,4 @@ def test_past_stamps_partial_joints_and_bad_trajectories_at_the_simulated_contro
         ],
     )
     peer.until(lambda: abs(reference[-1].position[0] - home[0] - 0.1) < 1e-6, "the move")
+    commands.clear()  # these were the test's own

@@ -26,7 +26,7 @@ from trajectory_msgs.msg import JointTrajectory
 from flow_policy_rl.serving.decode import debug_record
 from flow_policy_rl.serving.model_file import SEAL_KEY, seal
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
-from flow_policy_rl.serving.safety import LIMITS
+from flow_policy_rl.serving.safety import KINDS
 from flow_policy_rl.serving.streams import Snapshot
 from flow_policy_rl.spec import METADATA_KEY
 
@@ -84,8 +84,14 @@ def test_an_inference_begun_before_a_run_does_not_command_it(policy_file):
         node.trigger_activate()
         node._infer(order)
         assert node._served.commander.plan is None
-        node._infer(dataclasses.replace(order, run=node._run))
+        again = dataclasses.replace(order, run=node._run)
+        node._infer(again)
         assert node._served.commander.plan is not None
+        node._refuse("something is wrong")  # nor does it end a hold
+        node._infer(again)
+        assert node._holding
+        node._infer(dataclasses.replace(order, run=node._run))
+        assert not node._holding
     finally:
         node.close()
         node.destroy_node()
@@ -99,9 +105,8 @@ def test_emergency_stop_is_latched_by_service_and_by_topic(
     peer.until(lambda: len(commands) >= 2, "commands")
     assert trigger(peer, "emergency_stop").success
     peer.until(lambda: "emergency stop: requested by service" in status(), "diagnostics say so")
-    peer.spin(0.2)
+    peer.until(lambda: is_hold(commands[-1]), "a hold")
     held = len(commands)
-    assert is_hold(commands[-1])
     peer.spin(1.0)
     assert len(commands) == held
     assert trigger(peer, "reset_emergency_stop").success
@@ -277,7 +282,7 @@ def test_diagnostics_count_messages_and_limits(start, peer, robot, policy_file, 
         assert int(told[f"received of {topic}"]) > int(told[f"used of {topic}"])
         assert told[f"lost of {topic}"].isdigit()
     peer.until(lambda: len(planned) >= int(told["used of /joint_states"]), "a chunk for each")
-    assert {f"chunks beyond {kind}" for kind in LIMITS} <= set(told)
+    assert {f"chunks beyond {kind}" for kind in KINDS} <= set(told)
     beyond = [next(p.value for p in m.status[0].values if p.key == "beyond") for m in records]
     assert "velocity" in beyond[0]  # of a soft start with a policy that learned next to nothing
     assert int(told["chunks beyond velocity"]) >= 1
@@ -288,7 +293,12 @@ def test_two_arms_are_told_apart_in_diagnostics(peer, policy_file, facts):
     node = PolicyNode()
     try:
         node.trigger_configure()
-        peer.until(lambda: facts().get("hardware") == "/left/panda", "its hardware")
+
+        def told() -> dict[str, str]:
+            node._publish_status()  # nobody spins it
+            return facts()
+
+        peer.until(lambda: told().get("hardware") == "/left/panda", "its hardware")
         assert facts()["name"] == "/left/policy_node"
     finally:
         node.close()
