@@ -19,6 +19,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Bool, Float64
@@ -127,7 +128,9 @@ class SimNode(Node):
         ]
         self._frames: dict[str, Image] = {}
         self._images = self._image_publishers(topics.images)
-        self._success_pub = self.create_publisher(Bool, "~/success", 10)
+        # Kept for who comes late: it is said once.
+        kept = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._success_pub = self.create_publisher(Bool, "~/success", kept)
         self._latency_pub = self.create_publisher(Float64, "~/end_to_end_latency", 50)
         tf = messages.message_class("tf2_msgs/msg/TFMessage")
         self._tf_pub = self.create_publisher(tf, "/tf", 10) if tf else None

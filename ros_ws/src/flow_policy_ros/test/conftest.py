@@ -16,6 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from trajectory_msgs.msg import JointTrajectory
 
 from flow_policy_rl.ros import Process, private_domain, processes
@@ -46,7 +47,7 @@ class Peer:
         self._executor.add_node(self.node)
         self._others: list[Node] = []
 
-    def listen(self, kind: type, topic: str, depth: int = 50) -> list:
+    def listen(self, kind: type, topic: str, depth: int | QoSProfile = 50) -> list:
         """Everything that arrives on a topic from now on."""
         received: list = []
         self.node.create_subscription(kind, topic, received.append, depth)

@@ -14,6 +14,7 @@ pytest.importorskip("launch_ros", reason="launch_ros is not installed (it has no
 from diagnostic_msgs.msg import DiagnosticArray
 from launch.launch_description_sources import get_launch_description_from_python_launch_file
 from rcl_interfaces.srv import GetParameters
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -109,7 +110,8 @@ def lifted(peer):
     """Wait for the end of an episode, and tell whether it was a success."""
 
     def judge(topic: str = "/sim_node/success") -> bool:
-        results = peer.listen(Bool, topic)
+        kept = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        results = peer.listen(Bool, topic, kept)  # the episode may end before the two have met
         peer.until(lambda: results, f"the end of an episode on {topic}")
         return results[0].data
 
