@@ -256,10 +256,11 @@ def test_training_as_a_node_tells_its_progress_and_ends_with_the_launch(
     assert '"seed": 3' in (tmp_path / "run" / "config.json").read_text()
 
 
-def test_replay_judges_a_recorded_launch(launch, lifted, start, tmp_path):
+def test_replay_judges_a_recorded_launch(launch, lifted, start, peer, tmp_path):
     bag, out = tmp_path / "bag", tmp_path / "report"
     recorder = start(recorder={"bag": str(bag)})["recorder"]
-    demo = launch("demo", *FAST)
+    peer.until(lambda: "recorder" in peer.node.get_node_names(), "the recorder")
+    demo = launch("demo", "image_rate_hz:=0")  # not fast: the recorder has to find the topics first
     assert lifted()
     demo.interrupt()
     recorder.signal(signal.SIGINT)
