@@ -7,6 +7,7 @@ is collected (`rollout.py`): rewards discounted inside the chunk, `gamma ** exec
 import torch
 from torch import Tensor
 
+from flow_policy_rl.nesting import flat, nested
 from flow_policy_rl.rollout import Rollout
 
 Segments = dict  # name -> Tensor, or dict of them
@@ -120,26 +121,3 @@ def rollout_segments(rollout: Rollout) -> Segments:
     names = ("obs", "final_obs", "reward", "discount", "return_before", "return_after")
     segments = {name: getattr(rollout, name) for name in (*names, "terminated", "truncated")}
     return segments | {"action": rollout.trace["action"]}
-
-
-def flat(tree: dict, prefix: str = "") -> dict[str, Tensor]:
-    """{"obs": {"a": x}} -> {"obs/a": x}."""
-    result = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            result |= flat(value, f"{prefix}{name}/")
-        else:
-            result[prefix + name] = value
-    return result
-
-
-def nested(tensors: dict[str, Tensor]) -> dict:
-    """Undo `flat`."""
-    tree: dict = {}
-    for name, value in tensors.items():
-        *parents, leaf = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree

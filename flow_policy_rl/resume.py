@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flow_policy_rl import distributed, tensor_file
 from flow_policy_rl.errors import InputError
+from flow_policy_rl.nesting import flat, nested
 
 FORMAT = "flow_policy_rl.state.1"
 MAY_DIFFER = (
@@ -60,7 +61,7 @@ def load(path: Path, learner, settings: dict) -> int:
         raise InputError(f"nothing to resume: '{path}' does not exist")
     tensors, texts = tensor_file.read(path, "state", FORMAT)
     facts = json.loads(texts["facts"])
-    found, wanted = dotted(facts["settings"]), dotted(comparable(settings))
+    found, wanted = flat(facts["settings"], "."), flat(comparable(settings), ".")
     different = sorted(k for k in found.keys() | wanted if found.get(k) != wanted.get(k))
     if facts["processes"] != distributed.world_size():
         different.append("number of processes")
@@ -76,19 +77,14 @@ def load(path: Path, learner, settings: dict) -> int:
 SEPARATOR = "|"  # occurs in no name
 
 
-def flatten(state: dict, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def flatten(state: dict) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors, and everything else, by their path in nested dicts."""
     tensors, values = {}, {}
-    for name, value in state.items():
-        path = f"{prefix}{name}"
+    for path, value in flat(state, SEPARATOR).items():
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(value.copy())
         if isinstance(value, Tensor):
             tensors[path] = value.detach().cpu().clone().contiguous()
-        elif isinstance(value, dict) and value:
-            inner = flatten(value, path + SEPARATOR)
-            tensors |= inner[0]
-            values |= inner[1]
         else:
             values[path] = value
     return tensors, values
@@ -96,14 +92,7 @@ def flatten(state: dict, prefix: str = "") -> tuple[dict[str, Tensor], dict[str,
 
 def unflatten(entries: dict[str, Any]) -> dict:
     """Undo `flatten`. Names that are numbers were numbers (optimisers count their parameters)."""
-    tree: dict = {}
-    for path, value in entries.items():
-        names = [int(n) if n.isdigit() else n for n in path.split(SEPARATOR)]
-        node = tree
-        for name in names[:-1]:
-            node = node.setdefault(name, {})
-        node[names[-1]] = value
-    return tree
+    return nested(entries, SEPARATOR, lambda name: int(name) if name.isdigit() else name)
 
 
 def comparable(settings: dict) -> dict:
@@ -113,14 +102,3 @@ def comparable(settings: dict) -> dict:
         if isinstance(value, dict):
             kept[name] = {k: v for k, v in value.items() if k != "num_iterations"}
     return json.loads(json.dumps(kept, default=str))
-
-
-def dotted(settings: dict, prefix: str = "") -> dict:
-    """Nested settings by dotted name."""
-    found = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            found |= dotted(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found

@@ -3,7 +3,7 @@
 import json
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from flow_policy_rl import evaluation_report, report
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.logger import read_metrics
+from flow_policy_rl.nesting import flat
 
 SEED_KEYS = {
     "seed",
@@ -106,18 +107,9 @@ def read_run(folder: Path) -> Run:
     read = lambda name: json.loads((folder / name).read_text())  # noqa: E731
     found = sorted(folder.rglob(evaluation_report.RESULT))
     evaluation = json.loads(found[-1].read_text()) if found else None
-    settings = dict(flatten(read("config.json")))
+    settings = flat(read("config.json"), ".")
     rows = read_metrics(folder / "metrics.csv")
     return Run(str(folder), settings, read("environment.json"), rows, evaluation)
-
-
-def flatten(settings: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested settings as dotted names."""
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 # --- one run ---

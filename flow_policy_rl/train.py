@@ -24,7 +24,7 @@ from flow_policy_rl.algorithms.rldt import RLDT, RLDTConfig
 from flow_policy_rl.algorithms.score_flow import ScoreFlow, ScoreFlowConfig
 from flow_policy_rl.data import demonstrations, sources
 from flow_policy_rl.data import recorded as recording
-from flow_policy_rl.data.demonstrations import ChunkDataset, Demonstrations
+from flow_policy_rl.data.demonstrations import ChunkDataset, DemoLayout, Demonstrations
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.evaluate import check_fits, evaluate, task_of, torch_policy
 from flow_policy_rl.logger import RunLogger, Tracker
@@ -427,7 +427,7 @@ def starting_point(config: TrainRL):
         check_fits(policy.spec, task, str(config.checkpoint))
         return task, policy
     task = make_task(config.task, **config.task_options)
-    fields = tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields)
+    fields = DemoLayout.of_task(task).observations
     return task, FlowPolicy(policy_spec(task, fields, config.scratch), config.scratch.network)
 
 

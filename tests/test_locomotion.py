@@ -1,15 +1,13 @@
 """The locomotion tasks are Gymnasium's: states, observations, rewards, terms, ends, across chunks and resets."""
 
-import dataclasses
 import json
 
 import gymnasium
 import numpy as np
 import pytest
+from toys import untrained_policy
 
 from flow_policy_rl import checkpoint, cli
-from flow_policy_rl.policy import FlowPolicy, NetworkConfig
-from flow_policy_rl.spec import ObservationField, PolicySpec
 from sim.tasks import make_task
 from sim.tasks.locomotion import LOCOMOTION
 from sim.vec_env import VecEnv
@@ -101,20 +99,8 @@ def test_start_is_what_gymnasium_gives_for_the_seed(name):
 
 def test_a_policy_for_a_task_without_success_is_judged_by_its_return(tmp_path, capsys):
     task = make_task("hopper")
-    spec = PolicySpec(
-        task=task.name,
-        robot=task.robot,
-        joint_names=task.world.joint_names,
-        action_low=tuple(task.world.target_low.tolist()),
-        action_high=tuple(task.world.target_high.tolist()),
-        action_kind=task.world.interface,
-        observations=tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields),
-        control_dt=task.control_dt,
-        action_horizon=4,
-        execute_horizon=4,
-    )
     path = tmp_path / "policy.safetensors"
-    checkpoint.save(path, FlowPolicy(spec, NetworkConfig(width=16, depth=1)))
+    checkpoint.save(path, untrained_policy(task))
     assert cli.main(["eval", "--policy", str(path), "--episodes", "3", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["success_rate"] is None

@@ -1,11 +1,9 @@
 """What a policy sees (fields, images) and continues (a prefix of actions already under way)."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
-from toys import looks_trained, random_obs, small_policy, small_spec
+from toys import looks_trained, random_obs, small_policy, small_spec, untrained_policy
 
 from flow_policy_rl.algorithms import bc
 from flow_policy_rl.algorithms.bc import cfm_loss
@@ -18,7 +16,6 @@ from flow_policy_rl.networks import ImageEncoder, fit, random_shift, shift_image
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.rollout import Collector, flatten, to_tensors
 from flow_policy_rl.spec import ObservationField, PolicySpec
-from flow_policy_rl.train import ScratchConfig, policy_spec
 from sim.tasks import make_task
 from sim.vec_env import VecEnv
 
@@ -153,10 +150,8 @@ def test_a_random_shift_moves_whole_pictures_and_repeats_their_edges(generator):
 @pytest.mark.parametrize("train_encoder", [False, True])
 def test_a_rollout_learns_from_the_moved_pictures_it_acted_on(train_encoder, generator):
     task = make_task("lift", cameras=True)
-    fields = tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields)
-    spec = policy_spec(task, fields, ScratchConfig(4, 2))
     torch.manual_seed(0)
-    policy = FlowPolicy(spec, NetworkConfig(width=16, depth=2))
+    policy = untrained_policy(task, 4, 2)
     estimator = ScoreFlow(policy, ScoreFlowConfig(drift="none"))
     config = PPOConfig(num_steps=2, num_minibatches=1, random_shift=8, train_encoder=train_encoder)
     loop = PPO(policy, estimator, VecEnv(task, 2), config, generator)

@@ -6,6 +6,7 @@ import json
 import mujoco
 import numpy as np
 import pytest
+from toys import untrained_policy
 
 from flow_policy_rl import cli
 from sim.errors import SimulationError
@@ -332,24 +333,10 @@ def test_eval_randomize_prints_a_table_and_a_heat_map(small_checkpoint, tmp_path
 def small_checkpoint(tmp_path):
     """A fresh policy for hopper, whose episodes are short."""
     from flow_policy_rl import checkpoint
-    from flow_policy_rl.policy import FlowPolicy, NetworkConfig
-    from flow_policy_rl.spec import ObservationField, PolicySpec
 
     task = make_task("hopper")
-    spec = PolicySpec(
-        task=task.name,
-        robot=task.robot,
-        joint_names=task.world.joint_names,
-        action_low=tuple(task.world.target_low.tolist()),
-        action_high=tuple(task.world.target_high.tolist()),
-        action_kind=task.world.interface,
-        observations=tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields),
-        control_dt=task.control_dt,
-        action_horizon=4,
-        execute_horizon=4,
-    )
     path = tmp_path / "policy.safetensors"
-    checkpoint.save(path, FlowPolicy(spec, NetworkConfig(width=16, depth=1)))
+    checkpoint.save(path, untrained_policy(task))
     return path
 
 

@@ -1,6 +1,5 @@
 """Reports in a real browser: nothing asked of the network, no error, plots drawn, films playing, phones and paper."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -177,26 +176,13 @@ def test_repetitions_are_runs_that_differ_in_their_seed_alone(tmp_path):
 def test_page_of_an_evaluation(browser, tmp_path, capsys):
     """Real episodes, real films."""
     pytest.importorskip("mujoco")
+    from toys import untrained_policy
+
     from flow_policy_rl import checkpoint
-    from flow_policy_rl.policy import FlowPolicy, NetworkConfig
-    from flow_policy_rl.spec import ObservationField, PolicySpec
     from sim.tasks import make_task
 
     task = make_task("lift")
-    fields = tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields)
-    world = task.world
-    spec = PolicySpec(
-        "lift",
-        "panda",
-        world.joint_names,
-        tuple(world.target_low),
-        tuple(world.target_high),
-        fields,
-        0.05,
-        8,
-        8,
-    )
-    checkpoint.save(tmp_path / "p.safetensors", FlowPolicy(spec, NetworkConfig(width=16)))
+    checkpoint.save(tmp_path / "p.safetensors", untrained_policy(task))
     out = tmp_path / "eval"
     line = f"eval --policy {tmp_path}/p.safetensors --episodes 3 --out {out} --json"
     assert cli.main(line.split()) == 0

@@ -24,7 +24,6 @@ from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episo
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.policy import NetworkConfig
-from flow_policy_rl.spec import ObservationField
 from flow_policy_rl.statistics import RunningStatistics
 from flow_policy_rl.train import ScratchConfig
 from sim.tasks import make_task
@@ -402,8 +401,7 @@ def test_demonstrations_that_do_not_fit_are_refused(case):
     """Other joints, rate, task or senses, fewer steps than a batch: the line says what is there and what is wanted."""
     changes, says = STRANGE[case]
     task = make_task("lift")
-    fields = tuple(ObservationField(**dataclasses.asdict(f)) for f in task.obs_fields)
-    layout = DemoLayout("lift", task.robot, task.world.joint_names, task.control_dt, fields)
+    layout = DemoLayout.of_task(task)
     episode = Episode({}, np.zeros((7, 8)), np.zeros(7), np.zeros((7, 0)))
     demos = Demonstrations(dataclasses.replace(layout, **changes), [episode], {})
     with pytest.raises(InputError, match=says):

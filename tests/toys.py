@@ -48,6 +48,16 @@ def small_policy(
     )
 
 
+def untrained_policy(task, action_horizon: int = 4, execute_horizon: int = 4) -> FlowPolicy:
+    """A freshly initialised policy that fits a task."""
+    from flow_policy_rl import train
+    from flow_policy_rl.data.robomimic import DemoLayout
+
+    horizons = train.ScratchConfig(action_horizon, execute_horizon)
+    spec = train.policy_spec(task, DemoLayout.of_task(task).observations, horizons)
+    return FlowPolicy(spec, NetworkConfig(width=16, depth=1))
+
+
 def looks_trained(policy: FlowPolicy, scale: float = 0.1) -> FlowPolicy:
     """The policy with every part of it in use: shifted normalisers, a gain that depends on time."""
     generator = torch.Generator().manual_seed(5)

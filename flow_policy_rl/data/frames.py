@@ -16,13 +16,11 @@ from flow_policy_rl.data.robomimic import DemoLayout
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.offline.raw_messages import JointPositions, header_stamp
 from flow_policy_rl.offline.recording import (
-    COMMAND_TYPES,
     FIELD_TYPES,
-    GAP_S,
     JUMP_MARGIN,
     check_topics,
 )
-from flow_policy_rl.offline.truth import CommandTruth, SampledTruth, controller_reference
+from flow_policy_rl.offline.truth import GAP_S, choose, controller_reference
 from flow_policy_rl.serving.decode import DecodeError, decode, rgb
 from flow_policy_rl.serving.robot import Robot
 from flow_policy_rl.serving.streams import topics_of
@@ -141,26 +139,10 @@ class FrameReader:
 
     def _choose_truth(self, kind: str, topic: str, needed: dict) -> None:
         self.truth_kind = kind
-        self.truth = (
-            CommandTruth(self.layout.joint_names) if kind == "command" else SampledTruth(GAP_S)
-        )
-        if kind == "command":
-            topic = topic or self.robot.topics.command
-            needed[topic] = COMMAND_TYPES
-            self.handlers[topic] = self._command
-            if self.robot.topics.gripper_command:  # a controller of its own
-                needed[self.robot.topics.gripper_command] = COMMAND_TYPES
-                self.handlers[self.robot.topics.gripper_command] = self._command
-        elif kind == "controller":
-            topic = topic or self.robot.topics.controller_state
-            if not topic:
-                raise InputError("actions from the controller need its state topic: --truth-topic")
-            needed[topic] = (
-                "control_msgs/msg/JointTrajectoryControllerState",
-                "sensor_msgs/msg/JointState",
-            )
-            self.handlers[topic] = self._controller
-        self.truth_topic = topic or self.joints
+        self.truth, sources = choose(kind, topic, self.robot, self.layout.joint_names)
+        needed |= sources
+        self.handlers |= dict.fromkeys(sources, getattr(self, f"_{kind}", None))
+        self.truth_topic = next(iter(sources), topic or self.joints)
 
     def _choose_marks(self, needed: dict) -> None:
         there = self.bag.topics()

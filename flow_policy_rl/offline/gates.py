@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from flow_policy_rl.errors import InputError, existing_file, unknown_name
+from flow_policy_rl.nesting import flat
 
 TESTS = {
     "max": lambda value, limit: value <= limit,
@@ -53,29 +54,22 @@ def load(path: Path) -> dict[str, dict[str, Any]]:
     return {str(name): limits for name, limits in raw.items()}
 
 
-def flatten(result: Mapping, prefix: str = "") -> dict[str, Any]:
-    """Numbers and flags of a nested result by dotted name."""
-    flat = {}
-    for key, value in result.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif value is None or isinstance(value, bool | int | float):
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def judge(result: Mapping, gates: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
     """Each gate with its value and whether it passed; a value that is not known fails.
 
     Raises:
         InputError: a gate names a number that there is not.
     """
-    flat = flatten(result)
+    numbers = {
+        name: value
+        for name, value in flat(result, ".").items()
+        if value is None or isinstance(value, bool | int | float)
+    }
     judged = {}
     for name, limits in gates.items():
-        if name not in flat:
-            raise unknown_name("number in the gates file", name, flat)
-        value = flat[name]
+        if name not in numbers:
+            raise unknown_name("number in the gates file", name, numbers)
+        value = numbers[name]
         unknown = value is None or (isinstance(value, float) and math.isnan(value))
         passed = not unknown and all(TESTS[test](value, limit) for test, limit in limits.items())
         judged[name] = {"value": value, **limits, "passed": passed}

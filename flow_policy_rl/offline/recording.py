@@ -20,9 +20,9 @@ from flow_policy_rl.errors import InputError
 from flow_policy_rl.offline.durations import Durations, StreamFacts, read_stages
 from flow_policy_rl.offline.raw_messages import JointPositions, header_stamp
 from flow_policy_rl.offline.truth import (
-    CommandTruth,
+    GAP_S,
     Pending,
-    SampledTruth,
+    choose,
     controller_reference,
 )
 from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
@@ -33,7 +33,6 @@ from flow_policy_rl.serving.trajectory_controller import TrajectoryRejected
 from flow_policy_rl.spec import ObservationField, PolicySpec
 
 MEASURED = "measured_joint_pos"
-GAP_S = 0.5  # a longer silence ends a segment
 JUMP_MARGIN = 0.05  # rad or m beyond what the velocity limits allow: the robot was put elsewhere
 LATENCY_TOPIC = "/sim_node/end_to_end_latency"
 INFERENCE_TOPIC = "/policy_node/inference"
@@ -42,11 +41,6 @@ STAMPED = (
     "sensor_msgs/msg/Image",
     "sensor_msgs/msg/CompressedImage",
     "geometry_msgs/msg/PoseStamped",
-)
-COMMAND_TYPES = (
-    "trajectory_msgs/msg/JointTrajectory",
-    "std_msgs/msg/Float64MultiArray",
-    "sensor_msgs/msg/JointState",
 )
 FIELD_TYPES = {
     "joint_position": ("sensor_msgs/msg/JointState",),
@@ -217,33 +211,10 @@ class _Reader:
 
     def _choose_truth(self, kind: str, topic: str, needed: dict) -> None:
         self.truth_kind = kind
-        if kind == "command":
-            self.truth = CommandTruth(self.spec.joint_names)
-            topic = topic or self.robot.topics.command
-            needed[topic] = COMMAND_TYPES
-            self.handlers[topic] = self._command
-            if self.robot.topics.gripper_command:  # a controller of its own
-                needed[self.robot.topics.gripper_command] = COMMAND_TYPES
-                self.handlers[self.robot.topics.gripper_command] = self._command
-        elif kind == "controller":
-            self.truth = SampledTruth(GAP_S)
-            topic = topic or self.robot.topics.controller_state
-            if not topic:
-                raise InputError(
-                    "ground truth 'controller' needs the topic of the controller state: --truth-topic"
-                )
-            needed[topic] = (
-                "control_msgs/msg/JointTrajectoryControllerState",
-                "sensor_msgs/msg/JointState",
-            )
-            self.handlers[topic] = self._controller
-        elif kind == "state":
-            self.truth = SampledTruth(GAP_S)
-        else:
-            raise InputError(f"unknown ground truth '{kind}'; valid: command, controller, state")
-        if kind != "state" and topic in (self.robot.topics.joint_states,):
-            raise InputError(f"topic {topic} cannot be both the joint states and the ground truth")
-        self.truth_topic = topic
+        self.truth, sources = choose(kind, topic, self.robot, self.spec.joint_names)
+        needed |= sources
+        self.handlers |= dict.fromkeys(sources, getattr(self, f"_{kind}", None))
+        self.truth_topic = next(iter(sources), topic)
 
     # --- the pass ---
 

@@ -12,10 +12,22 @@ from collections.abc import Callable
 
 import numpy as np
 
+from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving.decode import DecodeError, joint_values, stamp_ns
+from flow_policy_rl.serving.robot import Robot
 from flow_policy_rl.serving.trajectory_controller import TrajectoryController, TrajectoryRejected
 
 KINDS = ("command", "controller", "state")
+GAP_S = 0.5  # a longer silence ends a segment
+COMMAND_TYPES = (
+    "trajectory_msgs/msg/JointTrajectory",
+    "std_msgs/msg/Float64MultiArray",
+    "sensor_msgs/msg/JointState",
+)
+CONTROLLER_TYPES = (
+    "control_msgs/msg/JointTrajectoryControllerState",
+    "sensor_msgs/msg/JointState",
+)
 
 
 class CommandTruth:
@@ -167,3 +179,36 @@ class Pending:
     def drop(self) -> None:
         """What is open will never be known."""
         self._open, self._next = [], np.inf
+
+
+def choose(
+    kind: str, topic: str, robot: Robot, joint_names: tuple[str, ...]
+) -> tuple[CommandTruth | SampledTruth, dict[str, tuple[str, ...]]]:
+    """The truth of a kind, and the types that each of its topics may have: the main one first, for `state` none.
+
+    Args:
+        topic: the main one (default: that of the robot file).
+
+    Raises:
+        InputError: unknown kind, no topic, or that of the joint states.
+    """
+    topics = robot.topics
+    if kind == "state":
+        return SampledTruth(GAP_S), {}
+    if kind == "command":
+        sources = {topic or topics.command: COMMAND_TYPES}
+        if topics.gripper_command:  # a controller of its own
+            sources[topics.gripper_command] = COMMAND_TYPES
+        truth: CommandTruth | SampledTruth = CommandTruth(joint_names)
+    elif kind == "controller":
+        sources = {topic or topics.controller_state: CONTROLLER_TYPES}
+        truth = SampledTruth(GAP_S)
+        if "" in sources:
+            raise InputError("'controller' needs the topic of the controller state: --truth-topic")
+    else:
+        raise InputError(f"unknown ground truth '{kind}'; valid: {', '.join(KINDS)}")
+    if topics.joint_states in sources:
+        raise InputError(
+            f"topic {topics.joint_states} cannot be both the joint states and the ground truth"
+        )
+    return truth, sources

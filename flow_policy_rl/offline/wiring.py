@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from flow_policy_rl.offline.metrics import OUTLIER_STD, out_of_distribution
-from flow_policy_rl.offline.recording import GAP_S, Recording
+from flow_policy_rl.offline.recording import Recording
+from flow_policy_rl.offline.truth import GAP_S
 from flow_policy_rl.serving.robot import Robot
 from flow_policy_rl.serving.streams import topics_of
 from flow_policy_rl.spec import PolicySpec
