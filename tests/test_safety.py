@@ -421,6 +421,21 @@ def test_a_stop_that_cannot_stay_within_the_limits_is_none_and_the_plan_in_force
     assert commander.stop(200 * MS) is not plan  # earlier it could
 
 
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_hand_near_its_limit_does_not_keep_the_arm_from_stopping(side):
+    """It closes at full speed and is already braking; in whole control steps it would stop too late."""
+    safety = SafetyFilter(PANDA, JOINTS, 0.05)
+    start = Motion(HOME.copy(), np.zeros(8), np.zeros(8))
+    start.position[7] = 0.02 + side * (
+        0.02 - 0.0042
+    )  # 4 mm is the shortest way to rest from 0.2 m/s
+    start.velocity[:] = [1.0] * 7 + [0.2 * side]
+    stop = safety.stop(start)
+    assert stop is not None
+    assert stop.end < 0.3
+    assert safety._excess(start, stop, safety._bounds(start)) == []
+
+
 def test_a_missed_gripper_target_is_not_a_missed_arm_target():
     safety, due = two_joints(velocity=0.1), (1 + np.arange(5)) * 0.05
     targets = np.zeros((5, 2))

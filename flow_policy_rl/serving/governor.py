@@ -176,22 +176,25 @@ class JointGroup:
             )
         ]
 
-    def _slow_down(self, q: list[float], v: list[float], a: list[float]) -> Iterator[State]:
-        """Positions and velocities, control step by control step, until rest (or too many steps)."""
-        h = self.control_dt
-        for _ in range(self.stop_steps + 1):
+    def _slow_down(
+        self, q: list[float], v: list[float], a: list[float], parts: int = 1
+    ) -> Iterator[State]:
+        """Positions and velocities, step by step, until rest (or too many steps); a control step has `parts` of
+        them."""
+        h = self.control_dt / parts
+        for _ in range(self.stop_steps * parts + 1):
             if not any(abs(x) > AT_REST for x in v):
                 return
             a = self.brake(v, a, h)
             q, v = _step(q, v, a, h)
             yield q, v
 
-    def stop(self, motion: Motion) -> Knots:
-        """After a motion until rest; n may be 0."""
-        steps = list(self._slow_down(*motion.lists()))
+    def stop(self, motion: Motion, parts: int = 1) -> Knots:
+        """After a motion until rest, in steps of a part of a control step; n may be 0."""
+        steps = list(self._slow_down(*motion.lists(), parts))
         n, width = len(steps), len(self.columns)
         return (
-            self.control_dt * np.arange(1, n + 1),
+            self.control_dt / parts * np.arange(1, n + 1),
             np.array([q for q, _ in steps]).reshape(n, width),
             np.array([v for _, v in steps]).reshape(n, width),
         )

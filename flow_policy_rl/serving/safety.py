@@ -39,6 +39,11 @@ Excess = list[tuple[str, int]]  # a limit, and the column of the joint that brea
 
 KINDS = (*LIMITS, "box")
 CHECKED = (*LIMITS, "rest")
+STOP_PARTS = (
+    1,
+    4,
+    16,
+)  # of a control step: a gripper near its limit may be too near for a step that is long
 LIMITED_TOO_OFTEN = "plans in a row had to be limited"
 
 
@@ -196,9 +201,12 @@ class SafetyFilter:
     def stop(self, start: Motion) -> Spline | None:
         """The quickest plan to rest from a commanded state; None when it would break a limit (then stay with the
         plan in force)."""
-        plans = [group.stop(group.part(start)) for group in self._groups]
-        spline = self._merge(start, plans)
-        return None if self._excess(start, spline, self._bounds(start)) else spline
+        for parts in STOP_PARTS:
+            plans = [group.stop(group.part(start), parts) for group in self._groups]
+            spline = self._merge(start, plans)
+            if not self._excess(start, spline, self._bounds(start)):
+                return spline
+        return None
 
     def _make_sense(
         self, due: np.ndarray, targets: np.ndarray, measured: np.ndarray | None
