@@ -255,7 +255,7 @@ def rldt(task: str, preset: Preset = "clean") -> dict:
     """RLDT, density transport."""
     if preset == "paper":
         return {"rldt": _rldt_paper(task)}
-    dense = task in LOCOMOTION
+    dense, precise = task in LOCOMOTION, task in PRECISE
     bounded = {} if dense or task in STAGED else {"value_low": 0.0, "value_high": 1.0}
     return {
         "rldt": RLDTConfig(
@@ -268,7 +268,8 @@ def rldt(task: str, preset: Preset = "clean") -> dict:
             critic_warmup=10 if dense else 2,
             # Held to the previous policy only, what was gained falls again after its peak (docs/log.md).
             reference="base",
-            actor_learning_rate=1e-4,
+            actor_learning_rate=2e-5 if precise else 1e-4,
+            exploration_scale=0.3 if precise else 1.0,
             start_noise=(0.0, 1.0),
             critic=CriticConfig(
                 layer_norm=True,
