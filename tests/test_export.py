@@ -275,7 +275,10 @@ def test_broken_checkpoints_are_refused(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match="not a safetensors file"):
             checkpoint.load(tmp_path / name)
-    with pytest.raises(InputError, match=r"does not exist; that folder has: p\.safetensors"):
+    with pytest.raises(
+        InputError,
+        match=r"does not exist \(did you mean 'p\.safetensors'\?\); that folder has: p\.",
+    ):
         checkpoint.load(tmp_path / "q.safetensors")
 
 

@@ -140,7 +140,9 @@ def test_foxglove_layout_shows_topics_that_exist():
     sources = "".join(p.read_text() for p in [*package.glob("*.py"), ROOT / "robots/panda.yaml"])
     for topic in topics:
         node, _, own = topic[1:].partition("/")
-        assert topic in sources or f'"~/{own}"' in (package / f"{node}.py").read_text(), topic
+        assert topic in sources or (
+            (package / f"{node}.py").is_file() and f'"~/{own}"' in sources
+        ), topic
     placed = set(re.findall(r'"([A-Za-z]+![a-z]+)"', json.dumps(layout["layout"])))
     assert placed == set(layout["configById"])
 

@@ -65,7 +65,7 @@ def test_own_task_robot_and_algorithm_from_demonstrations_to_onnx(example, tmp_p
     assert collected["attempts"] < 2 * 24
     run(
         capsys,
-        f"train bc_shortest --task point --demos {demos} --run-dir {folder} --keep 0.75 --bc.num-steps 100 "
+        f"train bc_shortest --task point --demos {demos} --run-dir {folder} --keep 0.75 --bc.num-steps 300 "
         "--bc.batch-size 128 --network.width 64 --json",
     )
     policy = folder / "policy.safetensors"
