@@ -334,7 +334,7 @@ def demo_data(task: str, cameras: bool) -> dict:
 def demo_bc(task: str, cameras: bool) -> BCConfig:
     """Pre-training in the demo. `lift` gets so little that room is left for RL: 3,500 steps imitate it perfectly."""
     if cameras:
-        return BCConfig(num_steps=3000, batch_size=128, ema_decay=0.998)
+        return BCConfig(num_steps=600 if task == "lift" else 3000, batch_size=128, ema_decay=0.998)
     return BCConfig(num_steps=500 if task == "lift" else 3500, ema_decay=0.999)
 
 
