@@ -43,7 +43,8 @@ def landing_point(x: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
 def velocity_towards(x: Tensor, landing: Tensor, t: Tensor, least: float = 0.1) -> Tensor:
     """The velocity that takes x_t to a landing point, the inverse of `landing_point`; 1 - t counts as at least `least`.
 
-    The bound keeps the velocity finite where the action is nearly there (JiT, arXiv 2511.13720, has 0.05).
+    The bound keeps the velocity finite where the action is nearly there (JiT, arXiv 2511.13720, has 0.05); Euler's last
+    step arrives for up to 1 / least steps.
     """
     return (landing - x) / (1 - t.unsqueeze(-1)).clamp_min(least)
 
