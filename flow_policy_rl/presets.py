@@ -330,8 +330,10 @@ def demo_data(task: str, cameras: bool) -> dict:
 
 
 def demo_bc(task: str, cameras: bool) -> BCConfig:
-    """Pre-training in the demo. `lift` gets so little that room is left for RL: 3,500 steps imitate it perfectly. Through
-    a camera it gets enough: what learned for 600 steps loses 15 points over ROS."""
+    """Pre-training in the demo. `lift` gets so little that room is left for RL: 3,500 steps imitate it perfectly.
+
+    Through a camera it gets enough: what learned for 600 steps loses 15 points over ROS (docs/log.md).
+    """
     if cameras:
         return BCConfig(num_steps=1500, batch_size=128, ema_decay=0.998)
     return BCConfig(num_steps=500 if task == "lift" else 3500, ema_decay=0.999)
