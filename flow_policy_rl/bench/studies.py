@@ -159,7 +159,7 @@ STUDIES = {
             episodes={"*": 200},
             collect={"*": (*NOISY, "--cameras")},
             imitate={
-                "*": ("--bc.num-steps", "3000", "--bc.batch-size", "128", "--bc.ema-decay", "0.998")
+                "*": ("--bc.num-steps", "400", "--bc.batch-size", "128", "--bc.ema-decay", "0.998")
             },
         ),
         small=Budget(300_000, episodes=100, points=10),
