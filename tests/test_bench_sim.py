@@ -36,7 +36,7 @@ def test_locomotion_against_gymnasium_and_growth(capsys, tmp_path):
     assert all(Path(svg).is_file() for svg in result["svg"])
     assert 0 < result["ratio_to_gymnasium"] < result["raw_ratio_to_gymnasium"] * 1.5
     assert {row["num_envs"] for row in result["growth"]} == {1, 4, 16, 64, 256, 1024, 4096}
-    assert "raw mujoco.rollout" in page.read_text()
+    assert page.is_file()
 
 
 def test_randomised_worlds_are_compared_with_the_nominal_one(capsys):
@@ -54,7 +54,7 @@ def test_growth_is_drawn(tmp_path):
     ]
     page = tmp_path / "deep" / "growth.html"
     drawn = sim.plot(page, "hopper", rows)
-    assert page.is_file()
+    assert "raw mujoco.rollout" in page.read_text()
     for svg, of_what in zip(drawn, ("by the clock", "of CPU time"), strict=True):
         words = [e.text for e in ElementTree.parse(svg).iter() if e.text and e.text.strip()]
         assert {"1", "64", "4,096", "ours, 1 thread", "raw, 2 threads"} <= set(words)

@@ -120,6 +120,25 @@ def test_no_command_ever_leaves_the_limits(robot, seed, joining, soft_start_s):
     assert (np.abs(np.diff(position, axis=0)) <= limits["velocity"] * SAMPLE_S * 1.001 + 1e-6).all()
 
 
+@pytest.mark.parametrize("lead_us", [0.001, 1, 20, 49, 51, 99, 500, 999])
+def test_a_message_is_the_plan_however_near_its_next_knot_is(lead_us):
+    """At full acceleration, forth and back, in segments of 10 ms: a first knot that is left out costs the share of the
+    segment that it is ahead, four times; a knot that is kept leaves rounding to ns without consequence."""
+    most, step = 15.0, 0.01
+    speed = np.cumsum([0.0, *most * step * np.array([1, 1, -1, -1, -1, -1, 1, 1])])[:, None]
+    place = np.cumsum(np.vstack([[0.0], (speed[1:] + speed[:-1]) / 2 * step]))[:, None]
+    plan = Plan(0, Spline(step * np.arange(len(speed)), place, speed))
+    controller = TrajectoryController(("a",), np.zeros(1))
+    controller.accept(("a",), *plan.points(0), 0.0)
+    now = 20 * MS - round(1000 * lead_us)  # before the acceleration turns round
+    times, positions, velocities = plan.points(now)
+    rounding = 6 * np.abs(speed).max() * 0.5e-9 / times[0] ** 2
+    assert rounding < 0.03 * most
+    controller.accept(("a",), times, positions, velocities, now / 1e9)
+    follows = [controller.sample(now / 1e9 + t)[2][0] for t in np.arange(0.0, 0.1, 1e-4)]
+    assert np.abs(follows).max() < 1.02 * most
+
+
 def modest_chunk(
     rng: np.random.Generator, start: Motion, horizon: int, control_dt: float
 ) -> np.ndarray:

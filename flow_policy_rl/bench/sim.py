@@ -357,7 +357,12 @@ def plot(out: Path, task: str, rows: list[dict[str, float]]) -> list[Path]:
         ticks = {float(np.log2(n)): f"{n:,}" for n in batches}
         drawn[-1].parent.mkdir(parents=True, exist_ok=True)
         drawn[-1].write_text(curves.draw(lines, task, "environments", what, ticks))
-    report.write(out, f"Simulation of {task}", "", figures)
+    report.write(
+        out,
+        f"Simulation of {task}",
+        "Dotted: raw mujoco.rollout, the same physics without a task.",
+        figures,
+    )
     return drawn
 
 

@@ -13,7 +13,7 @@ from flow_policy_rl.serving.spline import Spline
 JUST_BEFORE_S = 1e-6
 SHORTEST_SEGMENT = 1_000_000  # ns
 # A knot nearer than this is left out: rounded to ns, it would turn into acceleration. In segments of 10 ms that costs
-# less than a hundredth of acceleration and jerk.
+# at most two hundredths of acceleration, where that turns round.
 NEAREST_S = 5e-5
 
 
