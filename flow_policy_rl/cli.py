@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -34,9 +34,11 @@ COMMANDS = {
     "collect": Command("collect", "Config", "main", "record scripted demonstrations"),
     "train": Command("train", "", "main", "train a policy: flow-policy train ALGO --task T"),
     "eval": Command("evaluate", "Config", "main", "success rate of a policy in simulation"),
-    "export": Command("export", "ExportConfig", "main", "write one self-describing policy.onnx"),
+    "export": Command(
+        "export_command", "ExportConfig", "main", "write one self-describing policy.onnx"
+    ),
     "verify": Command(
-        "export", "VerifyConfig", "verify", "compare a policy.onnx with its checkpoint"
+        "export_command", "VerifyConfig", "verify", "compare a policy.onnx with its checkpoint"
     ),
     "sim": Command("ros", "SimConfig", "sim", "ROS 2 simulation node: a task as a robot"),
     "deploy": Command(
@@ -78,6 +80,17 @@ EXTRAS = {
     "matplotlib": "report",
     "av": "report",
     "cv2": "report",
+}
+
+# flow-policy train ALGO: each a config of train.py
+ALGORITHMS: dict[str, str] = {
+    "bc": "imitation of demonstrations, which all others start from",
+    "fpo": "PPO with a ratio from flow-matching losses",
+    "fpo_plus_plus": "the same with a ratio per sample and an asymmetric trust region",
+    "score_flow": "PPO on the chain of flow steps, with a score drift",
+    "reinflow": "the same without the drift",
+    "rldt": "samples move along the gradient of a learned critic, off policy",
+    "gaussian_ppo": "PPO with Gaussian noise on the chunk, the control",
 }
 
 # flow-policy bench NAME: each a module of flow_policy_rl.bench with Config, main and text
@@ -178,21 +191,20 @@ def run(name: str, arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
     command = COMMANDS[name]
+    file, dump, arguments = config_file.split(arguments)
+    if name in ("train", "bench") and (not arguments or arguments[0] in ("-h", "--help")):
+        print(train_overview() if name == "train" else bench_overview())
+        return 0 if arguments else 2
     if name == "bench":
-        if not arguments or arguments[0] in ("-h", "--help"):
-            rows = "\n".join(f"  {bench:<9} {what}" for bench, what in BENCHES.items())
-            print(f"usage: flow-policy bench NAME [flags]\n\n{rows}")
-            return 0 if arguments else 2
         bench, *arguments = arguments
         if bench not in BENCHES:
             raise unknown_name("bench", bench, BENCHES)
         name = f"bench {bench}"
         command = Command(f"bench.{bench}", "Config", "main", BENCHES[bench])
-    module = importlib.import_module(f"flow_policy_rl.{command.module}")
-    file, dump, arguments = config_file.split(arguments)
     if name == "train":
-        module, config = parse_train(module, arguments, file)
+        module, config = parse_train(arguments, file)
     else:
+        module = importlib.import_module(f"flow_policy_rl.{command.module}")
         config = parse(getattr(module, command.config), arguments, f"flow-policy {name}", file)
     if dump:
         print(config_file.dump(config), end="")
@@ -205,7 +217,7 @@ def run(name: str, arguments: list[str]) -> int:
     return 0
 
 
-def parse_train(module, arguments: list[str], file: Path | None):
+def parse_train(arguments: list[str], file: Path | None):
     """`ALGO --task T --preset P` decide the settings; other flags override them. Returns module and config."""
     import tyro
 
@@ -216,32 +228,48 @@ def parse_train(module, arguments: list[str], file: Path | None):
         task: str | None = None
         preset: Literal["clean", "paper"] = "clean"
 
-    if not arguments or arguments[0] in ("-h", "--help"):
-        names = ", ".join([*module.ALGORITHMS, *plugins.names("algorithms")])
-        print(
-            f"usage: flow-policy train ALGO --task T [flags]\n\nALGO: {names}\n\n"
-            "Each has its own flags: flow-policy train ALGO --help"
-        )
-        raise SystemExit(0 if arguments else 2)
     algorithm, *flags = arguments
-    config_type = plugins.find("algorithms", algorithm, module.ALGORITHMS)
+    found = plugins.find("algorithms", algorithm, ALGORITHMS)
     prog = f"flow-policy train {algorithm}"
-    if algorithm not in module.ALGORITHMS:  # a module of another package
-        return config_type, parse(config_type.Config, flags, prog, file)
+    if algorithm not in ALGORITHMS:  # a module of another package
+        return found, parse(found.Config, flags, prog, file)
+    from flow_policy_rl import train
+
+    config_type = train.ALGORITHMS[algorithm]
     from_file = config_file.load(file, config_type) if file else []
     settings = [f for f in from_file + flags if f not in ("-h", "--help")]
     with one_line_errors(prog, flags, file):
         given, _ = tyro.cli(Given, args=settings, return_unknown_args=True)
-    default = module.default_config(algorithm, given.task or "lift", given.preset)
+    default = train.default_config(algorithm, given.task or "lift", given.preset)
     config = parse(config_type, flags, prog, file, default=default)
     if given.task is None:
         raise InputError(f"{prog} needs --task: a task that flow-policy list tasks names")
-    return module, config
+    return train, config
+
+
+def table(rows: Mapping[str, str]) -> str:
+    """Names and what they are, in two columns."""
+    width = max(map(len, rows))
+    return "\n".join(f"  {name:<{width}} {what}" for name, what in rows.items())
+
+
+def train_overview() -> str:
+    """The page that train --help prints."""
+    others = dict.fromkeys(plugins.names("algorithms"), "of another package")
+    return (
+        f"usage: flow-policy train ALGO --task T [flags]\n\n{table(ALGORITHMS | others)}\n\n"
+        "Each has its own flags: flow-policy train ALGO --help"
+    )
+
+
+def bench_overview() -> str:
+    """The page that bench --help prints."""
+    return f"usage: flow-policy bench NAME [flags]\n\n{table(BENCHES)}"
 
 
 def overview() -> str:
     """The page that --help prints."""
-    rows = "\n".join(f"  {name:<9} {command.help}" for name, command in COMMANDS.items())
+    rows = table({name: command.help for name, command in COMMANDS.items()})
     return (
         "flow-policy: RL fine-tuning of flow-matching robot policies, MuJoCo to one ONNX file to ROS 2\n\n"
         f"usage: flow-policy COMMAND [flags]\n\n{rows}\n\n"

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from flow_policy_rl import provenance
-from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episode, save
-from flow_policy_rl.data.robomimic import HDF5
+from flow_policy_rl.data.robomimic import HDF5, DemoLayout, Demonstrations, Episode, save
 from flow_policy_rl.errors import InputError, output_file
 from flow_policy_rl.evaluate import check_fits, load_policy, task_of
 from flow_policy_rl.progress import Progress

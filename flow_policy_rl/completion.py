@@ -13,7 +13,7 @@ import tyro
 class Config:
     """Print a completion script.
 
-    Example: source <(flow-policy completion bash)
+    Example: flow-policy completion bash > ~/.local/share/bash-completion/completions/flow-policy
 
     Attributes:
         shell: where it is for.

@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
-from flow_policy_rl import checkpoint, rerun_log
-from flow_policy_rl.data.demonstrations import DemoLayout
+from flow_policy_rl import rerun_log
+from flow_policy_rl.data.robomimic import DemoLayout
 from flow_policy_rl.errors import InputError, existing_file, output_folder
-from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.rerun_log import RerunLog
-from flow_policy_rl.rollout import to_tensors, under_way
 from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
-from flow_policy_rl.spec import PolicySpec
+from flow_policy_rl.spec import PolicySpec, under_way
 from sim.backends import BackendName
 from sim.gym_task import GymnasiumTask, GymnasiumVecEnv, is_gymnasium
 from sim.tasks import find_task, make_task, task_names
@@ -145,18 +142,6 @@ def evaluate(
         np.concatenate(returns),
         np.concatenate(steps),
     )
-
-
-def torch_policy(policy: FlowPolicy) -> ChunkFn:
-    """A FlowPolicy as a function of numpy arrays."""
-
-    @torch.no_grad()
-    def act(obs: Observation, noise: np.ndarray) -> np.ndarray:
-        device = policy.action_low.device
-        noise = torch.as_tensor(noise, device=device)
-        return policy.sample(to_tensors(obs, device), noise).cpu().numpy()
-
-    return act
 
 
 @dataclass(frozen=True)
@@ -330,8 +315,10 @@ def load_policy(path: Path) -> tuple[PolicySpec, ChunkFn]:
     if path.suffix == ".onnx":
         exported = OnnxPolicy(path)
         return exported.spec, exported.infer
+    from flow_policy_rl import checkpoint  # with torch, which an exported policy does without
+
     policy = checkpoint.load(path)
-    return policy.spec, torch_policy(policy)
+    return policy.spec, policy.act
 
 
 def task_of(

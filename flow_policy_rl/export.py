@@ -1,15 +1,12 @@
-"""`flow-policy export` and `verify`: FlowPolicy -> one `policy.onnx`, and proof that it computes the same.
+"""FlowPolicy -> one `policy.onnx`, and proof that it computes the same.
 
 Graph: the observation fields by name and `noise` (B, H, A) -> `action_chunk` (B, H, A), all raw SI
 units. Normalisation, K steps of the integrator and the score drift are inside; the spec is a JSON
 string in the file's metadata.
 """
 
-import dataclasses
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -18,11 +15,10 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from flow_policy_rl import checkpoint, flow, precision, provenance
-from flow_policy_rl.errors import InputError, RunFailed, output_file
-from flow_policy_rl.evaluate import task_of, torch_policy
+from flow_policy_rl import flow, precision, provenance
+from flow_policy_rl.errors import RunFailed
+from flow_policy_rl.evaluate import task_of
 from flow_policy_rl.graph import Builder, Function, Piece, Symbol, trace
-from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.serving import model_file
 from flow_policy_rl.serving.onnx_policy import OUTPUT, OnnxPolicy, graph_inputs
@@ -33,59 +29,6 @@ from sim.vec_env import VecEnv
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3}  # largest error, as a share of the action range
 BATCH_SIZES = (1, 2, 7, 32)
 REFERENCE_ROWS = 2  # onnx.reference is slow
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """One self-describing ONNX file from a checkpoint, checked against torch before it is kept.
-
-    Example: flow-policy export --checkpoint runs/rl/policy.safetensors --out policy.onnx
-
-    Attributes:
-        checkpoint: trained policy.
-        out: file to write.
-        integrator: euler, midpoint, heun or rk4 (default: as trained).
-        num_flow_steps: K (default: as trained).
-        precision: of the large matrix products; time embedding, normalisation and integration stay in fp32.
-        batch: fixed number of rows (default: any).
-        camera_size: height and width of the pictures that will arrive (default: as trained); cropped and
-            resized inside.
-        sweep: also evaluate K of 1 to 10 with every integrator in simulation, and draw what each costs and brings.
-        sweep_episodes: episodes of each.
-        sweep_report: page to write (default: beside the policy).
-        json: print one JSON object.
-    """
-
-    checkpoint: Path
-    out: Path = Path("policy.onnx")
-    integrator: str | None = None
-    num_flow_steps: int | None = None
-    precision: Literal["fp32", "fp16"] = "fp32"
-    batch: int | None = None
-    camera_size: tuple[int, int] | None = None
-    sweep: bool = False
-    sweep_episodes: int = 100
-    sweep_report: Path | None = None
-    json: bool = False
-
-
-@dataclass(frozen=True)
-class VerifyConfig:
-    """Compare an exported policy with its checkpoint on observations from simulation and on extremes.
-
-    Example: flow-policy verify --policy policy.onnx --checkpoint runs/rl/policy.safetensors
-
-    Attributes:
-        policy: exported file.
-        checkpoint: what it was exported from.
-        every: also export every integrator with K of 1, 2, 4 and 10, and compare each.
-        json: print one JSON object.
-    """
-
-    policy: Path
-    checkpoint: Path
-    every: bool = False
-    json: bool = False
 
 
 # --- the graph ---
@@ -234,7 +177,6 @@ def parity(
     if observations is None:
         observations = observations_to_check(policy, rng, spec)
     policy_spec, policy.spec = policy.spec, spec
-    act = torch_policy(policy)
     by_joint, cases, exact = np.zeros(spec.num_joints), 0, True
     independent = 0.0
     evaluator = ReferenceEvaluator(onnx.load_from_string(exported.path.read_bytes()))
@@ -250,7 +192,9 @@ def parity(
                 }
                 noise = rng.standard_normal((batch, *exported.chunk_shape), dtype=np.float32)
                 chunk = exported.infer(part, noise)
-                by_joint = np.maximum(by_joint, np.abs(act(part, noise) - chunk).max(axis=(0, 1)))
+                by_joint = np.maximum(
+                    by_joint, np.abs(policy.act(part, noise) - chunk).max(axis=(0, 1))
+                )
                 exact &= keeps_prefix(part, chunk)
                 cases += batch
             if number in (0, 1):
@@ -298,11 +242,10 @@ def observations_to_check(
         return [with_prefix(spec, obs, rng) for obs in seen]
     env = VecEnv(task_of(policy.spec), 32, seed=int(rng.integers(2**31)))
     obs, seen = env.reset(), []
-    act = torch_policy(policy)
     for _ in range(4):
         seen.append(obs)
         noise = rng.standard_normal((env.num_envs, *policy.chunk_shape), dtype=np.float32)
-        obs = env.step(act(obs, noise)[:, : policy.spec.execute_horizon]).obs
+        obs = env.step(policy.act(obs, noise)[:, : policy.spec.execute_horizon]).obs
     env.close()
     seen.append(extreme_observations(spec, 32, rng))
     return [with_prefix(spec, sized(spec, obs), rng) for obs in seen]
@@ -356,70 +299,6 @@ def with_prefix(spec: PolicySpec, obs: dict, rng: np.random.Generator) -> dict[s
     return {**obs, "prefix": prefix.astype(np.float32), "inference_delay": delay}
 
 
-# --- the commands ---
-
-
-def main(config: ExportConfig) -> dict:
-    """Export."""
-    output_file(config.out)
-    policy = checkpoint.load(config.checkpoint)
-    spec = exported_spec(policy.spec, config)
-    report = export_policy(policy, config.out, spec=spec, kind=config.precision, batch=config.batch)
-    result = {"policy": str(config.out), **report}
-    if config.sweep:
-        from flow_policy_rl import sweep
-
-        page = config.sweep_report or config.out.with_suffix(".sweep.html")
-        result["sweep"] = sweep.run(policy, spec, config.sweep_episodes, page, config.precision)
-    return result
-
-
-def exported_spec(spec: PolicySpec, config: ExportConfig) -> PolicySpec:
-    """What the file will promise: the spec of training with what the flags change, and what is known of its results."""
-    if config.integrator is not None and config.integrator not in INTEGRATORS:
-        raise InputError(
-            f"--integrator must be one of {', '.join(INTEGRATORS)}, not '{config.integrator}'"
-        )
-    if config.batch is not None and config.batch < 1:
-        raise InputError(f"--batch must be at least 1, not {config.batch}")
-    if config.sweep_episodes < 1:
-        raise InputError(f"--sweep-episodes must be at least 1, not {config.sweep_episodes}")
-    if config.camera_size:
-        if not spec.cameras:
-            raise InputError(f"--camera-size: policy '{config.checkpoint}' has no camera")
-        fields = (
-            dataclasses.replace(f, resolution=config.camera_size) if f.kind == "image" else f
-            for f in spec.observations
-        )
-        spec = spec.replace(observations=tuple(fields))
-    facts = {**spec.provenance, "checkpoint_sha256": provenance.file_hash(config.checkpoint)}
-    metrics = config.checkpoint.parent / "metrics.csv"
-    if metrics.is_file():
-        results = [row for row in read_metrics(metrics) if any(k.startswith("eval/") for k in row)]
-        if results:
-            last = results[-1]
-            facts["results"] = {k: v for k, v in last.items() if k.startswith(("eval/", "step"))}
-    changes = {"integrator": config.integrator, "num_flow_steps": config.num_flow_steps}
-    changes = {k: v for k, v in changes.items() if v is not None}
-    return spec.replace(provenance=facts, **changes)
-
-
-def verify(config: VerifyConfig) -> dict:
-    """Compare."""
-    policy, exported = checkpoint.load(config.checkpoint), OnnxPolicy(config.policy)
-    mine, theirs = policy.spec, exported.spec
-    for name in ("task", "joint_names", "action_horizon", "prefix_horizon"):
-        if getattr(mine, name) != getattr(theirs, name):
-            raise InputError(
-                f"'{config.policy}' has {name} {getattr(theirs, name)}, '{config.checkpoint}' has {getattr(mine, name)}"
-            )
-    result = {"policy": str(config.policy), **parity(policy, exported)}
-    if config.every:
-        result["every"] = verify_every(policy, theirs, result["precision"])
-        result["passed"] = result["passed"] and all(r["passed"] for r in result["every"])
-    return result
-
-
 def verify_every(policy: FlowPolicy, spec: PolicySpec, kind: str) -> list[dict]:
     """Parity of every integrator with K of 1, 2, 4 and 10, from one trace."""
     pieces, rows = trace_policy(policy, spec, kind), []
@@ -435,26 +314,3 @@ def verify_every(policy: FlowPolicy, spec: PolicySpec, kind: str) -> list[dict]:
                 exported = OnnxPolicy(path, first_load_in_child=False)
                 rows.append(parity(policy, exported, observations=observations))
     return rows
-
-
-def text(result: dict) -> str:
-    """For people."""
-    verdict = "same as torch" if result["passed"] else "DIFFERS from torch"
-    lines = [
-        f"{result['policy']}: {verdict} ({result['precision']}); largest error {result['max_abs_error']:.1e} rad or m "
-        f"({result['max_error_in_action_range']:.1e} of the action range, allowed "
-        f"{result['allowed_in_action_range']:.0e}) in {result['cases']} cases"
-    ]
-    lines += [
-        f"  {r['integrator']:<9} K={r['num_flow_steps']:<3} {r['max_error_in_action_range']:.1e} of the action range"
-        for r in result.get("every", [])
-    ]
-    if "sweep" in result:
-        lines += [
-            f"  {r['integrator']:<9} K={r['num_flow_steps']:<3} "
-            f"{r['return_mean'] if r['success_rate'] is None else r['success_rate']:.3f} at {r['p50_ms']:.3f} ms"
-            for r in result["sweep"]["rows"]
-            if r["frontier"]
-        ]
-        lines.append(f"sweep: {result['sweep']['report']} (above: what no other variant beats)")
-    return "\n".join(lines)

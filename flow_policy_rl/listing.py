@@ -7,8 +7,12 @@ from typing import Annotated, Literal
 import tyro
 
 from flow_policy_rl import plugins
+from flow_policy_rl.cli import ALGORITHMS
 from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.robot import robot_names
+
+PRESETS = ("clean", "paper")  # of every algorithm
+ENCODERS = ("keypoints",)  # those of networks.py
 
 
 @dataclass(frozen=True)
@@ -38,22 +42,16 @@ def tasks() -> list[str]:
 
 def algorithms() -> list[str]:
     """What flow-policy train takes."""
-    from flow_policy_rl.train import ALGORITHMS
-
     return [*ALGORITHMS, *plugins.names("algorithms")]
 
 
 def preset_names() -> list[str]:
     """Settings by algorithm: ours, and the published ones. Each is a function of the task."""
-    from flow_policy_rl.presets import PRESETS
-
-    return [f"{algorithm} --preset {kind}" for algorithm in PRESETS for kind in ("clean", "paper")]
+    return [f"{algorithm} --preset {kind}" for algorithm in ALGORITHMS for kind in PRESETS]
 
 
 def encoders() -> list[str]:
     """What images go through."""
-    from flow_policy_rl.networks import ENCODERS
-
     return [*ENCODERS, *plugins.names("encoders")]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -174,6 +175,16 @@ class FlowPolicy(nn.Module):
         x = self.carry(noise, self.embed(obs), known, prefix, num_flow_steps, integrator)
         return self.finish(x, known, prefix)
 
+    @torch.no_grad()
+    def act(self, obs: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        """The same for numpy arrays of any precision."""
+        device = self.action_low.device
+        return (
+            self.sample(to_tensors(obs, device), torch.as_tensor(noise, device=device))
+            .cpu()
+            .numpy()
+        )
+
     def finish(self, x: Tensor, known: Tensor | None, prefix: Tensor | None) -> Tensor:
         """Normalised chunk at flow time 1 -> physical chunk, known actions bit for bit."""
         chunk = self.denormalize_action(x)
@@ -216,3 +227,15 @@ class FlowPolicy(nn.Module):
         horizon = self.spec.action_horizon
         known = torch.arange(horizon, device=delay.device) < delay.unsqueeze(-1)
         return known, nn.functional.pad(prefix, (0, 0, 0, horizon - prefix.shape[1]))
+
+
+def to_tensors(
+    obs: Mapping[str, np.ndarray], device: torch.device | None = None
+) -> dict[str, Tensor]:
+    """Simulation observation (float64 numpy) to policy input (float32 torch). Images and counts stay integers."""
+    return {
+        name: torch.as_tensor(
+            values, dtype=torch.float32 if values.dtype.kind == "f" else None, device=device
+        )
+        for name, values in obs.items()
+    }

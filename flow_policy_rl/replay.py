@@ -428,11 +428,6 @@ def _by_chunk(judged: Judged) -> np.ndarray:
     return error.mean(axis=(1, 2))
 
 
-def percentiles(values_ms: np.ndarray) -> dict[str, float]:
-    """p50, p95, p99 and max."""
-    return metrics.percentiles(values_ms)
-
-
 def verdict(numbers: dict) -> str:
     """In words."""
     if numbers["mae"] is None:

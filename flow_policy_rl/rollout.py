@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from flow_policy_rl import distributed
-from sim.vec_env import ChunkStep, Observation, VecEnv
+from flow_policy_rl.policy import to_tensors
+from flow_policy_rl.spec import under_way
+from sim.vec_env import ChunkStep, VecEnv
 
 TensorDict = dict[str, Tensor]
 ActFn = Callable[[TensorDict], tuple[Tensor, TensorDict]]  # obs -> (action chunk (N, H, A), trace)
@@ -58,16 +60,6 @@ class Rollout:
             "rollout/episodes": episodes,
             "rollout/env_steps": steps,
         }
-
-
-def to_tensors(obs: Observation, device: torch.device | None = None) -> TensorDict:
-    """Simulation observation (float64 numpy) to policy input (float32 torch). Images and counts stay integers."""
-    return {
-        name: torch.as_tensor(
-            values, dtype=torch.float32 if values.dtype.kind == "f" else None, device=device
-        )
-        for name, values in obs.items()
-    }
 
 
 def chunk_return(step: ChunkStep, gamma: float) -> tuple[np.ndarray, np.ndarray]:
@@ -208,11 +200,6 @@ class Collector:
             "prefix": under_way(action_chunk, self.execute_horizon, self._prefix_horizon),
             "inference_delay": torch.as_tensor(np.where(step.ended, 0, delay), device=self._device),
         }
-
-
-def under_way(chunk, execute_horizon: int, prefix_horizon: int):
-    """The actions (B, P, A) of a chunk (B, H, A) after the executed ones: what a next chunk may have to continue."""
-    return chunk[:, execute_horizon : execute_horizon + prefix_horizon]
 
 
 def stack(rows: list[dict]) -> dict:

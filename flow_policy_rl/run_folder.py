@@ -1,4 +1,4 @@
-"""The folder of a run belongs to one run at a time."""
+"""The folder of a run: the names of its policies, and that it belongs to one run at a time."""
 
 import contextlib
 import fcntl
@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flow_policy_rl.errors import InputError, output_folder
+
+POLICY_FILE = "policy.safetensors"
+RAW_POLICY_FILE = "policy_raw.safetensors"  # where POLICY_FILE is a moving average
 
 
 @contextlib.contextmanager

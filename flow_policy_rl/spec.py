@@ -230,3 +230,8 @@ def _checked(value: Any, declared: Any, where: str) -> Any:
             return tuple(_checked(v, item, where) for v in value)
         return tuple(value)
     return value
+
+
+def under_way(chunk, execute_horizon: int, prefix_horizon: int):
+    """The actions (B, P, A) of a chunk (B, H, A) after the executed ones: what a next chunk may have to continue."""
+    return chunk[:, execute_horizon : execute_horizon + prefix_horizon]

@@ -26,20 +26,18 @@ from flow_policy_rl.data import demonstrations, sources
 from flow_policy_rl.data import recorded as recording
 from flow_policy_rl.data.demonstrations import ChunkDataset, DemoLayout, Demonstrations
 from flow_policy_rl.errors import InputError, RunFailed
-from flow_policy_rl.evaluate import check_fits, evaluate, task_of, torch_policy
+from flow_policy_rl.evaluate import check_fits, evaluate, task_of
 from flow_policy_rl.logger import RunLogger, Tracker
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.presets import Preset
 from flow_policy_rl.progress import Progress
-from flow_policy_rl.run_folder import claimed
+from flow_policy_rl.run_folder import POLICY_FILE, RAW_POLICY_FILE, claimed
 from flow_policy_rl.spec import ObservationField, PolicySpec
 from sim.backends import BackendName
 from sim.randomize import PresetName, make_env
 from sim.tasks import make_task
 from sim.vec_env import VecEnv
 
-POLICY_FILE = "policy.safetensors"
-RAW_POLICY_FILE = "policy_raw.safetensors"  # where POLICY_FILE is a moving average
 BC_LOG_EVERY, BC_SAVE_EVERY = 100, 500  # steps
 EVAL_SEED = 50_000  # first seed of the episodes that watch training; reported results use others
 
@@ -574,7 +572,7 @@ def evaluate_policy(
     """Success of a policy on consecutive seeds."""
     seeds = range(first_seed, first_seed + episodes)
     return evaluate(
-        env, torch_policy(policy), seeds, policy.chunk_shape, policy.spec.execute_horizon, noise
+        env, policy.act, seeds, policy.chunk_shape, policy.spec.execute_horizon, noise
     ).summary()
 
 

@@ -354,13 +354,69 @@ def test_every_command_has_help_with_an_example(name, capsys):
     assert f"flow-policy {name}" in capsys.readouterr().out
 
 
-def test_the_overview_loads_nothing_heavy():
+def loaded_by(*arguments: str) -> set[str]:
+    """Which heavy packages a command line has imported when it ends."""
     code = (
-        "import sys; from flow_policy_rl import cli; cli.main(['--help']);"
-        "print(sorted({'torch', 'mujoco', 'tyro'} & set(sys.modules)))"
+        "import sys\nfrom flow_policy_rl import cli\n"
+        "try: cli.main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print(*{'torch', 'mujoco', 'onnx', 'onnxruntime', 'tyro'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+NO_PHYSICS = (
+    *("doctor", "inspect", "sim", "deploy", "replay", "export", "verify", "demo", "completion"),
+    *("bench serve", "bench replay", "bench ros"),
+)
+WITH_TORCH = ("bench train",)
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "train --help", "bench --help"])
+def test_an_overview_loads_nothing_heavy(arguments):
+    assert loaded_by(*arguments.split()) <= {"tyro"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in cli.COMMANDS if n not in ("train", "bench")] + [f"bench {n}" for n in cli.BENCHES],
+)
+def test_help_comes_without_torch(name):
+    """All but the flags of `train ALGO`, whose settings live beside the algorithms, and the bench of training."""
+    loaded = loaded_by(*name.split(), "--help")
+    assert ("torch" in loaded) == (name in WITH_TORCH)
+    if name in NO_PHYSICS:
+        assert "mujoco" not in loaded
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "list",
+        "train scoreflow --task lift",
+        "eval --polcy a.onnx",
+        "eval --policy no.onnx",
+        "eval --policy a.onnx --dump-config",
+        "export --checkpoint no.safetensors",
+        "export --checkpoint no.safetensors --dump-config",
+        "demo --seed x",
+        "bench learn --study none",
+    ],
+)
+def test_what_needs_no_network_comes_without_torch(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "torch" not in loaded_by(*line.split())
+
+
+def test_names_that_are_listed_without_torch_are_those_that_exist():
+    from flow_policy_rl import listing, networks, presets, train
+
+    assert list(cli.ALGORITHMS) == list(train.ALGORITHMS)
+    assert set(cli.ALGORITHMS) == set(presets.PRESETS)
+    assert set(listing.ENCODERS) == set(networks.ENCODERS)
+    assert typing.get_args(presets.Preset) == listing.PRESETS
 
 
 def test_wilson_interval_against_known_values():
@@ -374,16 +430,18 @@ def test_commands_in_the_demo_report_are_the_demo(algorithm, cameras, tmp_path, 
     """Every printed command parses back to the config that ran."""
     import tyro
 
-    from flow_policy_rl import collect, train
+    from flow_policy_rl import collect, demo_page, demo_stages, train
 
-    run = demo.Demo(demo.Config(algorithm, cameras=cameras, run_dir=tmp_path / "run", seed=3))
-    lines = {line.split()[1]: line.split() for line in run.commands()[:2]}
+    run = demo_stages.Demo(
+        demo.Config(algorithm, cameras=cameras, run_dir=tmp_path / "run", seed=3)
+    )
+    lines = {line.split()[1]: line.split() for line in demo_page.commands(run)[:2]}
     assert tyro.cli(collect.Config, args=lines["collect"][2:]) == run.collect_config
     parsed = tyro.cli(
         train.TrainBC, args=lines["train"][3:], default=train.default_config("bc", "lift")
     )
     assert parsed == run.bc_config
-    tuned = run.commands()[2].split()
+    tuned = demo_page.commands(run)[2].split()
     parsed = tyro.cli(
         train.ALGORITHMS[algorithm],
         args=tuned[3:],

@@ -11,7 +11,7 @@ import pytest
 import torch
 from toys import looks_trained, random_obs, small_policy, small_spec
 
-from flow_policy_rl import checkpoint, export
+from flow_policy_rl import checkpoint, export, export_command
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
@@ -239,22 +239,24 @@ def test_export_and_verify_commands(tmp_path):
     (tmp_path / "run/metrics.csv").write_text("step,eval/success_rate\n5,0.5\n10,0.75\n")
     given = {"checkpoint": tmp_path / "run/policy.safetensors"}
     out = tmp_path / "policy.onnx"
-    assert export.main(export.ExportConfig(**given, out=out, integrator="heun"))["passed"]
+    assert export_command.main(export_command.ExportConfig(**given, out=out, integrator="heun"))[
+        "passed"
+    ]
     facts = OnnxPolicy(out).spec.provenance
     assert facts["results"] == {"step": 10, "eval/success_rate": 0.75}
     assert len(facts["checkpoint_sha256"]) == 64
-    result = export.verify(export.VerifyConfig(policy=out, **given, every=True))
+    result = export_command.verify(export_command.VerifyConfig(policy=out, **given, every=True))
     assert result["passed"]
     assert result["integrator"] == "heun"
     assert {(r["integrator"], r["num_flow_steps"]) for r in result["every"]} == {
         (i, k) for i in INTEGRATORS for k in (1, 2, 4, 10)
     }
-    assert "same as torch" in export.text(result)
+    assert "same as torch" in export_command.text(result)
     json.dumps(result)
     other = looks_trained(small_policy(seed=1))
     checkpoint.save(tmp_path / "run/other.safetensors", other)
-    assert not export.verify(
-        export.VerifyConfig(policy=out, checkpoint=tmp_path / "run/other.safetensors")
+    assert not export_command.verify(
+        export_command.VerifyConfig(policy=out, checkpoint=tmp_path / "run/other.safetensors")
     )["passed"]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flow_policy_rl import cli
-from flow_policy_rl.bench import learn
+from flow_policy_rl.bench import learn, learn_page
 from flow_policy_rl.bench.curves import draw, mean_curve
 from flow_policy_rl.bench.studies import STUDIES, Budget, Variant
 from flow_policy_rl.errors import InputError, RunFailed
@@ -28,12 +28,10 @@ def test_every_command_of_every_study_parses(study, tmp_path, monkeypatch):
     _, cells, missing = learn.plan(config)
     assert cells
     assert set(missing).isdisjoint({c.task for c in cells})
-    from flow_policy_rl import train
-
     for cell in cells:
         for stage in cell.stages:
             if stage.command[0] == "train":
-                cli.parse_train(train, list(stage.command[1:]), None)
+                cli.parse_train(list(stage.command[1:]), None)
     assert ran
 
 
@@ -132,9 +130,9 @@ def test_two_budgets_do_not_mix_in_one_folder(tmp_path):
 
 
 def test_interquartile_mean_and_its_interval():
-    assert learn.interquartile_mean(np.array([0.0, 1, 2, 3, 4, 5, 6, 100])) == 3.5
-    assert learn.interquartile_mean(np.array([1.0, 5.0, 6.0])) == 4.0
-    low, high = learn.bootstrap_interval(np.array([1.0, 2.0, 3.0, 4.0]))
+    assert learn_page.interquartile_mean(np.array([0.0, 1, 2, 3, 4, 5, 6, 100])) == 3.5
+    assert learn_page.interquartile_mean(np.array([1.0, 5.0, 6.0])) == 4.0
+    low, high = learn_page.bootstrap_interval(np.array([1.0, 2.0, 3.0, 4.0]))
     assert 1 <= low < 2.5 < high <= 4
 
 
@@ -188,11 +186,10 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
         "success_rate",
     } <= set(rows[0])
     study = dataclasses.replace(STUDIES["manipulation"], base=None)
-    curves = learn.learning_curves(cells, "success_rate")
-    pictures = learn.write_pictures(tmp_path, study, curves)
-    page = learn.markdown(
-        learn.Config(seeds=2, out=tmp_path), study, cells, rows, ["lamp"], pictures
-    )
+    curves = learn_page.learning_curves(learn.histories(cells), "success_rate")
+    pictures = learn_page.write_pictures(tmp_path, study, curves)
+    said = learn.paragraphs(learn.Config(seeds=2, out=tmp_path), study, rows, ["lamp"])
+    page = learn_page.markdown("manipulation", study, rows, said, pictures)
     line = next(part for part in page.splitlines() if part.startswith("| rldt"))
     assert "93.0% (88.6% to 95.8%)" in line  # 186 of 200
     assert "2,500 (2 of 2 seeds)" in line
@@ -200,7 +197,7 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
         "| not reached (1 of 2 seeds) |" in page
     )  # fpo: the median of all seeds, not of those that arrived
     assert "return" not in page.split("| --- |")[0].split("| algorithm")[1]
-    of_returns = learn.summarize(
+    of_returns = learn_page.summarize(
         [r | {"success_rate": None, "return_mean_random_noise": 2.0} for r in rows],
         "lift",
         "rldt",
@@ -211,8 +208,10 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
     first = "**lift**: best at the end rldt (93.0%). Threshold first: rldt, after 2,500 steps"
     assert page.splitlines()[2].startswith(first)
     level = [r | {"success_rate": 0.9} if r["algorithm"] == "fpo" else r for r in rows]
-    assert "rldt (93.0%), not told apart from fpo" in learn.verdict(level, "lift", "success_rate")
-    learn.copy_page(tmp_path, tmp_path / "docs/learn.md", page, pictures)
+    assert "rldt (93.0%), not told apart from fpo" in learn_page.verdict(
+        level, "lift", "success_rate"
+    )
+    learn_page.copy_page(tmp_path / "docs/learn.md", page, pictures)
     copied = (tmp_path / "docs/learn.md").read_text()
     for name in {part.split(")")[0] for part in copied.split("](")[1:]}:
         assert (tmp_path / "docs" / name).is_file()

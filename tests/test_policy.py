@@ -13,8 +13,8 @@ from flow_policy_rl.errors import InputError
 from flow_policy_rl.evaluate import evaluate
 from flow_policy_rl.flow import interpolate
 from flow_policy_rl.networks import ImageEncoder, fit, random_shift, shift_images
-from flow_policy_rl.policy import FlowPolicy, NetworkConfig
-from flow_policy_rl.rollout import Collector, flatten, to_tensors
+from flow_policy_rl.policy import FlowPolicy, NetworkConfig, to_tensors
+from flow_policy_rl.rollout import Collector, flatten
 from flow_policy_rl.spec import ObservationField, PolicySpec
 from sim.tasks import make_task
 from sim.vec_env import VecEnv

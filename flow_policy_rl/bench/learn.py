@@ -8,10 +8,8 @@ folder; what a cell has finished is kept, so an interrupted study goes on where 
     OUT/results.csv  curves.csv  curve_<task>_<axis>.svg  README.md
 """
 
-import csv
 import dataclasses
 import json
-import math
 import re
 import shlex
 import subprocess
@@ -24,13 +22,13 @@ from typing import Literal
 
 import numpy as np
 
-from flow_policy_rl import provenance, train
-from flow_policy_rl.bench.curves import Curve, draw, mean_curve
+from flow_policy_rl import provenance
+from flow_policy_rl.bench import learn_page
 from flow_policy_rl.bench.studies import STUDIES, Base, Budget, Study, Variant
 from flow_policy_rl.errors import InputError, RunFailed, unknown_name
-from flow_policy_rl.evaluate import wilson_interval
 from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.progress import Progress
+from flow_policy_rl.run_folder import POLICY_FILE, RAW_POLICY_FILE
 from sim.tasks import task_names
 
 EVAL_SEED = 10_000  # episodes of the table; training watches others
@@ -130,9 +128,9 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
         for seed in range(config.seeds):
             base_dir = root / "bases" / f"{task}-{seed}"
             base = base_stages(study.base, task, seed, budget, base_dir) if study.base else ()
-            start, horizon = (), train.ScratchConfig().execute_horizon
+            start, horizon = (), None
             if study.base:
-                start = ("--checkpoint", str(base_dir / "base" / train.POLICY_FILE))
+                start = ("--checkpoint", str(base_dir / "base" / POLICY_FILE))
                 horizon = study.base.execute_horizon
             for label in labels:
                 where = root / "cells" / f"{task}-{slug(label)}-{seed}"
@@ -168,13 +166,12 @@ def base_stages(base: Base, task: str, seed: int, budget: Budget, where: Path) -
     if base.expert:
         expert = where / "expert"
         algorithm, *flags = base.expert
-        horizon = train.ScratchConfig().execute_horizon
-        length = training_length(algorithm, task, budget.expert_steps, horizon, 0)
+        length = training_length(algorithm, task, budget.expert_steps, None, 0)
         if task in base.skill:
             length += ("--stop-at", str(base.skill[task]), "--eval-every", "5")
             length += ("--eval-episodes", "20")
         stages.append(training(("train", algorithm, *common, *length, *flags), expert))
-        demonstrator = ("--policy", str(expert / train.POLICY_FILE))
+        demonstrator = ("--policy", str(expert / POLICY_FILE))
     demos, run_dir = where / "demos.hdf5", where / "base"
     episodes = ("--episodes", str(by_task(base.episodes, task)))
     collect = (
@@ -215,21 +212,27 @@ def training(command: tuple[str, ...], run_dir: Path) -> Stage:
 
 
 def training_length(
-    algorithm: str, task: str, env_steps: int, execute_horizon: int, points: int
+    algorithm: str, task: str, env_steps: int, execute_horizon: int | None, points: int
 ) -> tuple[str, ...]:
-    """Flags that make an algorithm's preset train for so many control steps, with so many evaluations on the way."""
-    config = train.default_config(algorithm, task)
-    per_iteration = config.loop.num_envs * config.loop.num_steps * execute_horizon
-    iterations = max(2, round(env_steps / per_iteration))
-    group = "rldt" if isinstance(config, train.TrainRLDT) else "ppo"
+    """Flags that make an algorithm's preset train for so many control steps, with so many evaluations on the way.
+
+    Args:
+        execute_horizon: of the policy that it starts from; None: from scratch.
+    """
+    from flow_policy_rl import train  # with torch, which --help does without
+
+    loop = train.default_config(algorithm, task).loop
+    horizon = execute_horizon or train.ScratchConfig().execute_horizon
+    iterations = max(2, round(env_steps / (loop.num_envs * loop.num_steps * horizon)))
+    group = "rldt" if algorithm == "rldt" else "ppo"
     every = max(1, iterations // points) if points else 0
     return (f"--{group}.num-iterations", str(iterations), "--eval-every", str(every))
 
 
 def evaluations(run_dir: Path, task: str, where: Path, budget: Budget) -> tuple[Stage, ...]:
     """Whole episodes on fixed seeds, from zero and from random noise, and of the raw weights where they are apart."""
-    policies = [(train.POLICY_FILE, noise, noise) for noise in NOISES]
-    policies.append((train.RAW_POLICY_FILE, "zero", "raw"))
+    policies = [(POLICY_FILE, noise, noise) for noise in NOISES]
+    policies.append((RAW_POLICY_FILE, "zero", "raw"))
     stages = []
     for file, noise, name in policies:
         command = ("eval", "--policy", str(run_dir / file), "--task", task, "--noise", noise)
@@ -253,14 +256,8 @@ def main(config: Config) -> dict:
             write_result(cell)
             progress.update(1, cell.dir.name)
     rows = [json.loads((cell.dir / "result.json").read_text()) for cell in cells]
-    curves = learning_curves(cells, study.metric)
-    write_csv(root / "results.csv", rows)
-    write_csv(root / "curves.csv", [point for c in curves for point in c.rows()])
-    pictures = write_pictures(root, study, curves)
-    page = markdown(config, study, cells, rows, missing, pictures)
-    (root / "README.md").write_text(page)
-    if config.page is not None:
-        copy_page(root, config.page, page, pictures)
+    said = paragraphs(config, study, rows, missing)
+    learn_page.write(root, config.study, study, histories(cells), rows, said, config.page)
     return {"study": config.study, "rows": rows, "page": str(config.page or root / "README.md")}
 
 
@@ -342,171 +339,32 @@ def write_result(cell: Cell) -> None:
     (cell.dir / "result.json").write_text(json.dumps(row) + "\n")
 
 
-# --- what comes out ---
+def histories(cells: Sequence[Cell]) -> learn_page.Histories:
+    """Metrics of all seeds, by task and label."""
+    found: dict[tuple[str, str], list] = {}
+    for cell in cells:
+        found.setdefault((cell.task, cell.label), []).append(read_metrics(cell.dir / "metrics.csv"))
+    return found
 
 
-def learning_curves(cells: Sequence[Cell], metric: str) -> list[Curve]:
-    """One curve per task, label and axis: the mean over seeds with its interval."""
-    curves = []
-    for task, label in dict.fromkeys((c.task, c.label) for c in cells):
-        histories = [
-            read_metrics(c.dir / "metrics.csv") for c in cells if (c.task, c.label) == (task, label)
-        ]
-        for axis, column in (("env_steps", "time/env_steps"), ("wall_s", "time/wall_s")):
-            runs = [
-                [(row[column], row[f"eval/{metric}"]) for row in history if f"eval/{metric}" in row]
-                for history in histories
-            ]
-            curves.append(mean_curve(task, label, axis, [run for run in runs if run]))
-    return curves
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """A table with the keys of its first row as header."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["empty"])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_pictures(root: Path, study: Study, curves: list[Curve]) -> list[Path]:
-    """One SVG per task and axis."""
-    pictures = []
-    axes = {"env_steps": "control steps", "wall_s": "seconds"}
-    for task, axis in dict.fromkeys((c.task, c.axis) for c in curves):
-        chosen = [c for c in curves if (c.task, c.axis) == (task, axis)]
-        path = root / f"curve_{task}_{axis}.svg"
-        path.write_text(draw(chosen, task, axes[axis], study.metric.replace("_", " ")))
-        pictures.append(path)
-    return pictures
-
-
-def interquartile_mean(values: np.ndarray) -> float:
-    """Mean of the middle half: as robust as the median, and less noisy (Agarwal et al., arXiv 2108.13264)."""
-    values = np.sort(values)
-    cut = len(values) // 4
-    return float(values[cut : len(values) - cut].mean())
-
-
-def bootstrap_interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of the inter-quartile mean over runs, by resampling the runs."""
-    rng = np.random.default_rng(0)
-    means = [interquartile_mean(rng.choice(values, len(values))) for _ in range(draws)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def pooled(rows: list[dict], key: str) -> tuple[float, float, float]:
-    """Over seeds: a success rate pooled over episodes, or the inter-quartile mean of returns; and its interval."""
-    if key.startswith("return"):
-        returns = np.array([r[key] for r in rows])
-        return interquartile_mean(returns), *bootstrap_interval(returns)
-    trials = sum(r["episodes"] for r in rows)
-    successes = round(sum(r[key] * r["episodes"] for r in rows))
-    return successes / trials, *wilson_interval(successes, trials)
-
-
-def verdict(rows: list[dict], task: str, metric: str) -> str:
-    """For a reader in a hurry: who is best at the end, who cannot be told apart from that, who was there first."""
-    key = {"success_rate": "success_rate", "return": "return_mean"}[metric]
-    mine = [r for r in rows if r["task"] == task]
-    by_label = {
-        label: [r for r in mine if r["algorithm"] == label]
-        for label in dict.fromkeys(r["algorithm"] for r in mine)
-    }
-    scores = {label: pooled(own, key) for label, own in by_label.items()}
-    best = max(scores, key=lambda label: scores[label][0])
-    shown = f"{scores[best][0]:.1%}" if metric == "success_rate" else f"{scores[best][0]:,.0f}"
-    close = [v for v in scores if v != best and scores[v][2] >= scores[best][1]]
-    apart = f", not told apart from {', '.join(close)} (intervals overlap)" if close else ""
-    steps = {
-        label: float(np.median([r["steps_to_threshold"] for r in own]))
-        for label, own in by_label.items()
-        if all(r["steps_to_threshold"] is not None for r in own)
-    }
-    first = min(steps, key=steps.__getitem__) if steps else ""
-    when = f" Threshold first: {first}, after {steps[first]:,.0f} steps (median)." if first else ""
-    return f"**{task}**: best at the end {best} ({shown}){apart}.{when}"
-
-
-COLUMNS = {  # of the page, by what a study measures
-    "success_rate": {
-        "success, zero noise": "success_rate",
-        "success, random noise": "success_rate_random_noise",
-    },
-    "return": {
-        "return, zero noise (IQM of seeds)": "return_mean",
-        "return, random noise": "return_mean_random_noise",
-    },
-}
-
-
-def summarize(rows: list[dict], task: str, label: str, metric: str) -> list[str]:
-    """One line of the page: label, the metric from both noises, steps to the threshold, all steps, wall time."""
-    mine = [r for r in rows if (r["task"], r["algorithm"]) == (task, label)]
-    shown = (
-        "{:.1%} ({:.1%} to {:.1%})" if metric == "success_rate" else "{:,.0f} ({:,.0f} to {:,.0f})"
-    )
-    cells = [label, *(shown.format(*pooled(mine, key)) for key in COLUMNS[metric].values())]
-    steps = [r["steps_to_threshold"] for r in mine]
-    reached = sum(s is not None for s in steps)
-    median = np.median([math.inf if s is None else s for s in steps])
-    cells.append(f"{median:,.0f}" if math.isfinite(median) else "not reached")
-    cells[-1] += f" ({reached} of {len(mine)} seeds)"
-    cells.append(f"{np.mean([r['env_steps'] for r in mine]):,.0f}")
-    cells.append(f"{np.mean([r['wall_s'] for r in mine]):.0f}")
-    return cells
-
-
-def markdown(
-    config: Config,
-    study: Study,
-    cells: Sequence[Cell],
-    rows: list[dict],
-    missing: list[str],
-    pictures: list[Path],
-) -> str:
-    """The page."""
-    environment = provenance.environment()
+def paragraphs(config: Config, study: Study, rows: list[dict], missing: list[str]) -> dict:
+    """What the page says of how the study ran, and where the policies of each task start and shall arrive."""
     command = f"flow-policy bench learn --study {config.study} --budget {config.budget} --seeds {config.seeds}"
     command += f" --env-steps {config.env_steps}" if config.env_steps else ""
     for flag, chosen in (("tasks", config.tasks), ("variants", config.variants)):
         command += f" --{flag} {shlex.join(chosen)}" if chosen else ""
-    header = [
-        "algorithm",
-        *COLUMNS[study.metric],
-        "control steps to threshold (median of all seeds)",
-    ]
-    header += ["control steps", "seconds"]
-    tasks = list(dict.fromkeys(c.task for c in cells))
-    parts = [
-        f"# Study: {config.study}",
-        *(verdict(rows, task, study.metric) for task in tasks),
-        study.question,
-        f"`{command}`: budget `{config.budget}`, seeds 0 to {config.seeds - 1}, "
+    said = {
+        "how": f"`{command}`: budget `{config.budget}`, seeds 0 to {config.seeds - 1}, "
         f"{rows[0]['episodes'] if rows else 0} whole episodes per cell and noise on seeds from {EVAL_SEED}. "
         "Success pools the seeds' episodes (Wilson, 95 %); the interval of the return resamples seeds. The full "
-        f"budget: the same command with `--budget full` ({study.full.env_steps:,} control steps a cell).",
-    ]
-    for task in tasks:
-        threshold = by_task(study.threshold, task)
-        lines = [
-            summarize(rows, task, v, study.metric) for v in dict.fromkeys(c.label for c in cells)
-        ]
-        base = base_line(config, study, task)
-        parts += [
-            f"## {task}",
-            f"{base}Threshold: {study.metric.replace('_', ' ')} of {threshold:g}.",
-            table(header, lines),
-            " ".join(
-                f"![{p.stem}]({p.name})" for p in pictures if p.stem.startswith(f"curve_{task}_")
-            ),
-        ]
+        f"budget: the same command with `--budget full` ({study.full.env_steps:,} control steps a cell)."
+    }
+    for task in dict.fromkeys(row["task"] for row in rows):
+        threshold = f"{study.metric.replace('_', ' ')} of {by_task(study.threshold, task):g}"
+        said[task] = f"{base_line(config, study, task)}Threshold: {threshold}."
     if missing:
-        parts.append(f"Not in this installation, hence not run: {', '.join(missing)}.")
-    versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
-    parts.append(f"Machine: {json.dumps(environment['machine'])}. Versions: {versions}.")
-    return "\n\n".join(parts) + "\n"
+        said["missing"] = f"Not in this installation, hence not run: {', '.join(missing)}."
+    return said
 
 
 def base_line(config: Config, study: Study, task: str) -> str:
@@ -519,22 +377,6 @@ def base_line(config: Config, study: Study, task: str) -> str:
         rate = result["success_rate"]
         numbers.append(f"{result['return_mean']:.4g}" if rate is None else f"{rate:.1%}")
     return f"Base policies at zero noise, by seed: {', '.join(numbers)}. "
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def copy_page(root: Path, page: Path, body: str, pictures: list[Path]) -> None:
-    """The page and its pictures somewhere else, the pictures named after the page."""
-    page.parent.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        name = f"{page.stem}_{picture.name}"
-        (page.parent / name).write_text(picture.read_text())
-        body = body.replace(f"({picture.name})", f"({name})")
-    page.write_text(body)
 
 
 def text(result: dict) -> str:

@@ -89,7 +89,6 @@ def measure(config: Config) -> dict:
     import torch
 
     from flow_policy_rl import checkpoint, export, provenance
-    from flow_policy_rl.evaluate import torch_policy
     from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 
     core = max(os.sched_getaffinity(0))
@@ -122,8 +121,7 @@ def measure(config: Config) -> dict:
             contestants["floor"] = lambda: multiply(weights)
         if policy:
             policy.spec = spec
-            act = torch_policy(policy)
-            contestants["torch"] = lambda: act(obs, noise)
+            contestants["torch"] = lambda: policy.act(obs, noise)
         exported.warm_up()
         with torch.inference_mode():
             rounds = [

@@ -1,0 +1,194 @@
+"""The page of a study: curves, a verdict and a table per task, with intervals over seeds."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flow_policy_rl import provenance
+from flow_policy_rl.bench.curves import Curve, draw, mean_curve
+from flow_policy_rl.bench.studies import Study
+from flow_policy_rl.evaluate import wilson_interval
+
+Histories = Mapping[tuple[str, str], list[list[dict]]]  # (task, label) -> metrics of each seed
+
+
+def write(
+    root: Path,
+    title: str,
+    study: Study,
+    histories: Histories,
+    rows: list[dict],
+    paragraphs: Mapping[str, str],
+    copy: Path | None,
+) -> None:
+    """Tables, curves and README.md in the folder of the study, and a copy of the page.
+
+    Args:
+        rows: results of the cells.
+        paragraphs: what is said below the question, and at the beginning of each task.
+    """
+    curves = learning_curves(histories, study.metric)
+    write_csv(root / "results.csv", rows)
+    write_csv(root / "curves.csv", [point for c in curves for point in c.rows()])
+    pictures = write_pictures(root, study, curves)
+    page = markdown(title, study, rows, paragraphs, pictures)
+    (root / "README.md").write_text(page)
+    if copy is not None:
+        copy_page(copy, page, pictures)
+
+
+def learning_curves(histories: Histories, metric: str) -> list[Curve]:
+    """One curve per task, label and axis: the mean over seeds with its interval."""
+    curves, seen = [], f"eval/{metric}"
+    for (task, label), runs in histories.items():
+        for axis, column in (("env_steps", "time/env_steps"), ("wall_s", "time/wall_s")):
+            points = [[(row[column], row[seen]) for row in run if seen in row] for run in runs]
+            curves.append(mean_curve(task, label, axis, [run for run in points if run]))
+    return curves
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """A table with the keys of its first row as header."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["empty"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_pictures(root: Path, study: Study, curves: list[Curve]) -> list[Path]:
+    """One SVG per task and axis."""
+    pictures = []
+    axes = {"env_steps": "control steps", "wall_s": "seconds"}
+    for task, axis in dict.fromkeys((c.task, c.axis) for c in curves):
+        chosen = [c for c in curves if (c.task, c.axis) == (task, axis)]
+        path = root / f"curve_{task}_{axis}.svg"
+        path.write_text(draw(chosen, task, axes[axis], study.metric.replace("_", " ")))
+        pictures.append(path)
+    return pictures
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """Mean of the middle half: as robust as the median, and less noisy (Agarwal et al., arXiv 2108.13264)."""
+    values = np.sort(values)
+    cut = len(values) // 4
+    return float(values[cut : len(values) - cut].mean())
+
+
+def bootstrap_interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
+    """95 % interval of the inter-quartile mean over runs, by resampling the runs."""
+    rng = np.random.default_rng(0)
+    means = [interquartile_mean(rng.choice(values, len(values))) for _ in range(draws)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def pooled(rows: list[dict], key: str) -> tuple[float, float, float]:
+    """Over seeds: a success rate pooled over episodes, or the inter-quartile mean of returns; and its interval."""
+    if key.startswith("return"):
+        returns = np.array([r[key] for r in rows])
+        return interquartile_mean(returns), *bootstrap_interval(returns)
+    trials = sum(r["episodes"] for r in rows)
+    successes = round(sum(r[key] * r["episodes"] for r in rows))
+    return successes / trials, *wilson_interval(successes, trials)
+
+
+def verdict(rows: list[dict], task: str, metric: str) -> str:
+    """For a reader in a hurry: who is best at the end, who cannot be told apart from that, who was there first."""
+    key = {"success_rate": "success_rate", "return": "return_mean"}[metric]
+    mine = [r for r in rows if r["task"] == task]
+    by_label = {
+        label: [r for r in mine if r["algorithm"] == label]
+        for label in dict.fromkeys(r["algorithm"] for r in mine)
+    }
+    scores = {label: pooled(own, key) for label, own in by_label.items()}
+    best = max(scores, key=lambda label: scores[label][0])
+    shown = f"{scores[best][0]:.1%}" if metric == "success_rate" else f"{scores[best][0]:,.0f}"
+    close = [v for v in scores if v != best and scores[v][2] >= scores[best][1]]
+    apart = f", not told apart from {', '.join(close)} (intervals overlap)" if close else ""
+    steps = {
+        label: float(np.median([r["steps_to_threshold"] for r in own]))
+        for label, own in by_label.items()
+        if all(r["steps_to_threshold"] is not None for r in own)
+    }
+    first = min(steps, key=steps.__getitem__) if steps else ""
+    when = f" Threshold first: {first}, after {steps[first]:,.0f} steps (median)." if first else ""
+    return f"**{task}**: best at the end {best} ({shown}){apart}.{when}"
+
+
+COLUMNS = {  # of the page, by what a study measures
+    "success_rate": {
+        "success, zero noise": "success_rate",
+        "success, random noise": "success_rate_random_noise",
+    },
+    "return": {
+        "return, zero noise (IQM of seeds)": "return_mean",
+        "return, random noise": "return_mean_random_noise",
+    },
+}
+
+
+def summarize(rows: list[dict], task: str, label: str, metric: str) -> list[str]:
+    """One line of the page: label, the metric from both noises, steps to the threshold, all steps, wall time."""
+    mine = [r for r in rows if (r["task"], r["algorithm"]) == (task, label)]
+    shown = (
+        "{:.1%} ({:.1%} to {:.1%})" if metric == "success_rate" else "{:,.0f} ({:,.0f} to {:,.0f})"
+    )
+    cells = [label, *(shown.format(*pooled(mine, key)) for key in COLUMNS[metric].values())]
+    steps = [r["steps_to_threshold"] for r in mine]
+    reached = sum(s is not None for s in steps)
+    median = np.median([math.inf if s is None else s for s in steps])
+    cells.append(f"{median:,.0f}" if math.isfinite(median) else "not reached")
+    cells[-1] += f" ({reached} of {len(mine)} seeds)"
+    cells.append(f"{np.mean([r['env_steps'] for r in mine]):,.0f}")
+    cells.append(f"{np.mean([r['wall_s'] for r in mine]):.0f}")
+    return cells
+
+
+def markdown(
+    title: str,
+    study: Study,
+    rows: list[dict],
+    paragraphs: Mapping[str, str],
+    pictures: list[Path],
+) -> str:
+    """The page."""
+    environment = provenance.environment()
+    header = ["algorithm", *COLUMNS[study.metric]]
+    header += ["control steps to threshold (median of all seeds)", "control steps", "seconds"]
+    tasks, labels = (list(dict.fromkeys(r[key] for r in rows)) for key in ("task", "algorithm"))
+    parts = [
+        f"# Study: {title}",
+        *(verdict(rows, task, study.metric) for task in tasks),
+        study.question,
+        paragraphs["how"],
+    ]
+    for task in tasks:
+        lines = [summarize(rows, task, label, study.metric) for label in labels]
+        mine = [p for p in pictures if p.stem.startswith(f"curve_{task}_")]
+        shown = " ".join(f"![{p.stem}]({p.name})" for p in mine)
+        parts += [f"## {task}", paragraphs[task], table(header, lines), shown]
+    if "missing" in paragraphs:
+        parts.append(paragraphs["missing"])
+    versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
+    parts.append(f"Machine: {json.dumps(environment['machine'])}. Versions: {versions}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def copy_page(page: Path, body: str, pictures: list[Path]) -> None:
+    """The page and its pictures somewhere else, the pictures named after the page."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        name = f"{page.stem}_{picture.name}"
+        (page.parent / name).write_text(picture.read_text())
+        body = body.replace(f"({picture.name})", f"({name})")
+    page.write_text(body)

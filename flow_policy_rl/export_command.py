@@ -1,0 +1,163 @@
+"""`flow-policy export` and `verify`: what `export.py` does, for files."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flow_policy_rl import provenance
+from flow_policy_rl.errors import InputError, existing_file, output_file
+from flow_policy_rl.logger import read_metrics
+from flow_policy_rl.serving.onnx_policy import OnnxPolicy
+from flow_policy_rl.spec import INTEGRATORS, PolicySpec
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """One self-describing ONNX file from a checkpoint, checked against torch before it is kept.
+
+    Example: flow-policy export --checkpoint runs/rl/policy.safetensors --out policy.onnx
+
+    Attributes:
+        checkpoint: trained policy.
+        out: file to write.
+        integrator: euler, midpoint, heun or rk4 (default: as trained).
+        num_flow_steps: K (default: as trained).
+        precision: of the large matrix products; time embedding, normalisation and integration stay in fp32.
+        batch: fixed number of rows (default: any).
+        camera_size: height and width of the pictures that will arrive (default: as trained); cropped and
+            resized inside.
+        sweep: also evaluate K of 1 to 10 with every integrator in simulation, and draw what each costs and brings.
+        sweep_episodes: episodes of each.
+        sweep_report: page to write (default: beside the policy).
+        json: print one JSON object.
+    """
+
+    checkpoint: Path
+    out: Path = Path("policy.onnx")
+    integrator: str | None = None
+    num_flow_steps: int | None = None
+    precision: Literal["fp32", "fp16"] = "fp32"
+    batch: int | None = None
+    camera_size: tuple[int, int] | None = None
+    sweep: bool = False
+    sweep_episodes: int = 100
+    sweep_report: Path | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Compare an exported policy with its checkpoint on observations from simulation and on extremes.
+
+    Example: flow-policy verify --policy policy.onnx --checkpoint runs/rl/policy.safetensors
+
+    Attributes:
+        policy: exported file.
+        checkpoint: what it was exported from.
+        every: also export every integrator with K of 1, 2, 4 and 10, and compare each.
+        json: print one JSON object.
+    """
+
+    policy: Path
+    checkpoint: Path
+    every: bool = False
+    json: bool = False
+
+
+def main(config: ExportConfig) -> dict:
+    """Export."""
+    check(config)
+    from flow_policy_rl import checkpoint
+    from flow_policy_rl.export import export_policy
+
+    policy = checkpoint.load(config.checkpoint)
+    spec = exported_spec(policy.spec, config)
+    report = export_policy(policy, config.out, spec=spec, kind=config.precision, batch=config.batch)
+    result = {"policy": str(config.out), **report}
+    if config.sweep:
+        from flow_policy_rl import sweep
+
+        page = config.sweep_report or config.out.with_suffix(".sweep.html")
+        result["sweep"] = sweep.run(policy, spec, config.sweep_episodes, page, config.precision)
+    return result
+
+
+def check(config: ExportConfig) -> None:
+    """Refuse what can be refused before torch is loaded."""
+    existing_file(config.checkpoint, "checkpoint")
+    output_file(config.out)
+    if config.integrator is not None and config.integrator not in INTEGRATORS:
+        raise InputError(
+            f"--integrator must be one of {', '.join(INTEGRATORS)}, not '{config.integrator}'"
+        )
+    if config.batch is not None and config.batch < 1:
+        raise InputError(f"--batch must be at least 1, not {config.batch}")
+    if config.sweep_episodes < 1:
+        raise InputError(f"--sweep-episodes must be at least 1, not {config.sweep_episodes}")
+
+
+def exported_spec(spec: PolicySpec, config: ExportConfig) -> PolicySpec:
+    """What the file will promise: the spec of training with what the flags change, and what is known of its results."""
+    if config.camera_size:
+        if not spec.cameras:
+            raise InputError(f"--camera-size: policy '{config.checkpoint}' has no camera")
+        fields = (
+            dataclasses.replace(f, resolution=config.camera_size) if f.kind == "image" else f
+            for f in spec.observations
+        )
+        spec = spec.replace(observations=tuple(fields))
+    facts = {**spec.provenance, "checkpoint_sha256": provenance.file_hash(config.checkpoint)}
+    metrics = config.checkpoint.parent / "metrics.csv"
+    if metrics.is_file():
+        results = [row for row in read_metrics(metrics) if any(k.startswith("eval/") for k in row)]
+        if results:
+            last = results[-1]
+            facts["results"] = {k: v for k, v in last.items() if k.startswith(("eval/", "step"))}
+    changes = {"integrator": config.integrator, "num_flow_steps": config.num_flow_steps}
+    changes = {k: v for k, v in changes.items() if v is not None}
+    return spec.replace(provenance=facts, **changes)
+
+
+def verify(config: VerifyConfig) -> dict:
+    """Compare."""
+    existing_file(config.checkpoint, "checkpoint")
+    exported = OnnxPolicy(config.policy)
+    from flow_policy_rl import checkpoint
+    from flow_policy_rl.export import parity, verify_every
+
+    policy = checkpoint.load(config.checkpoint)
+    mine, theirs = policy.spec, exported.spec
+    for name in ("task", "joint_names", "action_horizon", "prefix_horizon"):
+        if getattr(mine, name) != getattr(theirs, name):
+            raise InputError(
+                f"'{config.policy}' has {name} {getattr(theirs, name)}, '{config.checkpoint}' has {getattr(mine, name)}"
+            )
+    result = {"policy": str(config.policy), **parity(policy, exported)}
+    if config.every:
+        result["every"] = verify_every(policy, theirs, result["precision"])
+        result["passed"] = result["passed"] and all(r["passed"] for r in result["every"])
+    return result
+
+
+def text(result: dict) -> str:
+    """For people."""
+    verdict = "same as torch" if result["passed"] else "DIFFERS from torch"
+    lines = [
+        f"{result['policy']}: {verdict} ({result['precision']}); largest error {result['max_abs_error']:.1e} rad or m "
+        f"({result['max_error_in_action_range']:.1e} of the action range, allowed "
+        f"{result['allowed_in_action_range']:.0e}) in {result['cases']} cases"
+    ]
+    lines += [
+        f"  {r['integrator']:<9} K={r['num_flow_steps']:<3} {r['max_error_in_action_range']:.1e} of the action range"
+        for r in result.get("every", [])
+    ]
+    if "sweep" in result:
+        lines += [
+            f"  {r['integrator']:<9} K={r['num_flow_steps']:<3} "
+            f"{r['return_mean'] if r['success_rate'] is None else r['success_rate']:.3f} at {r['p50_ms']:.3f} ms"
+            for r in result["sweep"]["rows"]
+            if r["frontier"]
+        ]
+        lines.append(f"sweep: {result['sweep']['report']} (above: what no other variant beats)")
+    return "\n".join(lines)
