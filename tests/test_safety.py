@@ -112,8 +112,8 @@ def test_no_command_ever_leaves_the_limits(robot, seed, joining, soft_start_s):
     assert (position >= safety.low - 1e-5).all()
     assert (position <= safety.high + 1e-5).all()
     assert (np.abs(velocity) <= limits["velocity"] * (1 + 1e-4) + 1e-6).all()
-    # A first knot less than 0.05 ms ahead is left out of a message; that costs less than a hundredth.
-    assert (np.abs(acceleration) <= limits["acceleration"] * 1.01 + 1e-3).all()
+    # A first knot less than 0.05 ms ahead is left out of a message; that costs up to two hundredths (the next test).
+    assert (np.abs(acceleration) <= limits["acceleration"] * 1.02 + 1e-3).all()
     step = np.abs(np.diff(acceleration, axis=0))
     assert (step <= limits["jerk"] * safety.control_dt * 1.01 + 2e-3).all()
     # The reference itself is continuous: no jump at any seam.

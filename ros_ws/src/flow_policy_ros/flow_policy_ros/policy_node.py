@@ -240,6 +240,10 @@ class PolicyNode(LifecycleNode):
                 snapshot = streams.take(now)
             except NotReady:
                 return  # the watchdog says so if it lasts
+            if self._served.commander.plan is None:  # nothing is commanded: who is there by now?
+                self._obstacle = self._find_obstacle()
+                if self._obstacle:
+                    return
             scheduler.started(snapshot.stamp)
             decoded = time.perf_counter_ns()
             order = Order(snapshot, self._run, received, now, decoded)
@@ -408,11 +412,15 @@ class PolicyNode(LifecycleNode):
             return
         for stream in self._inputs:
             stream.adapt()
+        self._obstacle = self._find_obstacle()
+
+    def _find_obstacle(self) -> str:
+        """Why nothing may be commanded, whatever the policy says; empty when it may."""
         obstacle = clock_problem(self) if self._clock_jumped else ""
         self._clock_jumped = bool(obstacle)
         if not obstacle and self._outputs is not None:
             obstacle = self._outputs.problem()
-        self._obstacle = obstacle
+        return obstacle
 
     # --- emergency stop and reload ---
 

@@ -11,14 +11,16 @@ from flow_policy_rl.policy import NetworkConfig
 
 @pytest.mark.slow
 @pytest.mark.parametrize("output", ["demos.hdf5", "lerobot"])
-def test_record_convert_train_replay(start, tmp_path, output):
+def test_record_convert_train_replay(start, peer, tmp_path, output):
     """The policy that learned from the recording predicts it better than holding still or repeating does."""
     nodes = start(
         recorder={"bag": str(tmp_path / "bag")},
         sim_node={"task": "lift", "first_seed": 300, "image_rate_hz": 0.0, "real_time_factor": 2.0},
-        demonstrator={"task": "lift", "episodes": 12},
     )
-    assert nodes["demonstrator"].wait(300.0) == 0, nodes["demonstrator"].log.read_text()
+    listens = lambda: peer.node.count_subscribers("/joint_states")  # noqa: E731
+    peer.until(listens, "a recorder that has found the arm")
+    demonstrator = start(demonstrator={"task": "lift", "episodes": 12})["demonstrator"]
+    assert demonstrator.wait(300.0) == 0, demonstrator.log.read_text()
     nodes["recorder"].signal(signal.SIGINT)
     assert nodes["recorder"].wait(60.0) == 0
 

@@ -62,7 +62,7 @@ def running(start, peer, policy_file, commands, status, reference):
         sim_node=SIM,
         policy_node={"policy": str(policy_file), "armed": True, "use_sim_time": True},
     )
-    peer.until(lambda: len(commands) >= 2, "commands", 40.0)
+    peer.until(lambda: len(commands) >= 2 and len(reference) >= 2, "an arm under way", 40.0)
     return nodes
 
 

@@ -144,6 +144,20 @@ def test_a_rival_on_the_command_topic_stops_it(start, peer, robot, policy_file, 
     peer.until(lambda: len(commands) > held, "commands again")
 
 
+def test_beside_a_rival_that_was_there_before_it_commands_nothing(
+    start, peer, policy_file, commands, status
+):
+    """Not even until it looks around for the first time."""
+    topic = "/arm_controller/joint_trajectory"
+    rival = peer.node.create_publisher(JointTrajectory, topic, 1)
+    Robot(peer)
+    start(policy_node={"policy": str(policy_file), "armed": True})
+    peer.until(lambda: f"another publisher is on {topic}: /peer" in status(), "its name")
+    assert commands == []
+    peer.node.destroy_publisher(rival)
+    peer.until(lambda: commands, "commands")
+
+
 @pytest.mark.parametrize(
     ("joints", "says"),
     [(NAMES[:7], "it has no panda_finger_joint1"), (NAMES, "it also needs panda_finger_joint2")],
