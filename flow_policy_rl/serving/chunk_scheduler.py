@@ -28,11 +28,11 @@ from flow_policy_rl.serving.pace import REAL_TIME, Pace
 from flow_policy_rl.spec import PolicySpec
 
 METHODS = ("replace", "crossfade", "ensemble", "rtc", "sync")
-ENSEMBLE_DECAY = 0.01
 CROSSFADE_STEPS = 4
 SHORTEST = 0.2  # of a control step: an action due sooner is past, it would be a jerk
 DELAYS_KEPT = 20
 REMEMBERED = 64
+ENSEMBLE_WEIGHTS = np.exp(-0.01 * np.arange(REMEMBERED))
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class ChunkScheduler:
         self.step = round(spec.control_dt * 1e9)
         self.execute_horizon = spec.execute_horizon
         self.action_horizon = spec.action_horizon
+        self._steps = self.step * np.arange(1, spec.action_horizon + 1)
+        self._rows = np.arange(spec.action_horizon)
         self.period = self.step * (1 if joining == "ensemble" else spec.execute_horizon)
         self.min_lead = round(min_lead_s * 1e9)
         self._delays: deque[int] = deque(maxlen=DELAYS_KEPT)
@@ -147,14 +149,13 @@ class ChunkScheduler:
             due = pace.due(now, self.step * np.arange(1, self.execute_horizon + 1))
             self._busy_until = int(due[-1])
             return self._take_over(due, chunk[: self.execute_horizon])
-        steps = self.step * np.arange(1, len(chunk) + 1)
-        due = pace.due(stamp, steps)
-        keep = due >= now + self.min_lead + round(SHORTEST * self.step)
-        if not keep.any():
+        due = pace.due(stamp, self._steps)
+        past = int(due.searchsorted(now + self.min_lead + round(SHORTEST * self.step)))
+        if past == len(due):
             return None
         if not len(self._due):
-            stamp, due, keep = now, pace.due(now, steps), steps > 0
-        due, positions = due[keep], chunk[keep]
+            stamp, due, past = now, pace.due(now, self._steps), 0
+        due, positions = due[past:], chunk[past:]
         if self.joining in ("crossfade", "rtc") and len(self._due):
             positions = self._crossfaded(due, positions)
         if self.joining == "ensemble":
@@ -166,9 +167,10 @@ class ChunkScheduler:
         """New targets in force from their first on."""
         met = len(self._due) and due[0] <= self._due[-1] + 1.5 * self.step
         jump = self._seam_jump(due, positions) if met else None
-        kept = self._due < due[0] - self.step // 2
-        self._due = np.concatenate([self._due[kept][-REMEMBERED:], due])
-        self._positions = np.concatenate([self._positions[kept][-REMEMBERED:], positions])
+        end = int(self._due.searchsorted(due[0] - self.step // 2))
+        kept = slice(max(0, end - REMEMBERED), end)
+        self._due = np.concatenate([self._due[kept], due])
+        self._positions = np.concatenate([self._positions[kept], positions])
         return Targets(due, positions, jump)
 
     def _seam_jump(self, due: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -179,10 +181,10 @@ class ChunkScheduler:
 
     def _in_force(self, due: np.ndarray) -> np.ndarray:
         """Targets in force (n, A) at given times; the first and the last hold beyond."""
-        after = np.clip(np.searchsorted(self._due, due), 1, max(len(self._due) - 1, 1))
-        before, after = after - 1, np.minimum(after, len(self._due) - 1)
+        after = np.minimum(self._due.searchsorted(due), len(self._due) - 1)
+        before = np.maximum(after - 1, 0)
         gap = np.maximum(self._due[after] - self._due[before], 1)
-        share = np.clip((due - self._due[before]) / gap, 0.0, 1.0)[:, None]
+        share = np.minimum(np.maximum((due - self._due[before]) / gap, 0.0), 1.0)[:, None]
         return self._positions[before] * (1 - share) + self._positions[after] * share
 
     def _crossfaded(self, due: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -192,19 +194,18 @@ class ChunkScheduler:
         return (1 - share) * self._in_force(due) + share * positions
 
     def _averaged(self, due: np.ndarray, pace: Pace) -> np.ndarray:
-        due = pace.progress(due)
+        """Weighted means (n, A) of what the chunks say about moments (n,), each chunk linear between its actions."""
+        stamps = np.array([stamp for stamp, _ in self._chunks])  # oldest first
+        chunks = np.concatenate([chunk for _, chunk in self._chunks])  # (m H, A)
+        if not pace.full(self._chunks[0][0]):
+            due, stamps = pace.progress(due), pace.progress(stamps)
+        steps = (due[:, None] - stamps) / self.step - 1  # (n, m): which row of each chunk
+        last = self.action_horizon - 1
+        weights = ENSEMBLE_WEIGHTS[: len(stamps)] * (steps <= last + 0.5)
+        weights /= weights.sum(axis=1)[:, None]
         # The next chunk may begin up to a step earlier than this one; what ends before is over.
-        while self._chunks[0][0] + (self.action_horizon + 1.5) * self.step < due[0]:
+        if steps[0, 0] > last + 1.5:
             self._chunks.popleft()
-        stamps = pace.progress(np.array([stamp for stamp, _ in self._chunks]))  # oldest first
-        chunks = np.array([chunk for _, chunk in self._chunks])  # (m, H, A)
-        last = chunks.shape[1] - 1
-        steps = (due - stamps[:, None]) / self.step - 1  # (m, n)
-        before = np.clip(np.floor(steps).astype(int), 0, max(last - 1, 0))
-        share = np.clip(steps - before, 0.0, 1.0)[..., None] if last else 0.0
-        m = np.arange(len(chunks))[:, None]
-        predicted = (
-            chunks[m, before] * (1 - share) + chunks[m, np.minimum(before + 1, last)] * share
-        )
-        weights = np.exp(-ENSEMBLE_DECAY * m) * (steps <= last + 0.5)
-        return (weights[..., None] * predicted).sum(axis=0) / weights.sum(axis=0)[:, None]
+        away = np.abs(np.minimum(np.maximum(steps, 0), last)[:, :, None] - self._rows)
+        shares = np.maximum(1 - away, 0) * weights[:, :, None]  # (n, m, H)
+        return shares.reshape(len(due), -1) @ chunks

@@ -162,10 +162,11 @@ class Commander:
         if self.plan is None:
             return now, Motion.at_rest(measured)
         since = now + self.scheduler.min_lead
-        knots = self.plan.start + np.rint(self.plan.spline.times * 1e9).astype(np.int64)
-        near = knots[np.abs(knots - since) < SHORTEST_SEGMENT]
-        if len(near) and near[0] > now:  # a tiny segment would turn rounding into acceleration
-            since = int(near[0])
+        times = self.plan.spline.times
+        nearest = times[np.abs(times - (since - self.plan.start) / 1e9).argmin()]
+        knot = self.plan.start + round(float(nearest) * 1e9)
+        if abs(knot - since) < SHORTEST_SEGMENT and knot > now:
+            since = knot  # a tiny segment would turn rounding into acceleration
         return since, self.plan.at(since)
 
     def _continued(self, since: int, spline: Spline, now: int) -> Plan:
@@ -175,12 +176,12 @@ class Commander:
         old = self.plan.spline
         times = old.times + (self.plan.start - now) / 1e9
         change = (since - now) / 1e9
-        kept = (times > NEAREST_S) & (times < change - NEAREST_S)
+        kept = slice(*times.searchsorted((NEAREST_S, change - NEAREST_S)))
         position, velocity, _ = old.sample((now - self.plan.start) / 1e9)
         return Plan(
             now,
             Spline(
-                np.concatenate([[0.0], times[kept], change + spline.times]),
+                np.concatenate([(0.0,), times[kept], change + spline.times]),
                 np.concatenate([position[None], old.positions[kept], spline.positions]),
                 np.concatenate([velocity[None], old.velocities[kept], spline.velocities]),
             ),

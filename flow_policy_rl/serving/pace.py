@@ -60,6 +60,8 @@ class Pace:
 
     def due(self, stamp: int, steps: np.ndarray) -> np.ndarray:
         """When what comes `steps` (n,) of the policy's time after a time is due."""
+        if self.full(stamp):
+            return stamp + steps
         return self.when(self.progress(np.int64(stamp)) + steps)
 
 

@@ -6,6 +6,23 @@ from functools import cached_property
 
 import numpy as np
 
+# Coefficients of a segment of length 1, of as many powers as rows, from its start, its change, and its velocities and
+# accelerations at both ends.
+FROM_ENDS = {
+    2: np.eye(2),
+    4: np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, 3, -2, -1], [0, -2, 1, 1]]),
+    6: np.array(
+        [
+            [1, 0, 0, 0, 0, 0],
+            [0, 0, 1, 0, 0, 0],
+            [0, 0, 0, 0, 0.5, 0],
+            [0, 10, -6, -4, -1.5, 0.5],
+            [0, -15, 8, 7, 1.5, -1],
+            [0, 6, -3, -3, -0.5, 0.5],
+        ]
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Spline:
@@ -33,23 +50,15 @@ class Spline:
     @cached_property
     def coefficients(self) -> np.ndarray:
         """(n - 1, degree + 1, A): position = sum of c_i (t - t_k)^i within segment k."""
-        p0, p1 = self.positions[:-1], self.positions[1:]
         h = (self.times[1:] - self.times[:-1])[:, None]
-        change = p1 - p0
-        if self.velocities is None:
-            return np.stack([p0, change / h], axis=1)
-        v0, v1 = self.velocities[:-1], self.velocities[1:]
-        if self.accelerations is None:
-            slope = change / h
-            cubic = np.empty((len(h), 4, p0.shape[1]))
-            cubic[:, 0], cubic[:, 1] = p0, v0
-            cubic[:, 2], cubic[:, 3] = (3 * slope - 2 * v0 - v1) / h, (v0 + v1 - 2 * slope) / h**2
-            return cubic
-        a0, a1 = self.accelerations[:-1], self.accelerations[1:]
-        c3 = (20 * change - (8 * v1 + 12 * v0) * h - (3 * a0 - a1) * h**2) / (2 * h**3)
-        c4 = (-30 * change + (14 * v1 + 16 * v0) * h + (3 * a0 - 2 * a1) * h**2) / (2 * h**4)
-        c5 = (12 * change - 6 * (v1 + v0) * h + (a1 - a0) * h**2) / (2 * h**5)
-        return np.stack([p0, v0, a0 / 2, c3, c4, c5], axis=1)
+        p, v, a = self.positions, self.velocities, self.accelerations
+        ends = [p[:-1], p[1:] - p[:-1]]
+        if v is not None:
+            ends += [v[:-1] * h, v[1:] * h]
+        if a is not None:
+            ends += [a[:-1] * h**2, a[1:] * h**2]
+        unit = FROM_ENDS[len(ends)] @ np.stack(ends, axis=1)
+        return unit / (h ** np.arange(len(ends)))[:, :, None]
 
     def sample(self, t: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Position, velocity and acceleration (A,) at a time, each from the right."""
