@@ -1,28 +1,11 @@
 """Piecewise polynomials through timed points: the one curve behind trajectories, per-tick commands,
 the controller's mock and the safety checks."""
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-
-# Coefficients of a segment of length 1, of as many powers as rows, from its start, its change, and its velocities and
-# accelerations at both ends.
-FROM_ENDS = {
-    2: np.eye(2),
-    4: np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, 3, -2, -1], [0, -2, 1, 1]]),
-    6: np.array(
-        [
-            [1, 0, 0, 0, 0, 0],
-            [0, 0, 1, 0, 0, 0],
-            [0, 0, 0, 0, 0.5, 0],
-            [0, 10, -6, -4, -1.5, 0.5],
-            [0, -15, 8, 7, 1.5, -1],
-            [0, 6, -3, -3, -0.5, 0.5],
-        ]
-    ),
-}
-
 
 @dataclass(frozen=True)
 class Spline:
@@ -48,27 +31,41 @@ class Spline:
         return float(self.times[-1])
 
     @cached_property
-    def coefficients(self) -> np.ndarray:
-        """(n - 1, degree + 1, A): position = sum of c_i (t - t_k)^i within segment k."""
-        h = (self.times[1:] - self.times[:-1])[:, None]
-        p, v, a = self.positions, self.velocities, self.accelerations
-        ends = [p[:-1], p[1:] - p[:-1]]
-        if v is not None:
-            ends += [v[:-1] * h, v[1:] * h]
-        if a is not None:
-            ends += [a[:-1] * h**2, a[1:] * h**2]
-        unit = FROM_ENDS[len(ends)] @ np.stack(ends, axis=1)
-        return unit / (h ** np.arange(len(ends)))[:, :, None]
+    def coefficients(self) -> list[np.ndarray]:
+        """c_i, (n - 1, A) each: position = sum of c_i (t - t_k)^i within segment k."""
+        return self._between(slice(None, -1), slice(1, None))
+
+    def _between(self, here: int | slice, there: int | slice) -> list[np.ndarray]:
+        """Coefficients of the segments from some knots, (A,) or (m, A) each, to others."""
+        times = self.times[:, None]
+        h = times[there] - times[here]
+        p0 = self.positions[here]
+        change = self.positions[there] - p0
+        if self.velocities is None:
+            return [p0, change / h]
+        v0, v1 = self.velocities[here], self.velocities[there]
+        if self.accelerations is None:
+            slope = change / h
+            return [p0, v0, (3 * slope - 2 * v0 - v1) / h, (v0 + v1 - 2 * slope) / (h * h)]
+        a0, a1 = self.accelerations[here], self.accelerations[there]
+        c3 = (20 * change - (8 * v1 + 12 * v0) * h - (3 * a0 - a1) * h**2) / (2 * h**3)
+        c4 = (-30 * change + (14 * v1 + 16 * v0) * h + (3 * a0 - 2 * a1) * h**2) / (2 * h**4)
+        c5 = (12 * change - 6 * (v1 + v0) * h + (a1 - a0) * h**2) / (2 * h**5)
+        return [p0, v0, a0 / 2, c3, c4, c5]
 
     def sample(self, t: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Position, velocity and acceleration (A,) at a time, each from the right."""
         still = np.zeros(self.positions.shape[1])
         if t >= self.times[-1] or t < self.times[0]:
             return self.positions[-1 if t >= self.times[-1] else 0].copy(), still, still.copy()
-        k = int(self.times.searchsorted(t, side="right")) - 1
-        segment = self.coefficients[k]
-        position, velocity, acceleration = _powers(t - float(self.times[k]), len(segment)) @ segment
-        return position, velocity, acceleration
+        k = bisect_right(self.times, t) - 1
+        u = t - float(self.times[k])
+        position = velocity = half = still
+        for c in reversed(self._between(k, k + 1)):  # Horner, with both derivatives
+            half = half * u + velocity
+            velocity = velocity * u + position
+            position = position * u + c
+        return position, velocity, 2 * half
 
     def position(self, times: np.ndarray) -> np.ndarray:
         """Positions (m, A) at times (m,)."""
@@ -77,19 +74,9 @@ class Spline:
         times = np.clip(times, self.times[0], self.times[-1])
         k = np.clip(np.searchsorted(self.times, times, side="right") - 1, 0, len(self.times) - 2)
         u, result = (times - self.times[k])[:, None], 0.0
-        for c in np.moveaxis(self.coefficients[k], 1, 0)[::-1]:  # Horner
-            result = result * u + c
+        for c in reversed(self.coefficients):
+            result = result * u + c[k]
         return result
-
-
-def _powers(u: float, num: int) -> np.ndarray:
-    """(3, num): what the coefficients c_i of a polynomial are multiplied with for its value and two derivatives."""
-    powers = [1.0]
-    for _ in range(num - 1):
-        powers.append(powers[-1] * u)
-    first = [0.0, *(i * powers[i - 1] for i in range(1, num))]
-    second = [0.0, 0.0, *(i * (i - 1) * powers[i - 2] for i in range(2, num))]
-    return np.array([powers, first, second[:num]])
 
 
 @dataclass(frozen=True)
@@ -110,6 +97,21 @@ class Extremes:
     jerk_step: np.ndarray
 
 
+def derivatives(spline: Spline, acceleration_before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of a cubic spline of n segments: velocity's Bezier control points (2 n + 1, A), which are at the knots and in
+    the middle between; accelerations (2 n + 2, A) before and after each knot, from the one given to rest."""
+    p, v = spline.positions, spline.velocities
+    h = (spline.times[1:] - spline.times[:-1])[:, None]
+    n, width = len(h), p.shape[1]
+    velocity, acceleration = np.empty((2 * n + 1, width)), np.empty((2 * n + 2, width))
+    velocity[::2] = v
+    velocity[1::2] = 3 * (p[1:] - p[:-1]) / h - v[:-1] - v[1:]
+    change = (velocity[1:] - velocity[:-1]).reshape(n, 2, width)
+    acceleration[0], acceleration[-1] = acceleration_before, 0.0
+    acceleration[1:-1] = (change / (h[:, None] / 2)).reshape(2 * n, width)
+    return velocity, acceleration
+
+
 def hull(spline: Spline, acceleration_before: np.ndarray) -> Extremes:
     """Bounds of a cubic spline that comes from `acceleration_before` (A,) and ends at rest: what it never leaves.
 
@@ -117,27 +119,21 @@ def hull(spline: Spline, acceleration_before: np.ndarray) -> Extremes:
     acceleration and jerk are exact.
     """
     p, v = spline.positions, spline.velocities
-    h = (spline.times[1:] - spline.times[:-1])[:, None]
-    n, third = len(h), h / 3
+    third = (spline.times[1:] - spline.times[:-1])[:, None] / 3
     points = np.concatenate([p, p[:-1] + v[:-1] * third, p[1:] - v[1:] * third])
-    middle = (p[1:] - p[:-1]) / third - v[:-1] - v[1:]  # velocity's control point within a segment
-    twice = 2 / h
-    one_sided = np.zeros((2 * n + 2, p.shape[1]))
-    one_sided[0] = acceleration_before
-    np.multiply(middle - v[:-1], twice, out=one_sided[1:-1:2])
-    np.multiply(v[1:] - middle, twice, out=one_sided[2:-1:2])
+    velocity, acceleration = derivatives(spline, acceleration_before)
     return Extremes(
         low=points.min(axis=0),
         high=points.max(axis=0),
-        speed=np.abs(np.concatenate([v, middle])).max(axis=0),
-        acceleration=np.abs(one_sided[1:-1]).max(axis=0),
-        jerk_step=np.abs(one_sided[1:] - one_sided[:-1]).max(axis=0),
+        speed=np.abs(velocity).max(axis=0),
+        acceleration=np.abs(acceleration[1:]).max(axis=0),
+        jerk_step=np.abs(acceleration[1:] - acceleration[:-1]).max(axis=0),
     )
 
 
 def extremes(spline: Spline, wide: Extremes) -> Extremes:
     """As `hull` (its result is given), exactly: closed forms over every segment."""
-    c0, c1, c2, c3 = spline.coefficients.transpose(1, 0, 2)  # (n - 1, A) each
+    c0, c1, c2, c3 = spline.coefficients
     h = (spline.times[1:] - spline.times[:-1])[:, None]
     with np.errstate(all="ignore"):
         root = np.sqrt(np.maximum(c2 * c2 - 3 * c1 * c3, 0.0))
