@@ -18,6 +18,7 @@ Joining methods:
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import deque
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ CROSSFADE_STEPS = 4
 SHORTEST = 0.2  # of a control step: an action due sooner is past, it would be a jerk
 DELAYS_KEPT = 20
 REMEMBERED = 64
-ENSEMBLE_WEIGHTS = np.exp(-0.01 * np.arange(REMEMBERED))
+ENSEMBLE_WEIGHTS = np.exp(-0.01 * np.arange(REMEMBERED)).tolist()
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,6 @@ class ChunkScheduler:
         self.execute_horizon = spec.execute_horizon
         self.action_horizon = spec.action_horizon
         self._steps = self.step * np.arange(1, spec.action_horizon + 1)
-        self._rows = np.arange(spec.action_horizon)
         self.period = self.step * (1 if joining == "ensemble" else spec.execute_horizon)
         self.min_lead = round(min_lead_s * 1e9)
         self._delays: deque[int] = deque(maxlen=DELAYS_KEPT)
@@ -102,9 +102,10 @@ class ChunkScheduler:
         self._last_stamp: int | None = None
         self._busy_until: int | None = None
         self._given_until = 0  # the policy was told what is in force up to then
-        self._due = np.zeros(0, dtype=np.int64)  # targets in force, and those executed of late
-        self._positions = np.zeros((0, self.num_joints))
-        self._chunks: deque[tuple[int, np.ndarray]] = deque(maxlen=REMEMBERED)  # for the ensemble
+        self._due: list[int] = []  # of the targets in force, and those executed of late
+        self._positions: list[np.ndarray] = []  # (A,) each
+        # For the ensemble: when each chunk begins, in the policy's time, and its actions, the first and the last twice.
+        self._chunks: deque[tuple[int, np.ndarray]] = deque(maxlen=REMEMBERED)
 
     def due(self, stamp: int) -> bool:
         """Whether an observation of this time should start an inference."""
@@ -130,13 +131,13 @@ class ChunkScheduler:
 
     def prefix(self, stamp: int, pace: Pace = REAL_TIME) -> Prefix:
         """What will be executed after an observation of this time while its inference runs; nothing unless `rtc`."""
-        if not len(self._due) or self.joining != "rtc":
+        if not self._due or self.joining != "rtc":
             return Prefix(np.zeros((self.prefix_horizon, self.num_joints)), 0)
         due = pace.due(stamp, self.step * np.arange(1, self.prefix_horizon + 1))
         covered = int((due <= self._due[-1] + self.step // 2).sum())
         delay = min(self.delay_steps, covered)
         self._given_until = int(due[delay - 1]) if delay else stamp
-        return Prefix(self._in_force(due), delay)
+        return Prefix(np.array([self._in_force(t) for t in due.tolist()]), delay)
 
     # --- joining ---
 
@@ -150,62 +151,67 @@ class ChunkScheduler:
             self._busy_until = int(due[-1])
             return self._take_over(due, chunk[: self.execute_horizon])
         due = pace.due(stamp, self._steps)
-        past = int(due.searchsorted(now + self.min_lead + round(SHORTEST * self.step)))
+        past = bisect_left(due, now + self.min_lead + round(SHORTEST * self.step))
         if past == len(due):
             return None
-        if not len(self._due):
+        if not self._due:
             stamp, due, past = now, pace.due(now, self._steps), 0
         due, positions = due[past:], chunk[past:]
-        if self.joining in ("crossfade", "rtc") and len(self._due):
+        if self.joining in ("crossfade", "rtc") and self._due:
             positions = self._crossfaded(due, positions)
         if self.joining == "ensemble":
-            self._chunks.append((stamp, chunk))
-            positions = self._averaged(due, pace)
+            begin = pace.progress(stamp)
+            self._chunks.append((begin, np.concatenate([chunk[:1], chunk, chunk[-1:]])))
+            positions = self._averaged(begin + past * self.step, len(due))
         return self._take_over(due, positions)
 
     def _take_over(self, due: np.ndarray, positions: np.ndarray) -> Targets:
         """New targets in force from their first on."""
-        met = len(self._due) and due[0] <= self._due[-1] + 1.5 * self.step
-        jump = self._seam_jump(due, positions) if met else None
-        end = int(self._due.searchsorted(due[0] - self.step // 2))
+        moments = due.tolist()
+        met = self._due and moments[0] <= self._due[-1] + 1.5 * self.step
+        jump = self._seam_jump(moments, positions) if met else None
+        end = bisect_left(self._due, moments[0] - self.step // 2)
         kept = slice(max(0, end - REMEMBERED), end)
-        self._due = np.concatenate([self._due[kept], due])
-        self._positions = np.concatenate([self._positions[kept], positions])
+        self._due = self._due[kept] + moments
+        self._positions = self._positions[kept] + list(positions)
         return Targets(due, positions, jump)
 
-    def _seam_jump(self, due: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def _seam_jump(self, due: list[int], positions: np.ndarray) -> np.ndarray:
         """Velocity that the first target of the new chunk's own adds to what was in force."""
-        first = min(int((due <= self._given_until).sum()), len(due) - 1)
-        departure = positions[first] - self._in_force(due[first : first + 1])[0]
-        return departure / self.control_dt
+        first = min(bisect_right(due, self._given_until), len(due) - 1)
+        return (positions[first] - self._in_force(due[first])) / self.control_dt
 
-    def _in_force(self, due: np.ndarray) -> np.ndarray:
-        """Targets in force (n, A) at given times; the first and the last hold beyond."""
-        after = np.minimum(self._due.searchsorted(due), len(self._due) - 1)
-        before = np.maximum(after - 1, 0)
-        gap = np.maximum(self._due[after] - self._due[before], 1)
-        share = np.minimum(np.maximum((due - self._due[before]) / gap, 0.0), 1.0)[:, None]
-        return self._positions[before] * (1 - share) + self._positions[after] * share
+    def _in_force(self, time: int) -> np.ndarray:
+        """Target in force (A,) at a time; the first and the last hold beyond."""
+        after = bisect_left(self._due, time)
+        if after in (0, len(self._due)):
+            return self._positions[0 if after == 0 else -1]
+        before, gap = self._due[after - 1], self._due[after] - self._due[after - 1]
+        share = (time - before) / gap
+        return self._positions[after - 1] * (1 - share) + self._positions[after] * share
 
     def _crossfaded(self, due: np.ndarray, positions: np.ndarray) -> np.ndarray:
         begin = max(due[0] - self.step, self._given_until)
         share = np.clip((due - begin) / (self.step * (CROSSFADE_STEPS + 1)), 0.0, 1.0)
         share = np.where(due > self._due[-1], 1.0, share)[:, None]
-        return (1 - share) * self._in_force(due) + share * positions
+        in_force = np.array([self._in_force(t) for t in due.tolist()])
+        return (1 - share) * in_force + share * positions
 
-    def _averaged(self, due: np.ndarray, pace: Pace) -> np.ndarray:
-        """Weighted means (n, A) of what the chunks say about moments (n,), each chunk linear between its actions."""
-        stamps = np.array([stamp for stamp, _ in self._chunks])  # oldest first
-        chunks = np.concatenate([chunk for _, chunk in self._chunks])  # (m H, A)
-        if not pace.full(self._chunks[0][0]):
-            due, stamps = pace.progress(due), pace.progress(stamps)
-        steps = (due[:, None] - stamps) / self.step - 1  # (n, m): which row of each chunk
-        last = self.action_horizon - 1
-        weights = ENSEMBLE_WEIGHTS[: len(stamps)] * (steps <= last + 0.5)
-        weights /= weights.sum(axis=1)[:, None]
+    def _averaged(self, begin: int, num: int) -> np.ndarray:
+        """Weighted means (num, A) of what the chunks say about the moments that follow a time of the policy's, a step
+        from one to the next."""
+        total, weights = np.zeros((num, self.num_joints)), np.zeros((num, 1))
+        for weight, (chunk_begin, rows) in zip(ENSEMBLE_WEIGHTS, self._chunks, strict=False):
+            # Linear between its actions. The last one holds for half a step.
+            steps = (begin - chunk_begin) / self.step + 1
+            row = int(steps)
+            n = min(num, math.floor(self.action_horizon + 1.5 - steps))
+            if n <= 0:
+                continue
+            share = weight * (steps - row)
+            total[:n] += (weight - share) * rows[row : row + n] + share * rows[row + 1 : row + n + 1]
+            weights[:n] += weight
         # The next chunk may begin up to a step earlier than this one; what ends before is over.
-        if steps[0, 0] > last + 1.5:
+        if begin > self._chunks[0][0] + (self.action_horizon + 0.5) * self.step:
             self._chunks.popleft()
-        away = np.abs(np.minimum(np.maximum(steps, 0), last)[:, :, None] - self._rows)
-        shares = np.maximum(1 - away, 0) * weights[:, :, None]  # (n, m, H)
-        return shares.reshape(len(due), -1) @ chunks
+        return total / weights

@@ -38,14 +38,12 @@ class Pace:
             return np.ones(len(times))
         return np.minimum(1.0, SLOWEST + (1 - SLOWEST) * (times - self.began) / self._ramp)
 
-    def progress(self, times: np.ndarray) -> np.ndarray:
-        """The policy's time (n,) at times (n,): the integral of the share."""
+    def progress(self, time: int) -> int:
+        """The policy's time at a time: the integral of the share."""
         if not self._ramp:
-            return times
-        elapsed = np.asarray(times - self.began, float)
-        slow = np.clip(elapsed, 0.0, self._ramp)
-        lost = (1 - SLOWEST) * (slow - slow**2 / (2 * self._ramp))
-        return times - np.rint(lost).astype(np.int64)
+            return time
+        slow = min(max(time - self.began, 0), self._ramp)
+        return time - round((1 - SLOWEST) * (slow - slow**2 / (2 * self._ramp)))
 
     def when(self, progress: np.ndarray) -> np.ndarray:
         """Times (n,) at which the policy's time is `progress` (n,)."""
@@ -62,7 +60,7 @@ class Pace:
         """When what comes `steps` (n,) of the policy's time after a time is due."""
         if self.full(stamp):
             return stamp + steps
-        return self.when(self.progress(np.int64(stamp)) + steps)
+        return self.when(self.progress(stamp) + steps)
 
 
 REAL_TIME = Pace()
