@@ -214,7 +214,7 @@ def test_a_spline_stays_between_its_extremes_and_these_within_its_hull(seed, sti
 def test_stopping_distance_in_closed_form_is_that_of_the_stop(velocity, dt):
     group = SafetyFilter(PANDA, JOINTS[:7], dt)._groups[0]
     v = np.array(velocity)
-    _, positions, velocities = group.stop(Motion(np.zeros(7), v, np.zeros(7)))
+    positions, velocities = group.stop(Motion(np.zeros(7), v, np.zeros(7)))
     went = positions[-1] if len(positions) else np.zeros(7)
     assert np.allclose(v * group.stop_seconds(velocity), went, atol=1e-8)
     # The direction stays: every velocity on the way is a multiple of the first.

@@ -209,7 +209,9 @@ class ChunkScheduler:
             if n <= 0:
                 continue
             share = weight * (steps - row)
-            total[:n] += (weight - share) * rows[row : row + n] + share * rows[row + 1 : row + n + 1]
+            total[:n] += (weight - share) * rows[row : row + n] + share * rows[
+                row + 1 : row + n + 1
+            ]
             weights[:n] += weight
         # The next chunk may begin up to a step earlier than this one; what ends before is over.
         if begin > self._chunks[0][0] + (self.action_horizon + 0.5) * self.step:

@@ -96,13 +96,7 @@ class Commander:
         """
         if self.emergency.tripped:
             raise Rejected(f"emergency stop: {self.emergency.reason}")
-        if not np.isfinite(chunk).all():
-            bad = [
-                name
-                for name, column in zip(self.safety.joint_names, chunk.T, strict=True)
-                if not np.isfinite(column).all()
-            ]
-            raise Rejected(f"not a finite target for {', '.join(bad)}")
+        self.safety.refuse_unless_finite(chunk)
         first = self._pace is None
         pace = Pace(now, self.soft_start_s) if first else self._pace
         targets = self.scheduler.join(chunk, stamp, now, pace)

@@ -4,11 +4,13 @@ Vectors of a handful of joints are lists of floats here: numpy takes longer to b
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import truediv
 
 import numpy as np
+
+from flow_policy_rl.serving.spline import Spline
 
 TOLERANCE = 1e-6  # relative; rounding only
 AT_REST = 1e-9
@@ -16,7 +18,7 @@ SCALES = (0.75, 0.5, 0.25)  # of a step that the robot could not stop after, tow
 
 Reach = list[tuple[float, float, float]]  # by joint: lowest and highest position, highest speed
 State = tuple[list[float], list[float]]  # positions and velocities
-Knots = tuple[np.ndarray, np.ndarray, np.ndarray]  # times (n,), positions and velocities (n, A)
+Knots = tuple[list[list[float]], list[list[float]]]  # positions and velocities, step by step
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,10 @@ class Bounds:
     speed: np.ndarray
     speed_share: np.ndarray | None = None
 
-    def part(self, columns: np.ndarray) -> "Bounds":
+    def part(self, columns: slice | np.ndarray) -> "Bounds":
         """Those of some joints."""
         sides = self.low[columns], self.high[columns], self.speed[columns]
         return Bounds(*sides, self.speed_share)
-
-    @property
-    def too_fast(self) -> np.ndarray:
-        """Beyond this speed the limit is broken, rounding aside."""
-        return self.speed * (1 + TOLERANCE) + 1e-9
-
-    @property
-    def too_fast_at(self) -> np.ndarray:
-        """The same at each target, (n, A), or (A,) where it is the same at all."""
-        shares = 1.0 if self.speed_share is None else self.speed_share[:, None]
-        return shares * self.too_fast
 
     def reach(self, share: float = 1.0) -> Reach:
         """As plain numbers, with a little room for rounding."""
@@ -80,56 +71,17 @@ class Bounds:
         return [((self.speed * x).tolist(), self.reach(x)) for x in self.speed_share.tolist()]
 
 
-@dataclass(frozen=True)
-class Course:
-    """The cubic spline through targets.
-
-    Attributes:
-        due: (n,) s, when it reaches them.
-        positions, velocities: (n, A) there.
-        first, last: (n, A) acceleration at the start and at the end of each segment.
-    """
-
-    due: np.ndarray
-    positions: np.ndarray
-    velocities: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
-
-    @classmethod
-    def through(cls, start: Motion, steps: np.ndarray, targets: np.ndarray) -> "Course":
-        """From a motion on, `steps` (n,) s from each target (n, A) to the next."""
-        h = steps[:, None]
-        slopes = np.empty_like(targets)
-        slopes[0], slopes[1:] = targets[0] - start.position, targets[1:] - targets[:-1]
-        slopes /= h
-        v = np.empty((len(targets) + 1, targets.shape[1]))
-        v[0], v[-1] = start.velocity, slopes[-1]
-        # At a point between two steps: the slope of the parabola through it and both neighbours.
-        v[1:-1] = (h[1:] * slopes[:-1] + h[:-1] * slopes[1:]) / (h[1:] + h[:-1])
-        bend = 3 * slopes - v[:-1] - v[1:]
-        twice = 2 / h
-        first, last = (bend - v[:-1]) * twice, (v[1:] - bend) * twice
-        return cls(np.cumsum(steps), targets, v[1:], first, last)
-
-    def beyond(
-        self,
-        before: np.ndarray,
-        speed: np.ndarray,
-        acceleration: np.ndarray,
-        jerk_step: np.ndarray,
-    ) -> np.ndarray:
-        """Which joints go beyond limits of velocity (A,) or (n, A) at the targets, acceleration (A,), and change of
-        acceleration (A,) after the one before the start (A,): (3, A) in this order."""
-        one_sided = np.empty((2 * len(self.first) + 1, len(before)))
-        one_sided[0], one_sided[1::2], one_sided[2::2] = before, self.first, self.last
-        return np.array(
-            [
-                (np.abs(self.velocities) > speed).any(axis=0),
-                (np.abs(one_sided[1:]) > acceleration).any(axis=0),
-                (np.abs(one_sided[1:] - one_sided[:-1]) > jerk_step).any(axis=0),
-            ]
-        )
+def course(start: Motion, due: np.ndarray, targets: np.ndarray) -> Spline:
+    """The cubic spline from a motion on through targets (n, A) that are due (n,) s after it."""
+    times = np.concatenate([(0.0,), due])
+    positions = np.concatenate([start.position[None], targets])
+    h = (times[1:] - times[:-1])[:, None]
+    slopes = (positions[1:] - positions[:-1]) / h
+    velocities = np.empty_like(positions)
+    velocities[0], velocities[-1] = start.velocity, slopes[-1]
+    # At a point between two steps: the slope of the parabola through it and both neighbours.
+    velocities[1:-1] = (h[1:] * slopes[:-1] + h[:-1] * slopes[1:]) / (h[1:] + h[:-1])
+    return Spline(times, positions, velocities)
 
 
 class JointGroup:
@@ -142,6 +94,9 @@ class JointGroup:
 
     def __init__(self, columns: np.ndarray, limits: dict[str, np.ndarray], control_dt: float):
         self.columns, self.control_dt = columns, control_dt
+        adjacent = columns[-1] - columns[0] + 1 == len(columns)
+        self._own = slice(columns[0], columns[-1] + 1) if adjacent else columns
+        self._numbers = set(columns.tolist())
         velocity, acceleration, jerk = (
             limits[what][columns] for what in ("velocity", "acceleration", "jerk")
         )
@@ -155,11 +110,19 @@ class JointGroup:
 
     def part(self, motion: Motion) -> Motion:
         """The motion of these joints alone."""
-        return Motion(
-            motion.position[self.columns],
-            motion.velocity[self.columns],
-            motion.acceleration[self.columns],
-        )
+        own = self._own
+        return Motion(motion.position[own], motion.velocity[own], motion.acceleration[own])
+
+    def place(self, knots: Knots, positions: np.ndarray, velocities: np.ndarray) -> None:
+        """Write knots into those of all joints (n, A), from the second row on; after them these joints rest."""
+        own, n = self._own, len(knots[0])
+        if n:
+            positions[1 : n + 1, own], velocities[1 : n + 1, own] = knots
+        positions[n + 1 :, own] = positions[n, own]
+
+    def has(self, excess: list[tuple[str, int]]) -> bool:
+        """Whether one of these joints breaks a limit (limits with columns)."""
+        return any(column in self._numbers for _, column in excess)
 
     # --- coming to rest ---
 
@@ -190,14 +153,8 @@ class JointGroup:
             yield q, v
 
     def stop(self, motion: Motion, parts: int = 1) -> Knots:
-        """After a motion until rest, in steps of a part of a control step; n may be 0."""
-        steps = list(self._slow_down(*motion.lists(), parts))
-        n, width = len(steps), len(self.columns)
-        return (
-            self.control_dt / parts * np.arange(1, n + 1),
-            np.array([q for q, _ in steps]).reshape(n, width),
-            np.array([v for _, v in steps]).reshape(n, width),
-        )
+        """After a motion until rest, in steps of a part of a control step; there may be none."""
+        return _columns(self._slow_down(*motion.lists(), parts))
 
     def stop_seconds(self, v: list[float]) -> float:
         """How long at these velocities the joints would go as far as `stop` does, where jerk does not bind: full
@@ -249,33 +206,33 @@ class JointGroup:
 
     # --- following targets ---
 
-    def follow(self, course: Course) -> Knots:
-        """A course, as it is for these joints; then a stop."""
-        c = self.columns
-        tail = self.stop(
-            Motion(course.positions[-1, c], course.velocities[-1, c], course.last[-1, c])
+    def follow(self, way: Spline, arrival: np.ndarray) -> Knots:
+        """A course, as it is for these joints, that ends with an acceleration (A,); then a stop."""
+        end = Motion(way.positions[-1], way.velocities[-1], arrival)
+        positions, velocities = self.stop(self.part(end))
+        own = self._own
+        return (
+            way.positions[1:, own].tolist() + positions,
+            way.velocities[1:, own].tolist() + velocities,
         )
-        return _joined((course.due, course.positions[:, c], course.velocities[:, c]), tail)
 
-    def govern(
-        self, start: Motion, steps: np.ndarray, targets: np.ndarray, bounds: Bounds
-    ) -> Knots:
-        """As near to targets (n, A), due after `steps` (n,) s each, as the limits allow, with constant acceleration in
-        each step; then a stop."""
-        limits = bounds.by_step(len(steps))
+    def govern(self, start: Motion, due: np.ndarray, targets: np.ndarray, bounds: Bounds) -> Knots:
+        """As near to targets (n, A) that are due (n,) s after the start as the limits allow, with constant
+        acceleration in each step; then a stop. The start, targets and bounds are those of all joints."""
+        targets, bounds = targets[:, self._own], bounds.part(self._own)
+        q, v, a = self.part(start).lists()
+        steps = due.copy()
+        steps[1:] -= due[:-1]
         slopes = np.zeros_like(targets)
         slopes[:-1] = (targets[1:] - targets[:-1]) / steps[1:, None]
-        q, v, a = start.lists()
-        positions, velocities = [], []
-        plain = steps.tolist(), targets.tolist(), slopes.tolist()
-        for h, target, slope, (fastest, reach) in zip(*plain, limits, strict=True):
+        way: list[State] = []
+        plain = steps.tolist(), targets.tolist(), slopes.tolist(), bounds.by_step(len(steps))
+        for h, target, slope, (fastest, reach) in zip(*plain, strict=True):
             wanted = self._wanted(q, v, a, target, slope, h, fastest)
             a, (q, v) = self._allowed(q, v, a, wanted, h, reach)
-            positions.append(q)
-            velocities.append(v)
-        positions, velocities = np.array(positions), np.array(velocities)
-        tail = self.stop(Motion(positions[-1], velocities[-1], np.array(a)))
-        return _joined((np.cumsum(steps), positions, velocities), tail)
+            way.append((q, v))
+        way += self._slow_down(q, v, a)
+        return _columns(way)
 
     def _wanted(self, q, v, before, target, slope, h: float, speed: list[float]) -> list[float]:
         """Accelerations toward a target that moves at `slope`, within the limits of velocity, acceleration, jerk."""
@@ -316,15 +273,10 @@ def _step(q: list[float], v: list[float], a: list[float], h: float) -> State:
     return [x + (y + z) / 2 * h for x, y, z in zip(q, v, ahead, strict=True)], ahead
 
 
-def _joined(way: Knots, tail: Knots) -> Knots:
-    """One after the other; the tail's times count from the end of the way."""
-    if not len(tail[0]):
-        return way
-    return (
-        np.concatenate([way[0], way[0][-1] + tail[0]]),
-        np.concatenate([way[1], tail[1]]),
-        np.concatenate([way[2], tail[2]]),
-    )
+def _columns(states: Iterable[State]) -> Knots:
+    """Positions apart from velocities."""
+    states = list(states)
+    return [q for q, _ in states], [v for _, v in states]
 
 
 def _clip(value: float, low: float, high: float) -> float:

@@ -27,18 +27,17 @@ from flow_policy_rl.serving.governor import (
     AT_REST,
     TOLERANCE,
     Bounds,
-    Course,
     JointGroup,
     Knots,
     Motion,
+    course,
 )
 from flow_policy_rl.serving.robot import LIMITS, Robot
-from flow_policy_rl.serving.spline import Extremes, Spline, extremes, hull
+from flow_policy_rl.serving.spline import Extremes, Spline, derivatives, extremes, hull
 
 Excess = list[tuple[str, int]]  # a limit, and the column of the joint that breaks it
 
 KINDS = (*LIMITS, "box")
-CHECKED = (*LIMITS, "rest")
 STOP_PARTS = (
     1,
     4,
@@ -107,6 +106,8 @@ class SafetyFilter:
             for columns in (self.arm, np.flatnonzero(~in_arm))
             if len(columns)
         ]
+        self._in_arm = in_arm.astype(float)
+        self._too_fast = limits["velocity"] * (1 + TOLERANCE) + 1e-9
         self._strongest = limits["acceleration"] * (1 + TOLERANCE) + 1e-6
         self._jerk_step = limits["jerk"] * control_dt * (1 + TOLERANCE) + 1e-6
         self._kinematics = robot.chain if workspace and robot.workspace is not None else None
@@ -132,11 +133,9 @@ class SafetyFilter:
         """
         self._make_sense(due, targets, measured)
         bounds = self._bounds(start, speed_share)
-        steps = due.astype(float)
-        steps[1:] -= due[:-1]
         wanted = np.minimum(np.maximum(targets, self.low), self.high)
-        plan, beyond = self._plan(start, steps, wanted, bounds)
-        if (wanted != targets)[:, self.arm].any():
+        plan, beyond = self._plan(start, due, wanted, bounds)
+        if (np.abs(wanted - targets) * self._in_arm).max() > 0:
             beyond.add("position")
         spline = self._within_box(start, plan, len(due))
         if spline is not plan:
@@ -144,10 +143,10 @@ class SafetyFilter:
         reached = spline.positions[1 : len(due) + 1]
         if len(reached) < len(due):
             reached = spline.position(due)
-        missed = np.abs(reached - targets)[:, self.arm].max(axis=1)
-        changed = missed > self.changed_tolerance
+        missed = (np.abs(reached - targets) * self._in_arm).max(axis=1).tolist()
+        num_changed = sum(distance > self.changed_tolerance for distance in missed)
         kinds = tuple(kind for kind in KINDS if kind in beyond)
-        return Checked(spline, int(changed.sum()), float(missed.max()), kinds)
+        return Checked(spline, num_changed, max(missed), kinds)
 
     def _bounds(self, start: Motion, speed_share: np.ndarray | None = None) -> Bounds:
         """The limits of a plan. One that starts outside of a joint's range may stay there."""
@@ -159,54 +158,52 @@ class SafetyFilter:
         )
 
     def _plan(
-        self, start: Motion, steps: np.ndarray, wanted: np.ndarray, bounds: Bounds
+        self, start: Motion, due: np.ndarray, wanted: np.ndarray, bounds: Bounds
     ) -> tuple[Spline, set[str]]:
         """Arm and gripper apart, each through its targets where that is within the limits, else governed; and which
         limits the arm's targets go beyond."""
-        course = Course.through(start, steps, wanted)
-        too_much = course.beyond(
-            start.acceleration, bounds.too_fast_at, self._strongest, self._jerk_step
-        )
-        beyond = {KINDS[1 + k] for k in np.flatnonzero(too_much[:, self.arm].any(axis=1))}
-
-        def governed(group: JointGroup) -> Knots:
-            own = group.columns
-            return group.govern(group.part(start), steps, wanted[:, own], bounds.part(own))
-
-        follows = [not too_much[:, group.columns].any() for group in self._groups]
-        plans = [
-            group.follow(course) if smooth else governed(group)
-            for group, smooth in zip(self._groups, follows, strict=True)
-        ]
-        spline = self._merge(start, plans)
-        excess = self._excess(start, spline, bounds)
-        broken = {column for _, column in excess}
-        again = [
-            smooth and not broken.isdisjoint(group.columns.tolist())
-            for group, smooth in zip(self._groups, follows, strict=True)
-        ]
-        if any(again):
-            beyond |= {what for what, column in excess if column in self.arm}
+        way = course(start, due, wanted)
+        _, accelerations = derivatives(way, start.acceleration)
+        accelerations = accelerations[:-1]  # it does not end at rest
+        over = self._beyond(way, accelerations, bounds)
+        while True:
+            governed = [group.has(over) for group in self._groups]
             plans = [
-                governed(group) if anew else knots
-                for group, anew, knots in zip(self._groups, again, plans, strict=True)
+                group.govern(start, due, wanted, bounds)
+                if must
+                else group.follow(way, accelerations[-1])
+                for group, must in zip(self._groups, governed, strict=True)
             ]
-            spline = self._merge(start, plans)
+            spline = self._merge(start, due, plans)
             excess = self._excess(start, spline, bounds)
-        if excess:
-            names = (f"{what} of {self.joint_names[column]}" for what, column in excess)
-            raise Rejected(f"no plan within the limits: {', '.join(names)}")
-        return spline, beyond
+            if not excess:
+                return spline, {what for what, column in over if self._in_arm[column]}
+            if all(
+                must or not group.has(excess)
+                for group, must in zip(self._groups, governed, strict=True)
+            ):
+                names = (f"{what} of {self.joint_names[column]}" for what, column in excess)
+                raise Rejected(f"no plan within the limits: {', '.join(names)}")
+            over += excess  # between the targets, or in the stop after them
 
     def stop(self, start: Motion) -> Spline | None:
         """The quickest plan to rest from a commanded state; None when it would break a limit (then stay with the
         plan in force)."""
         for parts in STOP_PARTS:
             plans = [group.stop(group.part(start), parts) for group in self._groups]
-            spline = self._merge(start, plans)
+            spline = self._merge(start, np.zeros(0), plans, self.control_dt / parts)
             if not self._excess(start, spline, self._bounds(start)):
                 return spline
         return None
+
+    def refuse_unless_finite(self, targets: np.ndarray) -> None:
+        """Raises:
+        Rejected: a target (n, A) is no number, or an infinite one.
+        """
+        if not np.abs(targets).max() < np.inf:
+            finite = np.isfinite(targets).all(axis=0)
+            bad = [n for n, good in zip(self.joint_names, finite, strict=True) if not good]
+            raise Rejected(f"not a finite target for {', '.join(bad)}")
 
     def _make_sense(
         self, due: np.ndarray, targets: np.ndarray, measured: np.ndarray | None
@@ -215,10 +212,7 @@ class SafetyFilter:
             raise Rejected(
                 f"targets have shape {targets.shape}, not {(len(due), len(self.joint_names))}"
             )
-        finite = np.isfinite(targets).all(axis=0)
-        if not finite.all():
-            bad = [n for n, good in zip(self.joint_names, finite, strict=True) if not good]
-            raise Rejected(f"not a finite target for {', '.join(bad)}")
+        self.refuse_unless_finite(targets)
         if measured is None:
             return
         distance = np.abs(targets[0] - measured)
@@ -229,44 +223,52 @@ class SafetyFilter:
                 f"limit {self.max_start_distance:.3f}"
             )
 
-    def _excess(self, start: Motion, spline: Spline, bounds: Bounds) -> Excess:
-        """Which limits of which joints (columns) a plan breaks."""
-        found = hull(spline, start.acceleration)
-        broken = self._broken(spline, found, bounds)
-        if not broken.any():
-            return []
-        if (broken[:2].any(axis=0) & ~broken[2:].any(axis=0)).any():  # the hull is wide
-            broken = self._broken(spline, extremes(spline, found), bounds)
-        return [(CHECKED[i], int(k)) for i, k in zip(*broken.nonzero(), strict=True)]
-
-    def _broken(self, spline: Spline, found: Extremes, bounds: Bounds) -> np.ndarray:
-        """(5, A): which of `CHECKED` are broken, rounding aside; all of them where a number is nan."""
-        return ~np.array(
-            [
-                (found.low >= bounds.low - 1e-6) & (found.high <= bounds.high + 1e-6),
-                found.speed <= bounds.too_fast,
-                found.acceleration <= self._strongest,
-                found.jerk_step <= self._jerk_step,
-                spline.velocities[-1] == 0,
-            ]
+    def _beyond(self, way: Spline, accelerations: np.ndarray, bounds: Bounds) -> Excess:
+        """Which limits of which joints (columns) a course goes beyond: speed at its targets, one-sided accelerations
+        (2 n + 1, A) and their changes."""
+        speeds = np.abs(way.velocities[1:])
+        if bounds.speed_share is not None:
+            speeds /= bounds.speed_share[:, None]
+        strength, roughness = accelerations[1:], accelerations[1:] - accelerations[:-1]
+        return _over(
+            ("velocity", speeds.max(axis=0), self._too_fast),
+            ("acceleration", np.abs(strength).max(axis=0), self._strongest),
+            ("jerk", np.abs(roughness).max(axis=0), self._jerk_step),
         )
 
-    def _merge(self, start: Motion, plans: list[Knots]) -> Spline:
-        """The groups' knots side by side. All have the same steps; the shorter one rests at its end. One that moves
-        nowhere stands still for a step."""
-        times = max((knots[0] for knots in plans), key=len)
-        if not len(times):
-            times = np.array([self.control_dt])
-        positions = np.empty((len(times) + 1, len(self.joint_names)))
-        velocities = np.zeros_like(positions)
+    def _excess(self, start: Motion, spline: Spline, bounds: Bounds) -> Excess:
+        """Which limits of which joints (columns) a plan breaks, anywhere; all of them where a number is nan."""
+        found = hull(spline, start.acceleration)
+        excess = self._broken(found, bounds)
+        if any(what in ("position", "velocity") for what, _ in excess):  # the hull is wide
+            excess = self._broken(extremes(spline, found), bounds)
+        return excess + _over(("rest", np.abs(spline.velocities[-1]), 0.0))
+
+    def _broken(self, found: Extremes, bounds: Bounds) -> Excess:
+        return _over(
+            ("position", np.maximum(bounds.low - found.low, found.high - bounds.high), 1e-6),
+            ("velocity", found.speed, self._too_fast),
+            ("acceleration", found.acceleration, self._strongest),
+            ("jerk", found.jerk_step, self._jerk_step),
+        )
+
+    def _merge(
+        self, start: Motion, due: np.ndarray, plans: list[Knots], stop_step: float | None = None
+    ) -> Spline:
+        """The groups' knots side by side: at the targets, then by control steps or those of a stop. The shorter one
+        rests at its end. One that moves nowhere stands still for a step."""
+        num = max(1, *(len(positions) for positions, _ in plans))
+        times = np.zeros(num + 1)
+        times[1 : len(due) + 1] = due
+        later = np.arange(1, num - len(due) + 1) * (stop_step or self.control_dt)
+        times[len(due) + 1 :] = times[len(due)] + later
+        positions = np.empty((num + 1, len(self.joint_names)))
+        velocities = np.zeros((num + 1, len(self.joint_names)))
         positions[0], velocities[0] = start.position, start.velocity
-        for group, (own, position, velocity) in zip(self._groups, plans, strict=True):
-            c, n = group.columns, len(own)
-            positions[1 : n + 1, c], velocities[1 : n + 1, c] = position, velocity
-            positions[n + 1 :, c] = positions[n, c]
-        last = velocities[-1]
-        last[np.abs(last) <= AT_REST] = 0.0
-        return Spline(np.concatenate([[0.0], times]), positions, velocities)
+        for group, knots in zip(self._groups, plans, strict=True):
+            group.place(knots, positions, velocities)
+        velocities[-1] *= np.abs(velocities[-1]) > AT_REST
+        return Spline(times, positions, velocities)
 
     # --- the tool's box ---
 
@@ -311,6 +313,16 @@ class SafetyFilter:
         middles = spline.position((spline.times[1:] + spline.times[:-1]) / 2)
         outside = self._outside(np.vstack([spline.positions, middles]))
         return bool((outside <= max(outside_now, 0.0) + 1e-6).all())
+
+
+def _over(*limits: tuple[str, np.ndarray, np.ndarray | float]) -> Excess:
+    """What is more (A,) than it may be, by name; nan is."""
+    return [
+        (what, column)
+        for what, found, most in limits
+        for column, fine in enumerate((found <= most).tolist())
+        if not fine
+    ]
 
 
 class EmergencyStop:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+
 @dataclass(frozen=True)
 class Spline:
     """A motion from its first knot to its last; before and after it stands still.
