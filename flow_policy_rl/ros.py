@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from flow_policy_rl.errors import InputError, RunFailed, existing_file
-from flow_policy_rl.serving import shipped
+from flow_policy_rl.serving import model_file
 from flow_policy_rl.serving.robot import load_robot
 
 END_S = 1.0  # from asking a process to end to killing it
@@ -27,18 +27,18 @@ END_S = 1.0  # from asking a process to end to killing it
 class SimConfig:
     """ROS 2 simulation node: a task as a robot, until Ctrl-C.
 
-    Example: flow-policy sim --task lift --robot panda
+    Example: flow-policy sim --task lift --robot ur5e
 
     Attributes:
         task: name of the task.
-        robot: name of a robot, or path of a robot file.
+        robot: name of a robot, or path of a robot file (default: that of the task).
         seed: of the first episode.
         real_time_factor: simulated seconds per second.
         json: no result to print; kept for uniformity.
     """
 
     task: str = "lift"
-    robot: str = "panda"
+    robot: str | None = None
     seed: int = 10_000
     real_time_factor: float = 1.0
     json: bool = False
@@ -48,11 +48,11 @@ class SimConfig:
 class DeployConfig:
     """ROS 2 policy node, until Ctrl-C. A dry run unless armed: chunks are computed and shown, the arm is not commanded.
 
-    Example: flow-policy deploy --policy policy.onnx --robot panda --use-sim-time --armed
+    Example: flow-policy deploy --policy policy.onnx --use-sim-time --armed
 
     Attributes:
         policy: exported policy, or the name of one that ships (flow-policy list policies).
-        robot: name of a robot, or path of a robot file.
+        robot: name of a robot, or path of a robot file (default: the one in the policy).
         armed: command the arm.
         use_sim_time: take time from /clock.
         joining: how consecutive chunks join: auto (rtc where the policy can, else replace), replace, crossfade,
@@ -63,7 +63,7 @@ class DeployConfig:
     """
 
     policy: Path
-    robot: str = "panda"
+    robot: str | None = None
     armed: bool = False
     use_sim_time: bool = False
     joining: Literal["auto", "replace", "crossfade", "ensemble", "rtc", "sync"] = "auto"
@@ -74,9 +74,11 @@ class DeployConfig:
 
 def sim(config: SimConfig) -> None:
     """Run the simulation node in the foreground."""
+    from sim.tasks import make_task
+
     parameters = {
         "task": config.task,
-        "robot": config.robot,
+        "robot": config.robot or make_task(config.task).robot,
         "first_seed": config.seed,
         "real_time_factor": config.real_time_factor,
     }
@@ -85,9 +87,10 @@ def sim(config: SimConfig) -> None:
 
 def deploy(config: DeployConfig) -> None:
     """Run the policy node in the foreground."""
+    file = model_file.read(config.policy)
     parameters = {
-        "policy": str(shipped.find(config.policy).absolute()),
-        "robot": config.robot,
+        "policy": str(file.path.absolute()),
+        "robot": config.robot or file.spec.robot,
         "armed": config.armed,
         "use_sim_time": config.use_sim_time,
         "joining": config.joining,

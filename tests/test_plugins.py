@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import ROOT, small_spec
 
-from flow_policy_rl import cli, plugins
+from flow_policy_rl import cli, export, plugins, ros
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.serving.robot import load_robot
@@ -75,6 +75,22 @@ def test_own_task_robot_and_algorithm_from_demonstrations_to_onnx(example, tmp_p
     assert exported["passed"]
     robot = load_robot("planar")
     assert robot.limit_array(("shoulder", "elbow"), "velocity").tolist() == [2.0, 2.0]
+
+
+def test_own_arm_is_simulated_and_deployed_without_naming_its_robot(example, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(ros, "foreground", lambda node, parameters, *_: started.append(parameters))
+    spec = small_spec().replace(robot="planar")
+    policy = FlowPolicy(spec, NetworkConfig(width=8, depth=1)).eval()
+    path = tmp_path / "policy.onnx"
+    export.write(export.build(export.trace_policy(policy, spec), spec), spec, path)
+    for line in (
+        "sim --task point",
+        f"deploy --policy {path}",
+        f"deploy --policy {path} --robot mine.yaml",
+    ):
+        assert cli.main(line.split()) == 0
+    assert [parameters["robot"] for parameters in started] == ["planar", "planar", "mine.yaml"]
 
 
 def test_own_encoder_is_part_of_policy_and_checkpoint(example, tmp_path):

@@ -149,7 +149,8 @@ class SimNode(Node):
 
     def _image_publishers(self, topics) -> list:
         """(camera, publisher of images, of CameraInfo); none, and a line that says why, where nothing can be drawn."""
-        if self._get("image_rate_hz") == 0:
+        cameras = [c for c in self._task.cameras if c in topics]
+        if not cameras or self._get("image_rate_hz") == 0:
             return []
         height = self._get("image_size")
         try:
@@ -163,8 +164,7 @@ class SimNode(Node):
                 self.create_publisher(Image, topics[c], 2),
                 self.create_publisher(CameraInfo, topics[c].rpartition("/")[0] + "/camera_info", 2),
             )
-            for c in self._task.cameras
-            if c in topics
+            for c in cameras
         ]
 
     def _make_randomizer(self) -> Randomizer | None:
