@@ -1,6 +1,7 @@
 """From chunks to the plan that the robot follows: joining, safety, stopping. Used by the node, and by simulation
 without ROS."""
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,10 +38,10 @@ class Plan:
     def points(self, now: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Times (n,) s from now, positions, velocities (n, A): what a trajectory message needs, the last at rest."""
         times = self.spline.times - (now - self.start) / 1e9
-        ahead = times > NEAREST_S
-        if not ahead.any():
-            ahead[-1], times = True, times - times[-1] + 1e-3
-        return times[ahead], self.spline.positions[ahead], self.spline.velocities[ahead]
+        first = bisect_right(times, NEAREST_S)
+        if first == len(times):
+            first, times = len(times) - 1, times - times[-1] + 1e-3
+        return times[first:], self.spline.positions[first:], self.spline.velocities[first:]
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Commander:
         old = self.plan.spline
         times = old.times + (self.plan.start - now) / 1e9
         change = (since - now) / 1e9
-        kept = slice(*times.searchsorted((NEAREST_S, change - NEAREST_S)))
+        kept = slice(bisect_right(times, NEAREST_S), bisect_left(times, change - NEAREST_S))
         position, velocity, _ = old.sample((now - self.plan.start) / 1e9)
         return Plan(
             now,

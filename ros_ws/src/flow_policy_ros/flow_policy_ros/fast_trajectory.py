@@ -30,21 +30,6 @@ class TrajectoryWriter:
         self._begin = HEADER + body + bytes(-len(body) % 4)
         # A point begins where the number of points ends. Its first doubles are aligned to 8, all else follows.
         self._early = (len(self._begin) - len(HEADER) + 4) % 8 == 4
-        n = len(joint_names)
-        self._point = np.dtype(
-            [
-                ("num_positions", "<u4"),
-                ("gap", "<u4"),
-                ("positions", "<f8", (n,)),
-                ("num_velocities", "<u4"),
-                ("second_gap", "<u4"),
-                ("velocities", "<f8", (n,)),
-                ("num_accelerations", "<u4"),
-                ("num_efforts", "<u4"),
-                ("seconds", "<i4"),
-                ("nanoseconds", "<u4"),
-            ]
-        )
         self.as_bytes = self._reads_back()
 
     def write(
@@ -58,11 +43,14 @@ class TrajectoryWriter:
         return messages.joint_trajectory(self._names, times, positions, velocities)
 
     def _bytes(self, times: np.ndarray, positions: np.ndarray, velocities: np.ndarray) -> bytes:
-        points = np.zeros(len(times), self._point)
-        points["num_positions"] = points["num_velocities"] = len(self._names)
-        points["positions"], points["velocities"] = positions, velocities
-        ns = np.rint(times * 1e9).astype(np.int64)
-        points["seconds"], points["nanoseconds"] = np.divmod(ns, 1_000_000_000)
+        n = len(self._names)
+        # A point in words of 8 bytes: two lengths with their numbers, two lengths of nothing, and the time.
+        points = np.zeros((len(times), 2 * n + 4), "<f8")
+        points[:, 1 : n + 1], points[:, n + 2 : -2] = positions, velocities
+        words = points.view("<i8")
+        words[:, 0] = words[:, n + 1] = n
+        moments = [divmod(round(time * 1e9), 1_000_000_000) for time in times.tolist()]
+        words[:, -1] = [seconds | nanoseconds << 32 for seconds, nanoseconds in moments]
         body = points.tobytes()
         if self._early:  # the first length stands right before its numbers
             body = body[:4] + body[8:]

@@ -9,6 +9,7 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from flow_policy_rl.serving.commander import Plan
+from flow_policy_rl.serving.governor import selection
 from flow_policy_rl.serving.robot import Robot
 from flow_policy_ros import messages
 from flow_policy_ros.fast_trajectory import TrajectoryWriter
@@ -39,7 +40,11 @@ class Outputs:
         if topics.gripper_command and hand and not per_tick:
             places = {apart: topics.command, hand: topics.gripper_command}
         self._outlets = [
-            (joints, [joint_names.index(n) for n in joints], Outlet(node, kind, topic, joints))
+            (
+                joints,
+                selection([joint_names.index(n) for n in joints]),
+                Outlet(node, kind, topic, joints),
+            )
             for joints, topic in places.items()
         ]
         self._writers = {joints: TrajectoryWriter(joints) for joints in places}
