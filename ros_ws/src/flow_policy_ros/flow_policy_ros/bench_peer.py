@@ -1,9 +1,9 @@
 """`bench_peer`: plays the robot for `flow-policy bench ros`, and measures what the policy node does.
 
 Joint states and poses at 100 Hz, on request 640x480 images at 30 Hz, stamped with system time; follows what it is
-commanded. Writes one JSON file: end-to-end times (from publishing the observation to receiving the command in this
-process, paired by DDS sequence number, which Humble does not give), the node's own record of every inference, frames
-published.
+commanded. Writes one JSON file: end-to-end times (from publishing the observation to having the command's bytes in this
+process, paired by DDS sequence number, which Humble does not give; a controller in C++ reads them at once), the node's
+own record of every inference, frames published, and what the node says of their transport and decoding.
 """
 
 import json
@@ -16,6 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory
 
@@ -63,7 +64,7 @@ class BenchPeer(Node):
         self._cameras = [p.topic_name for p in self._images]
         self._status: dict[str, str] = {}
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_status, 10)
-        self.create_subscription(JointTrajectory, topics.command, self._on_command, 10)
+        self.create_subscription(JointTrajectory, topics.command, self._on_command, 10, raw=True)
         self.create_subscription(DiagnosticArray, "/policy_node/inference", self._on_record, 100)
         self.create_timer(1 / STATE_HZ, self._publish_state)
         if self._images:
@@ -94,8 +95,9 @@ class BenchPeer(Node):
         for publisher in self._images:
             publisher.publish(self._frame)
 
-    def _on_command(self, msg: JointTrajectory, info: dict) -> None:
+    def _on_command(self, data: bytes, info: dict) -> None:
         self._received[info.get("publication_sequence_number")] = time.perf_counter_ns()
+        msg = deserialize_message(data, JointTrajectory)
         times = np.array([messages.seconds(p.time_from_start) for p in msg.points])
         positions = np.array([p.positions for p in msg.points])
         velocities = np.array([p.velocities for p in msg.points])
@@ -118,6 +120,16 @@ class BenchPeer(Node):
         return {
             what: sum(int(self._status.get(f"{what} of {topic}", 0)) for topic in self._cameras)
             for what in ("received", "lost", "used")
+        }
+
+    def _camera_latencies(self) -> dict[str, dict[str, list[float]]]:
+        """p50, p95, p99 and max of the node's last frames by camera: from stamp to callback, and to decode them."""
+        return {
+            topic: {
+                what: [float(v) for v in self._status[f"{what}_ms of {topic}"].split(" / ")]
+                for what in ("transport", "decode")
+            }
+            for topic in self._cameras
         }
 
     def spin(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
@@ -144,6 +156,7 @@ class BenchPeer(Node):
                 "published": (self._frames - frames) * len(self._cameras),
                 **{what: n - counts[what] for what, n in self._camera_counts().items()},
             },
+            "cameras_ms": self._camera_latencies(),
         }
         partial = Path(self._get("out")).with_suffix(".partial")
         partial.write_text(json.dumps(result))

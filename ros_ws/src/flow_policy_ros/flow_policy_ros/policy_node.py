@@ -45,6 +45,7 @@ from flow_policy_ros.reports import (
     InferenceReport,
     Order,
     StatusReport,
+    arrival,
     input_facts,
 )
 from flow_policy_ros.served import MEASURED, Served
@@ -232,7 +233,11 @@ class PolicyNode(LifecycleNode):
             self._last_message = time.monotonic()
             self._last_now = now
             streams, scheduler = self._served.streams, self._served.commander.scheduler
-            streams.push(topic, stamp_ns(msg) or now, msg)
+            stamp = stamp_ns(msg) or now
+            streams.push(topic, stamp, msg)
+            if streams.fields[topic][0].kind == "image":
+                decoding = time.perf_counter_ns() - received
+                self._status.latencies.add(arrival(topic, now - stamp, decoding))
             reference = streams.reference
             if self._obstacle or reference is None or not scheduler.due(reference):
                 return
@@ -245,8 +250,7 @@ class PolicyNode(LifecycleNode):
                 if self._obstacle:
                     return
             scheduler.started(snapshot.stamp)
-            decoded = time.perf_counter_ns()
-            order = Order(snapshot, self._run, received, now, decoded)
+            order = Order(snapshot, self._run, received, now, time.perf_counter_ns())
         self._worker.give(order)
 
     def _on_clock_jump(self, jump) -> None:

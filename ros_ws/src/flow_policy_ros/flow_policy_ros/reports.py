@@ -68,6 +68,11 @@ class Inference:
         return {name: ns / 1e6 for name, ns in stages.items()}
 
 
+def arrival(topic: str, transport: int, decode: int) -> dict[str, float]:
+    """Latencies (ms) of a frame: from its stamp until it is here, and then until it is decoded (ns)."""
+    return {f"transport_ms of {topic}": transport / 1e6, f"decode_ms of {topic}": decode / 1e6}
+
+
 class InferenceReport:
     """`~/inference`, `~/planned_chunk`, and on request `~/debug_inference`."""
 
