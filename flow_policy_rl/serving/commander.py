@@ -11,7 +11,6 @@ from flow_policy_rl.serving.pace import REAL_TIME, Pace
 from flow_policy_rl.serving.safety import Checked, EmergencyStop, Motion, Rejected, SafetyFilter
 from flow_policy_rl.serving.spline import Spline
 
-JUST_BEFORE_S = 1e-6
 SHORTEST_SEGMENT = 1_000_000  # ns
 # A knot nearer than this is left out: rounded to ns, it would turn into acceleration. In segments of 10 ms that costs
 # at most two hundredths of acceleration, where that turns round.
@@ -20,16 +19,15 @@ NEAREST_S = 5e-5
 
 @dataclass(frozen=True)
 class Plan:
-    """A motion that is or may be commanded: a spline whose time zero is `start` (ns). It ends at rest."""
+    """A motion that is or may be commanded: a spline whose time zero is `start` (ns); what is before that is over. It
+    ends at rest."""
 
     start: int
     spline: Spline
 
     def at(self, now: int) -> Motion:
         """Commanded state at a time; the acceleration is the one before it."""
-        t = (now - self.start) / 1e9
-        position, velocity, _ = self.spline.sample(t)
-        return Motion(position, velocity, self.spline.sample(t - JUST_BEFORE_S)[2])
+        return Motion(*self.spline.sample((now - self.start) / 1e9, before=True))
 
     def settled(self, now: int) -> bool:
         """Whether it has come to rest."""
@@ -171,14 +169,14 @@ class Commander:
         old = self.plan.spline
         times = old.times + (self.plan.start - now) / 1e9
         change = (since - now) / 1e9
-        kept = slice(bisect_right(times, NEAREST_S), bisect_left(times, change - NEAREST_S))
-        position, velocity, _ = old.sample((now - self.plan.start) / 1e9)
+        # From the last knot before now.
+        kept = slice(max(0, bisect_left(times, 0.0) - 1), bisect_left(times, change - NEAREST_S))
         return Plan(
             now,
             Spline(
-                np.concatenate([(0.0,), times[kept], change + spline.times]),
-                np.concatenate([position[None], old.positions[kept], spline.positions]),
-                np.concatenate([velocity[None], old.velocities[kept], spline.velocities]),
+                np.concatenate([times[kept], change + spline.times]),
+                np.concatenate([old.positions[kept], spline.positions]),
+                np.concatenate([old.velocities[kept], spline.velocities]),
             ),
         )
 

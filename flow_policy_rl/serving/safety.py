@@ -284,12 +284,7 @@ class SafetyFilter:
         if self._stays_inside(spline, outside_now):
             return spline
         for k in range(num_targets, -1, -1):
-            motion = Motion(*spline.sample(float(spline.times[k]) - 1e-12)) if k else start
-            motion = (
-                Motion(spline.positions[k], spline.velocities[k], motion.acceleration)
-                if k
-                else start
-            )
+            motion = Motion(*spline.sample(float(spline.times[k]), before=True)) if k else start
             tail = self.stop(motion)
             if tail is None:
                 continue

@@ -1,11 +1,13 @@
 """Piecewise polynomials through timed points: the one curve behind trajectories, per-tick commands,
 the controller's mock and the safety checks."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+
+SAME_S = 1e-9  # times nearer than this differ by rounding to ns
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,15 @@ class Spline:
         c5 = (12 * change - 6 * (v1 + v0) * h + (a1 - a0) * h**2) / (2 * h**5)
         return [p0, v0, a0 / 2, c3, c4, c5]
 
-    def sample(self, t: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Position, velocity and acceleration (A,) at a time, each from the right."""
+    def sample(self, t: float, before: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Position, velocity and acceleration (A,) at a time: where acceleration jumps, what it is after, or `before`
+        that."""
         still = np.zeros(self.positions.shape[1])
-        if t >= self.times[-1] or t < self.times[0]:
-            return self.positions[-1 if t >= self.times[-1] else 0].copy(), still, still.copy()
-        k = bisect_right(self.times, t) - 1
-        u = t - float(self.times[k])
+        k = (bisect_left(self.times, t - SAME_S) if before else bisect_right(self.times, t)) - 1
+        if k in (-1, len(self.times) - 1):
+            return self.positions[max(k, 0)].copy(), still, still.copy()
+        begin, end = self.times[k : k + 2].tolist()
+        u = min(t, end) - begin
         position = velocity = half = still
         for c in reversed(self._between(k, k + 1)):  # Horner, with both derivatives
             half = half * u + velocity
