@@ -21,10 +21,9 @@ from flow_policy_rl import (
 )
 from flow_policy_rl.demo import Config
 from flow_policy_rl.errors import InputError
-from flow_policy_rl.evaluate import evaluate
+from flow_policy_rl.evaluate import player
 from flow_policy_rl.offline.metrics import percentiles
 from flow_policy_rl.over_ros import run_episodes
-from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.progress import Progress
 from sim.tasks import make_task
 from sim.vec_env import VecEnv
@@ -141,7 +140,7 @@ class Demo:
         with Progress("evaluate", len(paths), "policy") as progress:
             for name, folder in paths.items():
                 policy = checkpoint.load(folder / train.POLICY_FILE)
-                play = player(policy)
+                play = player(policy.spec, policy.act)
                 env = VecEnv(task, self.config.episodes)
                 outcome = play(env, range(EVAL_SEED, EVAL_SEED + self.config.episodes))
                 env.close()
@@ -216,16 +215,6 @@ class Demo:
             "bag": deploy["bag"],
             "table": demo_page.table(results),
         }
-
-
-def player(policy: FlowPolicy) -> film.Play:
-    """Whole episodes of a policy from zero noise."""
-    shape, execute = policy.chunk_shape, policy.spec.execute_horizon
-
-    def play(env, seeds, on_states=lambda states, valid: None):
-        return evaluate(env, policy.act, seeds, shape, execute, on_states=on_states)
-
-    return play
 
 
 def train_afresh(config: train.TrainBC | train.TrainRL) -> dict:

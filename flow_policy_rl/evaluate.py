@@ -144,6 +144,17 @@ def evaluate(
     )
 
 
+def player(spec: PolicySpec, act: ChunkFn, noise: str = "zero", inference_delay: int = 0):
+    """`evaluate` for one policy: a function of environments, seeds and `on_states`."""
+    shape = (spec.action_horizon, spec.num_joints)
+
+    def play(env, seeds, on_states=lambda states, valid: None) -> Evaluation:
+        delays = (inference_delay, spec.prefix_horizon)
+        return evaluate(env, act, seeds, shape, spec.execute_horizon, noise, on_states, *delays)
+
+    return play
+
+
 @dataclass(frozen=True)
 class Config:
     """Success rate of a policy in simulation, one whole episode per seed.
@@ -206,19 +217,7 @@ def main(config: Config) -> dict:
         )
     log = None if config.rerun is None else RerunLog(config.rerun, "episode_time", stamps=False)
 
-    def play(env, seeds, on_states=lambda states, valid: None) -> Evaluation:
-        return evaluate(
-            env,
-            act,
-            seeds,
-            (spec.action_horizon, spec.num_joints),
-            spec.execute_horizon,
-            config.noise,
-            on_states,
-            inference_delay=config.inference_delay,
-            prefix_horizon=spec.prefix_horizon,
-        )
-
+    play = player(spec, act, config.noise, config.inference_delay)
     num_envs = min(config.num_envs, config.episodes)
     if isinstance(task, GymnasiumTask):
         batches = math.ceil(config.episodes / min(num_envs, GYMNASIUM_ENVS))

@@ -253,26 +253,25 @@ def observations_to_check(
 
 def ordinary_observations(spec: PolicySpec, rows: int, rng: np.random.Generator) -> dict:
     """As the training data were, by mean and spread; pictures of noise."""
-    obs = {}
-    for f in spec.observations:
-        if f.kind == "image":
-            obs[f.name] = rng.integers(256, size=(rows, *f.shape), dtype=np.uint8)
-        else:
-            mean, std = np.asarray(f.mean or (0.0,)), np.asarray(f.std or (1.0,))
-            obs[f.name] = mean + std * rng.standard_normal((rows, f.size))
-    return obs
+    return observations_of(spec, rows, rng, lambda size: rng.standard_normal((rows, size)))
 
 
 def extreme_observations(spec: PolicySpec, rows: int, rng: np.random.Generator) -> dict:
     """Ten standard deviations off; pictures of black, white and noise."""
+    obs = observations_of(spec, rows, rng, lambda size: 10 * rng.choice([-1, 0, 1], (rows, size)))
+    for name in (f.name for f in spec.observations if f.kind == "image"):
+        obs[name][0::3], obs[name][1::3] = 0, 255
+    return obs
+
+
+def observations_of(spec: PolicySpec, rows: int, rng: np.random.Generator, draw) -> dict:
+    """Pictures of noise; of other fields the mean of the training data, and `draw(size)` times their spread."""
     obs = {}
     for f in spec.observations:
         if f.kind == "image":
             obs[f.name] = rng.integers(256, size=(rows, *f.shape), dtype=np.uint8)
-            obs[f.name][0::3], obs[f.name][1::3] = 0, 255
         else:
-            mean, std = np.asarray(f.mean or (0.0,)), np.asarray(f.std or (1.0,))
-            obs[f.name] = mean + 10 * std * rng.choice([-1, 0, 1], (rows, f.size))
+            obs[f.name] = np.asarray(f.mean or (0.0,)) + np.asarray(f.std or (1.0,)) * draw(f.size)
     return obs
 
 

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from flow_policy_rl import export, report
 from flow_policy_rl.bench.serve import example, times_ms
 from flow_policy_rl.errors import RunFailed
-from flow_policy_rl.evaluate import ChunkFn, evaluate, task_of
+from flow_policy_rl.evaluate import ChunkFn, player, task_of
 from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.progress import Progress
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
@@ -61,15 +61,8 @@ def run(
                 act = exported.infer
                 times = times_ms(lambda a=act, o=obs, d=draw: a(o, d), LATENCY_CALLS)[0]
                 latency = np.percentile(times, [50, 99])
-            outcome = evaluate(
-                env,
-                with_noise(exported, noise),
-                seeds,
-                exported.chunk_shape,
-                spec.execute_horizon,
-                "random" if noise == "fresh" else "zero",
-                prefix_horizon=spec.prefix_horizon,
-            )
+            start = "random" if noise == "fresh" else "zero"
+            outcome = player(spec, with_noise(exported, noise), start)(env, seeds)
             rows.append(
                 {
                     "integrator": integrator,

@@ -26,7 +26,7 @@ from flow_policy_rl.data import demonstrations, sources
 from flow_policy_rl.data import recorded as recording
 from flow_policy_rl.data.demonstrations import ChunkDataset, DemoLayout, Demonstrations
 from flow_policy_rl.errors import InputError, RunFailed
-from flow_policy_rl.evaluate import check_fits, evaluate, task_of
+from flow_policy_rl.evaluate import check_fits, player, task_of
 from flow_policy_rl.logger import RunLogger, Tracker
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.presets import Preset
@@ -331,9 +331,7 @@ def train_bc(config: TrainBC) -> dict:
             if step % BC_SAVE_EVERY == 0 or step == last:
                 resume.save(state, learner, settings, env_steps=0)
     logger.close()
-    for name, policy in {RAW_POLICY_FILE: learner.policy, POLICY_FILE: learner.average}.items():
-        policy.spec = with_statistics(spec, policy)
-        checkpoint.save(config.run_dir / name, policy)
+    save_policy(config.run_dir, learner, spec)
     return {
         "checkpoint": str(config.run_dir / POLICY_FILE),
         "seconds": time.monotonic() - start,
@@ -409,7 +407,7 @@ def build_estimator(config: TrainOnPolicy, base: FlowPolicy) -> torch.nn.Module:
 def build_learner(
     config: TrainRL, base: FlowPolicy, env: VecEnv, generator: torch.Generator
 ) -> PPO | RLDT:
-    """What iterates: an object with `policy` and `iterate() -> metrics`."""
+    """What iterates: an object with `policy`, `average` (what is evaluated) and `iterate() -> metrics`."""
     if isinstance(config, TrainRLDT):
         return RLDT(base.to(generator.device), env, config.rldt, generator)
     estimator = build_estimator(config, base).to(generator.device)
@@ -470,8 +468,8 @@ def train_rl(config: TrainRL) -> dict:
             env_steps += int(metrics["rollout/env_steps"])
             due = iteration == last or (config.eval_every and iteration % config.eval_every == 0)
             if watch is not None and due:
-                policy = evaluated_policy(learner)
-                result = evaluate_policy(watch, policy, config.eval_episodes, EVAL_SEED)
+                play = player(learner.average.spec, learner.average.act)
+                result = play(watch, range(EVAL_SEED, EVAL_SEED + config.eval_episodes)).summary()
                 metrics["eval/return"] = skill = result["return_mean"]
                 if result["success_rate"] is not None:
                     metrics["eval/success_rate"] = skill = result["success_rate"]
@@ -483,7 +481,7 @@ def train_rl(config: TrainRL) -> dict:
             if iteration == last or iteration % config.save_every == 0:
                 resume.save(state, learner, settings, env_steps)
                 if leads:
-                    save_policy(config, learner, env_steps)
+                    save_fine_tuned(config, learner, env_steps)
             note = f"return {metrics['rollout/return']:.3g} while exploring"
             if task.success_hold_steps is not None:
                 note = f"success {metrics['rollout/success_rate']:.0%} while exploring"
@@ -540,40 +538,30 @@ def own_environments(task, config: TrainRL) -> VecEnv:
     )
 
 
-def evaluated_policy(learner: PPO | RLDT) -> FlowPolicy:
-    """What is evaluated and saved: the moving average, where one is kept."""
-    return learner.average if isinstance(learner, PPO) else learner.policy
-
-
-def save_policy(config: TrainRL, learner: PPO | RLDT, env_steps: int) -> None:
-    """`policy.safetensors`, and beside it the raw weights where that one is their moving average."""
+def save_fine_tuned(config: TrainRL, learner: PPO | RLDT, env_steps: int) -> None:
+    """The policy, with what made it."""
     training = {"env_steps": env_steps, "environment": provenance.environment()}
     if config.checkpoint is not None:
         training["base_checkpoint_sha256"] = provenance.file_hash(config.checkpoint)
     spec = learner.policy.spec
     spec = spec.replace(provenance={**spec.provenance, "fine_tuning": training})
-    policies = {RAW_POLICY_FILE: learner.policy, POLICY_FILE: evaluated_policy(learner)}
-    if policies[POLICY_FILE] is learner.policy:
+    save_policy(config.run_dir, learner, spec)
+
+
+def save_policy(run_dir: Path, learner: Imitation | PPO | RLDT, spec: PolicySpec) -> None:
+    """`policy.safetensors`, and beside it the raw weights where that one is their moving average."""
+    policies = {RAW_POLICY_FILE: learner.policy, POLICY_FILE: learner.average}
+    if learner.average is learner.policy:
         del policies[RAW_POLICY_FILE]
     for name, policy in policies.items():
         policy.spec = with_statistics(spec, policy)
-        checkpoint.save(config.run_dir / name, policy)
+        checkpoint.save(run_dir / name, policy)
 
 
 def last_good(config: TrainRL) -> str:
     """Where the last good checkpoint is, if there is one."""
     path = config.run_dir / POLICY_FILE
     return f", last good checkpoint in '{path}'" if path.is_file() else ""
-
-
-def evaluate_policy(
-    env: VecEnv, policy: FlowPolicy, episodes: int, first_seed: int, noise: str = "zero"
-) -> dict:
-    """Success of a policy on consecutive seeds."""
-    seeds = range(first_seed, first_seed + episodes)
-    return evaluate(
-        env, policy.act, seeds, policy.chunk_shape, policy.spec.execute_horizon, noise
-    ).summary()
 
 
 def require_finite(metrics: dict[str, float], optional: tuple[str, ...] = ()) -> None:

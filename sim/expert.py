@@ -30,7 +30,6 @@ class Hand:
         self.opened, self.closed, self.gripper = arm.opened, arm.closed, arm.opened
         model = robot_model(arm.robot)
         site = f"{arm.robot}_tcp"
-        self._arm = arm
         self._base = mink.SE3(wxyz_xyz=np.concatenate([arm.base[3:], arm.base[:3]]))
         self._adr = np.array(
             [model.joint(j.removeprefix(arm.prefix)).qposadr[0] for j in arm.joints]

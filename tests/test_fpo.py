@@ -5,7 +5,15 @@ import math
 
 import pytest
 import torch
-from toys import draw, random_obs, scalar_policy, small_policy, two_mode_bandit
+from toys import (
+    draw,
+    gradient_step,
+    random_obs,
+    scalar_policy,
+    small_policy,
+    surrogate_loss,
+    two_mode_bandit,
+)
 
 from flow_policy_rl import flow
 from flow_policy_rl.algorithms import ppo
@@ -49,7 +57,7 @@ def test_gradient_at_ratio_one_is_that_of_the_loss(trust_region, generator):
         _, trace = draw(estimator, obs, torch.Generator().manual_seed(2))
         torch.set_default_dtype(torch.float32)
         log_ratio, _ = estimator.evaluate(obs, trace)
-        ppo.surrogate_loss(log_ratio, advantage.double(), 0.05, trust_region).backward()
+        surrogate_loss(log_ratio, advantage.double(), 0.05, trust_region).backward()
         gradients.append([p.grad.clone() for p in estimator.parameters()])
         estimator.zero_grad()
         new, _ = estimator._new_and_old(obs, trace)
@@ -160,7 +168,7 @@ def test_is_gaussian_ppo_when_the_field_predicts_a_fixed_action(reduction, gener
     expected = change[:, :4].sum((1, 2)) / (1 if reduction == "sum" else 8)
     assert torch.allclose(log_ratio, expected, atol=2e-4)
     advantage = torch.randn(batch, generator=generator)
-    losses = [ppo.surrogate_loss(r, advantage, 0.05) for r in (log_ratio, expected)]
+    losses = [surrogate_loss(r, advantage, 0.05) for r in (log_ratio, expected)]
     assert torch.allclose(*losses, atol=1e-4)
     for one in losses:
         one.backward()
@@ -228,7 +236,7 @@ def test_an_advantage_touches_no_other_actions_gradient(generator):
 
     def gradient(advantage):
         leaf = log_ratio.clone().requires_grad_(True)
-        ppo.surrogate_loss(leaf, advantage, 0.05, "aspo").backward()
+        surrogate_loss(leaf, advantage, 0.05, "aspo").backward()
         return leaf.grad
 
     base = gradient(advantage)
@@ -394,7 +402,7 @@ def test_moves_towards_what_is_good(make, generator):
         advantage = (reward - reward.mean()) / reward.std()
         for _ in range(2):
             log_ratio, _ = estimator.evaluate(obs, trace)
-            ppo.step(optimizer, ppo.surrogate_loss(log_ratio, advantage, 0.1), 1.0)
+            gradient_step(optimizer, surrogate_loss(log_ratio, advantage, 0.1), 1.0)
     assert distance() < 0.6 * before
 
 

@@ -5,10 +5,17 @@ import copy
 import numpy as np
 import pytest
 import torch
-from toys import draw, random_obs, scalar_policy, small_policy, two_mode_bandit
+from toys import (
+    draw,
+    gradient_step,
+    random_obs,
+    scalar_policy,
+    small_policy,
+    surrogate_loss,
+    two_mode_bandit,
+)
 
 from flow_policy_rl import checkpoint, flow
-from flow_policy_rl.algorithms import ppo
 from flow_policy_rl.algorithms.score_flow import ScoreFlow, ScoreFlowConfig
 from flow_policy_rl.errors import InputError
 
@@ -162,10 +169,10 @@ def test_gradient_agrees_with_finite_differences(generator):
 
 def test_surrogate_has_no_gradient_without_advantage_and_stops_at_the_clip():
     log_ratio = torch.tensor([0.0, 0.5, -0.5], requires_grad=True)
-    ppo.surrogate_loss(log_ratio, torch.zeros(3), 0.2).backward()
+    surrogate_loss(log_ratio, torch.zeros(3), 0.2).backward()
     assert torch.equal(log_ratio.grad, torch.zeros(3))
     log_ratio.grad = None
-    ppo.surrogate_loss(log_ratio, torch.tensor([1.0, 1.0, -1.0]), 0.2).backward()
+    surrogate_loss(log_ratio, torch.tensor([1.0, 1.0, -1.0]), 0.2).backward()
     assert log_ratio.grad[0] < 0  # raise the probability of what was good
     assert torch.equal(log_ratio.grad[1:], torch.zeros(2))  # already far enough
 
@@ -190,7 +197,7 @@ def test_learns_a_bandit(drift, generator):
         reward = -(chunk[:, 0] - goal).norm(dim=-1)
         advantage = (reward - reward.mean()) / reward.std()
         log_ratio, _ = estimator.evaluate(obs, trace)
-        ppo.step(optimizer, ppo.surrogate_loss(log_ratio, advantage, 0.2), 1.0)
+        gradient_step(optimizer, surrogate_loss(log_ratio, advantage, 0.2), 1.0)
     assert distance() < 0.6 * before
 
 
@@ -201,7 +208,7 @@ def test_base_policy_is_not_touched(generator):
     obs = random_obs(policy, 8, generator)
     _, trace = draw(estimator, obs, generator)
     optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-2)
-    ppo.step(optimizer, estimator.evaluate(obs, trace)[0].sum(), 1.0)
+    gradient_step(optimizer, estimator.evaluate(obs, trace)[0].sum(), 1.0)
     with torch.no_grad():
         noise = flow.time_grid(1).new_zeros(8, 6, 2)
         assert not torch.allclose(policy.sample(obs, noise), base.sample(obs, noise))
@@ -363,7 +370,7 @@ def test_a_small_step_makes_good_chains_more_likely(generator):
     gain = lambda: (advantage * estimator.evaluate(obs, trace)[0]).mean().item()  # noqa: E731
     before = gain()
     optimizer = torch.optim.SGD(estimator.parameters(), lr=1e-3)
-    ppo.step(optimizer, ppo.surrogate_loss(estimator.evaluate(obs, trace)[0], advantage, 0.2), 1.0)
+    gradient_step(optimizer, surrogate_loss(estimator.evaluate(obs, trace)[0], advantage, 0.2), 1.0)
     assert gain() > before
 
 
@@ -390,7 +397,7 @@ def test_gradient_of_a_gaussian_bandit_is_the_analytic_one(generator):
     _, trace = draw(estimator, obs, generator, executed=1)
     reward = -((trace["chain"][:, -1].flatten() - 1) ** 2)
     log_ratio, _ = estimator.evaluate(obs, trace)
-    ppo.surrogate_loss(log_ratio, reward - reward.mean(), 0.2).backward()
+    surrogate_loss(log_ratio, reward - reward.mean(), 0.2).backward()
     assert -field.mu.grad.item() == pytest.approx(1.2, rel=0.02)
 
 

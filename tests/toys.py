@@ -101,6 +101,22 @@ def draw(estimator, obs, generator, executed=4):
     return chunk, {**trace, "executed": torch.arange(horizon).expand(len(chunk), -1) < executed}
 
 
+def surrogate_loss(
+    log_ratio: torch.Tensor, advantage: torch.Tensor, clip_range: float, trust_region: str = "ppo"
+) -> torch.Tensor:
+    """Minus the mean surrogate, to be minimised."""
+    return -ppo.surrogate(log_ratio, advantage, clip_range, trust_region).mean()
+
+
+def gradient_step(
+    optimizer: torch.optim.Optimizer, loss: torch.Tensor, max_grad_norm: float
+) -> float:
+    """One gradient step on a loss; returns the gradient's norm before clipping."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    return ppo.apply_gradient(optimizer, loss.item(), max_grad_norm, "loss")
+
+
 def two_mode_bandit(estimator, trust_region: str, clip_range: float) -> tuple[float, float]:
     """Train on a reward with equal peaks at both modes: share of good actions, and of those the share to the right."""
     generator = torch.Generator().manual_seed(0)
@@ -113,8 +129,8 @@ def two_mode_bandit(estimator, trust_region: str, clip_range: float) -> tuple[fl
         advantage = (reward - reward.mean()) / reward.std()
         for _ in range(4):
             log_ratio, _ = estimator.evaluate(obs, trace)
-            loss = ppo.surrogate_loss(log_ratio, advantage, clip_range, trust_region)
-            ppo.step(optimizer, loss, 1.0)
+            loss = surrogate_loss(log_ratio, advantage, clip_range, trust_region)
+            gradient_step(optimizer, loss, 1.0)
     good = (action.abs() - 0.6).abs() < 0.3
     return good.float().mean().item(), (action[good] > 0).float().mean().item()
 

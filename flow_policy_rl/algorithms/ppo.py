@@ -436,20 +436,6 @@ def surrogate(
     return pulled if trust_region == "spo" else torch.where(advantage >= 0, clipped, pulled)
 
 
-def surrogate_loss(
-    log_ratio: Tensor, advantage: Tensor, clip_range: float, trust_region: TrustRegion = "ppo"
-) -> Tensor:
-    """Minus the mean surrogate, to be minimised."""
-    return -surrogate(log_ratio, advantage, clip_range, trust_region).mean()
-
-
-def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> float:
-    """One gradient step on a loss; returns the gradient's norm before clipping."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    return apply_gradient(optimizer, loss.item(), max_grad_norm, "loss")
-
-
 def apply_gradient(
     optimizer: torch.optim.Optimizer, loss: float, max_grad_norm: float, term: str
 ) -> float:

@@ -382,6 +382,7 @@ class RLDT:
         self, policy: FlowPolicy, env: VecEnv, config: RLDTConfig, generator: torch.Generator
     ):
         self.policy, self.config, self.generator = policy, config, generator
+        self.average = policy  # what is evaluated: the weights themselves
         self.execute_horizon = policy.spec.execute_horizon
         device = policy.action_low.device
         require_shares(config)
@@ -423,7 +424,7 @@ class RLDT:
         middle = time.perf_counter()
         own = rollout_segments(rollout)
         everybodys = {n: distributed.gather(v, dim=1) for n, v in flat(own).items()}
-        self.replay.add(nested(everybodys))
+        self.replay.add(everybodys)
         self._observe_rewards(everybodys["reward"])
         metrics = distributed.average(self.health(own) | self.update())
         if metrics["train/spread_ratio"] < COLLAPSED:

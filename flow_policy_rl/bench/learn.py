@@ -107,13 +107,12 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
     if config.seeds < 1:
         raise InputError(f"--seeds must be at least 1, not {config.seeds}")
     study = STUDIES[config.study]
-    for kind, chosen, valid in (
-        ("task of the study", config.tasks, study.tasks),
-        ("variant of the study", config.variants, study.variants),
-    ):
-        for name in chosen:
-            if name not in valid:
-                raise unknown_name(kind, name, valid)
+    for name in config.tasks:
+        if name not in study.tasks:
+            raise unknown_name("task of the study", name, study.tasks)
+    for name in config.variants:
+        if name not in study.variants:
+            raise unknown_name("variant of the study", name, study.variants)
     tasks = [t for t in study.tasks if not config.tasks or t in config.tasks]
     missing = [t for t in tasks if t not in task_names()]
     labels = [v for v in study.variants if not config.variants or v in config.variants]
@@ -173,22 +172,14 @@ def base_stages(base: Base, task: str, seed: int, budget: Budget, where: Path) -
         stages.append(training(("train", algorithm, *common, *length, *flags), expert))
         demonstrator = ("--policy", str(expert / POLICY_FILE))
     demos, run_dir = where / "demos.hdf5", where / "base"
-    episodes = ("--episodes", str(by_task(base.episodes, task)))
-    collect = (
-        "collect",
-        *common,
-        *demonstrator,
-        *episodes,
-        *by_task(base.collect, task),
-        "--out",
-        str(demos),
-    )
+    collect = ("collect", *common, *demonstrator, "--episodes", str(by_task(base.episodes, task)))
+    collect += (*by_task(base.collect, task), "--out", str(demos), "--json")
     imitate = ("train", "bc", *common, "--demos", str(demos), "--run-dir", str(run_dir), "--json")
     imitate += ("--action-horizon", str(base.action_horizon))
     imitate += ("--execute-horizon", str(base.execute_horizon), *by_task(base.imitate, task))
     if budget.imitation_steps is not None:  # a later flag wins
         imitate += ("--bc.num-steps", str(budget.imitation_steps))
-    stages += [Stage((*collect, "--json"), where / "collect"), Stage(imitate, where / "imitate")]
+    stages += [Stage(collect, where / "collect"), Stage(imitate, where / "imitate")]
     return (*stages, *evaluations(run_dir, task, where, budget))
 
 
