@@ -43,6 +43,9 @@ STOP_PARTS = (
     4,
     16,
 )  # of a control step: a gripper near its limit may be too near for a step that is long
+# Share of the robot's acceleration and jerk that plans use. A message leaves out the knot that is about to pass
+# (`commander.NEAREST_S`); the controller's own spline then accelerates by up to a fiftieth more than the plan.
+USABLE = 0.97
 LIMITED_TOO_OFTEN = "plans in a row had to be limited"
 
 
@@ -95,6 +98,8 @@ class SafetyFilter:
         in_arm = np.array([name in robot.arm for name in self.joint_names])
         margins = np.where(in_arm, position_margin, 0.0)[:, None] * [1, -1]
         limits["position"] = limits["position"] + margins
+        for what in ("acceleration", "jerk"):
+            limits[what] = USABLE * limits[what]
         self.limits = limits
         self.low, self.high = limits["position"].T
         if (self.low >= self.high).any():
