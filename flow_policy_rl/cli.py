@@ -122,6 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
             if not seen and not isinstance(error, KeyboardInterrupt):
                 raise
             print("interrupted", file=sys.stderr)
+            # Where Ctrl-C hit while a text was executed (imports do that), `python -m` would end by the signal all the
+            # same; CPython forgets that at the next text.
+            exec("")
             return 130
 
 

@@ -184,6 +184,19 @@ def test_ctrl_c_is_one_line_whatever_compiled_code_makes_of_it(capsys, monkeypat
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_ctrl_c_within_executed_text_is_exit_code_130(tmp_path):
+    """CPython would end `python -m` by the signal, although the exception was caught."""
+    (tmp_path / "interrupted.py").write_text(
+        "import os, signal, sys\n"
+        "from flow_policy_rl import cli, listing\n"
+        "listing.main = lambda config: exec('os.kill(os.getpid(), signal.SIGINT)')\n"
+        "sys.exit(cli.main(['list']))\n"
+    )
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_errors_of_the_system_are_one_line(capsys, monkeypatch):
     module = types.SimpleNamespace(main=lambda config: open("/nowhere/x", "w"))  # noqa: SIM115
     monkeypatch.setattr("flow_policy_rl.listing.main", module.main)
