@@ -117,15 +117,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     with interruptions() as seen:
         try:
-            return answer(arguments[0], arguments[1:])
+            code = answer(arguments[0], arguments[1:])
+            if code == 0 or not seen:
+                return code
         except BaseException as error:
             if not seen and not isinstance(error, KeyboardInterrupt):
                 raise
-            print("interrupted", file=sys.stderr)
-            # Where Ctrl-C hit while a text was executed (imports do that), `python -m` would end by the signal all the
-            # same; CPython forgets that at the next text.
-            exec("")
-            return 130
+        print("interrupted", file=sys.stderr)
+        # Where Ctrl-C hit while a text was executed (imports do that), `python -m` would end by the signal all the
+        # same; CPython forgets that at the next text.
+        exec("")
+        return 130
 
 
 @contextlib.contextmanager

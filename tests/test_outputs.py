@@ -170,17 +170,24 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_old_one(tmp_path, monkeypatch
     assert contents(tmp_path) == {path.name: before}
 
 
-def test_ctrl_c_is_one_line_whatever_compiled_code_makes_of_it(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("Buffer dtype mismatch"), ""),
+        (OSError("Can't read data"), "failed: Can't read data\n"),
+    ],
+)
+def test_ctrl_c_stays_one_whatever_compiled_code_makes_of_it(error, said, capsys, monkeypatch):
     def work(config):
         try:
             os.kill(os.getpid(), signal.SIGINT)
         except KeyboardInterrupt:
-            raise ValueError("Buffer dtype mismatch") from None
+            raise error from None
 
     monkeypatch.setattr("flow_policy_rl.listing.main", work)
     handler = signal.getsignal(signal.SIGINT)
     assert cli.main(["list"]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert capsys.readouterr().err == f"{said}interrupted\n"
     assert signal.getsignal(signal.SIGINT) is handler
 
 
