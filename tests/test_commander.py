@@ -1,0 +1,303 @@
+"""What is in force from chunk to chunk: when a plan changes, what a run begins with, what is left of one that is over."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import small_spec
+
+from flow_policy_rl.serving.chunk_scheduler import METHODS, ChunkScheduler
+from flow_policy_rl.serving.commander import Commander, Plan
+from flow_policy_rl.serving.robot import JointLimits, Robot, Topics
+from flow_policy_rl.serving.safety import EmergencyStop, Rejected, SafetyFilter
+from flow_policy_rl.serving.spline import Spline
+from flow_policy_rl.serving.trajectory_controller import TrajectoryController
+
+MS = 1_000_000
+START = 50_000 * MS
+STEP = 50 * MS
+HERE = np.zeros(3)
+
+
+def make_commander(
+    joining: str = "replace",
+    soft_start_s: float = 0.0,
+    lead_s: float = 0.01,
+    emergency: EmergencyStop | None = None,
+) -> Commander:
+    """Two quick arm joints and a gripper, chunks of six actions of which four are executed."""
+    spec = small_spec(
+        joint_names=("a", "b", "g"),
+        action_low=(-9.0,) * 3,
+        action_high=(9.0,) * 3,
+        prefix_horizon=2 if joining == "rtc" else 0,
+    )
+    limits = JointLimits((-3, 3), 2.0, 20.0, 10_000.0)
+    robot = Robot("toy", {"a": limits, "b": limits}, {"g": limits}, Topics("/j", "/c"))
+    safety = SafetyFilter(robot, spec.joint_names, 0.05)
+    return Commander(ChunkScheduler(spec, lead_s, joining), safety, emergency, soft_start_s)
+
+
+def chunk(level: float) -> np.ndarray:
+    """On the way to a level, a step at a time."""
+    return level * np.linspace(1 / 6, 1, 6)[:, None] * np.ones(3)
+
+
+def same(one, other) -> bool:
+    """Whether two outcomes are the same plan from the same targets."""
+    curves = zip(
+        (one.plan.start, *vars(one.plan.spline).values(), one.targets.due, one.targets.positions),
+        (
+            other.plan.start,
+            *vars(other.plan.spline).values(),
+            other.targets.due,
+            other.targets.positions,
+        ),
+        strict=True,
+    )
+    return all(np.array_equal(a, b) for a, b in curves if a is not None)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    waits=st.lists(st.integers(1, 400), min_size=1, max_size=5),
+    joining=st.sampled_from(METHODS),
+    seed=st.integers(0, 2**31),
+)
+def test_a_new_plan_is_the_old_one_until_lead_from_now_and_has_no_short_segment(
+    waits, joining, seed
+):
+    """Position, velocity and acceleration; where a knot of the old plan is nearer than a millisecond, until there."""
+    rng, one, now = np.random.default_rng(seed), make_commander(joining), START
+    lead = one.scheduler.min_lead
+    old = one.accept(chunk(rng.uniform(-1, 1)), now, now, HERE).plan
+    for wait in waits:
+        now += wait * MS + int(rng.integers(0, 2)) * int(rng.integers(-MS, MS))
+        stops = rng.random() < 0.2
+        one.prefix_inputs(now)
+        new = one.stop(now) if stops else one.accept(chunk(rng.uniform(-1, 1)), now, now, HERE).plan
+        for t in np.linspace(now + 1, now + lead - MS, 20).astype(int).tolist():
+            before, after = old.at(t), new.at(t)
+            assert np.allclose(after.position, before.position, atol=1e-9)
+            assert np.allclose(after.velocity, before.velocity, atol=1e-7)
+            assert np.allclose(after.acceleration, before.acceleration, atol=1e-4)
+        times = new.start + new.spline.times * 1e9
+        times = times[(times > now + lead - MS - 1) & (times < now + lead + 2 * STEP)]
+        assert (np.diff(times) > 0.99 * MS).all()
+        assert np.array_equal(new.spline.velocities[-1], np.zeros(3))
+        old = new
+
+
+@pytest.mark.parametrize("after", [0, 1000, 400_000, 999_000])
+def test_without_lead_a_plan_changes_at_once_and_never_in_the_past(after):
+    one = make_commander(lead_s=0.0)
+    old = one.accept(chunk(0.5), START, START, HERE).plan
+    now = START + 2 * STEP + after  # ns after a knot
+    here = old.at(now)
+    new = one.accept(chunk(-0.5), now, now, HERE).plan
+    assert np.allclose(new.at(now).position, here.position, atol=1e-9)
+    assert new.start == now
+
+
+def test_a_plan_is_settled_at_its_end_and_not_before():
+    plan = make_commander().accept(chunk(0.5), START, START, HERE).plan
+    end = START + round(plan.spline.end * 1e9)
+    assert not plan.settled(end - 1000)
+    assert plan.settled(end + 1)
+    assert plan.settled(end + STEP)
+
+
+@pytest.mark.parametrize("late", [0, 1, 10_000])
+def test_the_message_of_a_plan_that_is_over_holds_its_end(late):
+    plan = make_commander().accept(chunk(0.5), START, START, HERE).plan
+    now = START + round(plan.spline.end * 1e9) + late * MS
+    times, positions, velocities = plan.points(now)
+    controller = TrajectoryController(("a", "b", "g"), np.zeros(3))
+    controller.accept(("a", "b", "g"), times, positions, velocities, now / 1e9)  # it is legal
+    assert np.array_equal(positions, plan.spline.positions[-1:])
+    assert not velocities.any()
+    assert 0 < times[0] < 0.01
+
+
+@pytest.mark.parametrize("joining", METHODS)
+@pytest.mark.parametrize("end", ["forget", "stop", "stay"])
+def test_after_the_end_of_a_run_the_next_begins_like_the_first(end, joining):
+    """Soft start, the distance of its first target, targets that know nothing of the chunks before; even where the
+    clock went back."""
+    one = make_commander(joining, soft_start_s=0.5)
+    for k in range(3):
+        now = START + k * 200 * MS
+        one.prefix_inputs(now)
+        last = one.accept(chunk(0.3), now, now, HERE).plan
+    now = START + 5_000 * MS if end == "stop" else START - 20_000 * MS
+    getattr(one, end)(*[] if end == "forget" else [now])
+    there = HERE if end == "forget" else last.spline.positions[-1]
+    if end == "forget":
+        assert one.plan is None
+        assert one.stop(now) is None
+    else:
+        assert np.allclose(one.plan.at(now + STEP).position, there)
+        assert not one.plan.at(now + STEP).velocity.any()
+    assert one.scheduler.due(now)
+    with pytest.raises(Rejected, match="away from where it is"):
+        one.accept(there + chunk(9.0), now, now + MS, there)
+    now += STEP
+    one.scheduler.reset()  # a chunk that was refused is not repeated
+    other = make_commander(joining, soft_start_s=0.5)
+    if end != "forget":
+        other.plan = Plan(now, Spline(np.zeros(1), there[None], np.zeros((1, 3))))
+        one.plan = other.plan
+    for k in range(3):
+        at = now + k * 200 * MS
+        one.scheduler._delays, other.scheduler._delays = [
+            one.scheduler._delays.__class__() for _ in "ab"
+        ]
+        told, expected = one.prefix_inputs(at), other.prefix_inputs(at)
+        assert all(np.array_equal(told[name], expected[name]) for name in expected)
+        targets = there + chunk(0.2 + 0.1 * k)
+        assert same(one.accept(targets, at, at, there), other.accept(targets, at, at, there))
+
+
+def test_a_chunk_that_is_refused_changes_nothing():
+    one = make_commander(soft_start_s=0.5)
+    with pytest.raises(Rejected, match="away from where it is"):
+        one.accept(np.full((6, 3), 2.0), START, START, HERE)
+    assert one.plan is None
+    now = START + 1000 * MS  # the soft start begins with the first plan, not with the first try
+    one.scheduler.reset()
+    fresh = make_commander(soft_start_s=0.5).accept(chunk(0.3), now, now, HERE)
+    outcome = one.accept(chunk(0.3), now, now, HERE)
+    assert same(outcome, fresh)
+    bad = np.where(np.arange(3) == 1, np.nan, chunk(0.3))
+    for refused, says in (
+        (lambda t: one.accept(chunk(0.3), t - 1000 * MS, t, HERE), "late"),
+        (lambda t: one.accept(bad, t, t, HERE), "not a finite target for b$"),
+    ):
+        with pytest.raises(Rejected, match=says):
+            refused(now + 100 * MS)
+        assert one.plan is outcome.plan
+    # What was in force goes on: a number that is none has not spoilt what the next chunk is joined with.
+    after = one.accept(chunk(0.3), now + 100 * MS, now + 100 * MS, HERE)
+    assert np.isfinite(after.targets.seam_jump).all()
+
+
+def test_only_the_first_target_of_a_run_must_be_near_where_the_robot_is():
+    one = make_commander()
+    one.accept(chunk(0.3), START, START, HERE)
+    now = START + 100 * MS
+    one.accept(np.full((6, 3), 2.0), now, now, HERE)
+
+
+def test_plans_that_are_limited_too_often_stop_the_run_until_a_reset():
+    one = make_commander(emergency=EmergencyStop(3))
+    one.accept(chunk(0.1), START, START, HERE)
+    for k in range(1, 4):
+        assert not one.emergency.tripped
+        now = START + k * 100 * MS
+        one.accept(np.full((6, 3), 2.9), now, now, HERE)
+    assert one.emergency.tripped
+    with pytest.raises(Rejected, match="emergency stop: 3 plans in a row"):
+        one.accept(chunk(0.1), now + 100 * MS, now + 100 * MS, HERE)
+    one.emergency.reset()
+    one.accept(chunk(0.1), now + 200 * MS, now + 200 * MS, HERE)
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_an_arm_that_does_not_follow_is_noticed_on_either_side_and_a_gripper_is_not(side):
+    one = make_commander()
+    one.check_following(START, HERE + 9.0, 0.1)  # nothing is commanded yet
+    plan = one.accept(chunk(0.5), START, START, HERE).plan
+    now = START + 130 * MS
+    there = plan.at(now).position
+    off = lambda joint, by: there + side * by * (np.arange(3) == joint)  # noqa: E731
+    one.check_following(now, off(1, 0.099), 0.1)
+    with pytest.raises(
+        Rejected, match=r"^b is 0\.101 from where it was commanded to be, limit 0\.100"
+    ):
+        one.check_following(now, off(1, 0.101), 0.1)
+    with pytest.raises(Rejected, match="^a is"):
+        one.check_following(now, off(0, 0.3) + off(1, 0.2) - there, 0.1)
+    one.check_following(now, off(2, 2.0), 0.1)
+    one.check_following(now, off(0, 2.0), 0.0)  # not asked for
+
+
+# --- the scheduler, where only a sequence of calls shows it ---
+
+
+def test_the_delay_that_a_prefix_covers_is_the_longest_of_late_with_the_lead():
+    one = make_commander("rtc")
+    scheduler = one.scheduler
+    now = START
+    for ms, steps in ((10, 1), (39, 1), (41, 2), (20, 2), (500, 2)):  # a lead of 10 ms comes on top
+        scheduler.join(chunk(0.1), now, now + ms * MS)
+        assert scheduler.delay_steps == steps
+        now += 100 * MS
+    for _ in range(20):
+        scheduler.join(chunk(0.1), now, now + 5 * MS)
+        now += 100 * MS
+    assert scheduler.delay_steps == 1
+
+
+def test_a_prefix_is_what_was_in_force_at_its_time_and_no_more_than_there_is():
+    scheduler = make_commander("rtc").scheduler
+    scheduler.join(np.repeat(np.arange(1.0, 7)[:, None], 3, axis=1), START, START + 60 * MS)
+    # The run began at 60 ms: its last action is due at 360 ms.
+    scheduler._delays.append(100 * MS)
+    for ms, delay, first in (
+        (60, 2, 1.0),
+        (110, 2, 2.0),
+        (260, 2, 5.0),
+        (285, 2, 5.5),
+        (286, 1, 5.52),
+        (336, 0, 6.0),
+    ):
+        prefix = scheduler.prefix(START + ms * MS)
+        assert prefix.delay == delay, ms
+        assert prefix.actions[0, 0] == pytest.approx(first)
+    # What is over is remembered: the policy may look from an older observation.
+    scheduler.join(np.full((6, 3), 9.0), START + 250 * MS, START + 260 * MS)
+    assert scheduler.prefix(START + 60 * MS).actions[:, 0] == pytest.approx([1.0, 2.0])
+
+
+def test_sync_looks_again_only_after_what_it_was_told_last():
+    scheduler = make_commander("sync").scheduler
+    for begin in (START, START + 1000 * MS):
+        assert scheduler.due(begin)
+        scheduler.started(begin)
+        assert not scheduler.due(begin + 10_000 * MS)  # while the inference runs
+        scheduler.join(chunk(0.1), begin, begin + 100 * MS)
+        assert not scheduler.due(begin + 299 * MS)
+        assert scheduler.due(begin + 300 * MS)
+
+
+def test_a_chunk_after_a_pause_meets_nothing():
+    """A seam is where chunks meet: not after the robot has stood for longer than a step and a half."""
+    for pause, meets in ((70, True), (80, False)):
+        scheduler = make_commander().scheduler
+        scheduler.join(chunk(0.3), START, START)
+        later = START + 300 * MS + (pause - 50) * MS
+        assert (scheduler.join(chunk(0.2), later, later).seam_jump is not None) == meets
+
+
+@given(offset=st.floats(0.0, 1.0), seed=st.integers(0, 2**31))
+def test_an_ensemble_weighs_every_prediction_of_a_moment_by_its_age(offset, seed):
+    """Chunks at any time, not at whole steps: linear between actions, the last of a chunk holds for half a step."""
+    rng = np.random.default_rng(seed)
+    scheduler = make_commander("ensemble").scheduler
+    now, known = START, []
+    for _ in range(9):
+        values = rng.normal(size=(6, 3))
+        known.append((now, values))
+        joined = scheduler.join(values, now, now)
+        for due, found in zip(joined.due, joined.positions, strict=True):
+            total, weights = np.zeros(3), 0.0
+            for m, (stamp, predicted) in enumerate(known):
+                row = (due - stamp) / STEP - 1
+                if row > 5.5:
+                    continue
+                weight = np.exp(-0.01 * m)
+                total += weight * np.array([np.interp(row, np.arange(6), p) for p in predicted.T])
+                weights += weight
+            assert np.allclose(found, total / weights, atol=1e-9)
+        now += int((0.3 + offset) * STEP)
+    assert len(scheduler._chunks) < 9 or offset < 0.6  # what is over is forgotten
