@@ -34,6 +34,7 @@ def test_the_policys_time_is_the_integral_of_its_share_and_back_again(soft, ms):
     assert np.allclose(late - progress(pace, late), soft * (1 - SLOWEST) / 2 * 1e9, atol=2)
     before = times[times <= BEGAN]
     assert (progress(pace, before) == before).all()
+    assert (pace.when(before) == before).all()
 
 
 def test_without_a_soft_start_time_is_real_time():
