@@ -260,6 +260,16 @@ def test_a_prefix_is_what_was_in_force_at_its_time_and_no_more_than_there_is():
     assert scheduler.prefix(START + 60 * MS).actions[:, 0] == pytest.approx([1.0, 2.0])
 
 
+@pytest.mark.parametrize("joining", [m for m in METHODS if m != "rtc"])
+def test_without_rtc_a_policy_is_told_no_prefix(joining):
+    spec = small_spec(prefix_horizon=2)
+    scheduler = ChunkScheduler(spec, joining=joining)
+    scheduler.join(np.ones((6, 2)), START, START)
+    prefix = scheduler.prefix(START + 100 * MS)
+    assert prefix.delay == 0
+    assert not prefix.actions.any()
+
+
 def test_sync_looks_again_only_after_what_it_was_told_last():
     scheduler = make_commander("sync").scheduler
     for begin in (START, START + 1000 * MS):
@@ -289,7 +299,8 @@ def test_an_ensemble_weighs_every_prediction_of_a_moment_by_its_age(offset, seed
     for _ in range(9):
         values = rng.normal(size=(6, 3))
         known.append((now, values))
-        joined = scheduler.join(values, now, now)
+        # A run begins when its first chunk is there, however long that took.
+        joined = scheduler.join(values, now if known[1:] else now - 100 * MS, now)
         for due, found in zip(joined.due, joined.positions, strict=True):
             total, weights = np.zeros(3), 0.0
             for m, (stamp, predicted) in enumerate(known):
