@@ -270,6 +270,23 @@ def test_without_rtc_a_policy_is_told_no_prefix(joining):
     assert not prefix.actions.any()
 
 
+@given(waits=st.lists(st.integers(0, 280), min_size=1, max_size=6), seed=st.integers(0, 2**31))
+def test_in_force_are_the_newest_targets_and_the_older_ones_up_to_half_a_step_before(waits, seed):
+    rng, now = np.random.default_rng(seed), START
+    scheduler = make_commander("rtc").scheduler
+    due, positions = np.zeros(0), np.zeros((0, 3))
+    for wait in (0, *waits):
+        now += wait * MS
+        targets = scheduler.join(rng.normal(size=(6, 3)), now, now)
+        kept = due < targets.due[0] - STEP / 2
+        due = np.concatenate([due[kept], targets.due])
+        positions = np.concatenate([positions[kept], targets.positions])
+        for stamp in range(now - 3 * STEP, now + 6 * STEP, 10 * MS):
+            moments = stamp + STEP * np.arange(1, 3)
+            expected = [np.interp(moments - START, due - START, p) for p in positions.T]
+            assert np.allclose(scheduler.prefix(stamp).actions.T, expected, atol=1e-9)
+
+
 def test_sync_looks_again_only_after_what_it_was_told_last():
     scheduler = make_commander("sync").scheduler
     for begin in (START, START + 1000 * MS):
