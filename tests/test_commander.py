@@ -9,6 +9,7 @@ from toys import small_spec
 
 from flow_policy_rl.serving.chunk_scheduler import METHODS, ChunkScheduler
 from flow_policy_rl.serving.commander import Commander
+from flow_policy_rl.serving.pace import Pace
 from flow_policy_rl.serving.robot import JointLimits, Robot, Topics
 from flow_policy_rl.serving.safety import EmergencyStop, Rejected, SafetyFilter
 from flow_policy_rl.serving.trajectory_controller import TrajectoryController
@@ -330,3 +331,13 @@ def test_an_ensemble_weighs_every_prediction_of_a_moment_by_its_age(offset, seed
             assert np.allclose(found, total / weights, atol=1e-9)
         now += int((0.3 + offset) * STEP)
     assert len(scheduler._chunks) < 9 or offset < 0.6  # what is over is forgotten
+
+
+def test_an_ensemble_in_a_soft_start_counts_steps_of_the_policys_time():
+    scheduler, pace = make_commander("ensemble").scheduler, Pace(START, 0.5)
+    scheduler.join(np.zeros((6, 3)), START, START, pace)
+    now = START + 200 * MS  # little more than one step of the policy's
+    assert 1 < (pace.progress(now) - START) / STEP < 1.5
+    joined = scheduler.join(np.ones((6, 3)), now, now, pace)
+    assert (joined.positions[:5] < 0.5).all()
+    assert (joined.positions[5] == 1).all()
