@@ -60,7 +60,12 @@ def running(start, peer, policy_file, commands, status, reference):
     """Simulated arm and policy, under way."""
     nodes = start(
         sim_node=SIM,
-        policy_node={"policy": str(policy_file), "armed": True, "use_sim_time": True},
+        policy_node={
+            "policy": str(policy_file),
+            "armed": True,
+            "use_sim_time": True,
+            "max_limited_in_a_row": 0,  # it hardly learned: most of its plans are limited
+        },
     )
     peer.until(lambda: len(commands) >= 2 and len(reference) >= 2, "an arm under way", 40.0)
     return nodes
