@@ -10,7 +10,7 @@ import pytest
 
 from flow_policy_rl import cli
 from flow_policy_rl.bench import learn, learn_page
-from flow_policy_rl.bench.curves import draw, mean_curve
+from flow_policy_rl.bench.curves import draw, mean_curve, round_ticks
 from flow_policy_rl.bench.studies import STUDIES, Budget, Variant
 from flow_policy_rl.errors import InputError, RunFailed
 
@@ -134,6 +134,20 @@ def test_interquartile_mean_and_its_interval():
     assert learn_page.interquartile_mean(np.array([1.0, 5.0, 6.0])) == 4.0
     low, high = learn_page.bootstrap_interval(np.array([1.0, 2.0, 3.0, 4.0]))
     assert 1 <= low < 2.5 < high <= 4
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (3880, 5680), (245_760, 2e6), (-0.5, 0.5), (7e-4, 8e-4)]
+)
+def test_ticks_are_round_and_inside(low, high):
+    ticks = np.array(round_ticks(low, high))
+    assert 3 <= len(ticks) <= 8
+    assert ticks.min() >= low
+    assert ticks.max() <= high * (1 + 1e-9)
+    step = ticks[1] - ticks[0]
+    assert np.allclose(np.diff(ticks), step)
+    assert np.isclose(step / 10 ** np.floor(np.log10(step * 1.001)), [1, 2, 5]).any()
+    assert np.allclose(ticks / step, np.round(ticks / step))
 
 
 def test_curves_share_a_grid_and_their_interval_holds_their_mean():

@@ -1,5 +1,6 @@
 """Learning curves: several runs become a mean with an interval, and a picture in plain SVG that Markdown can show."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
@@ -70,7 +71,7 @@ def draw(
     """An SVG: lines, their intervals as bands, axes, a legend.
 
     Args:
-        x_ticks: place -> label, where five at equal distances do not do.
+        x_ticks: place -> label, where round numbers do not do.
     """
     shown = [c for c in curves if len(c.x)]
     if not shown:
@@ -90,15 +91,14 @@ def draw(
         f'<text x="{LEFT}" y="16" font-size="13">{escape(title)}: {escape(y_label)}</text>',
         f'<text x="{LEFT + plot_w / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>',
     ]
-    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
-    for y in (y_low + share * (y_high - y_low) for share in shares):
+    for y in round_ticks(y_low, y_high):
         left, right = at(x_low, y), at(x_high, y)
         row = left.split(",")[1]
         parts += [
             f'<polyline points="{left} {right}" stroke="#ddd" fill="none"/>',
             f'<text x="{LEFT - 6}" y="{row}" dy="4" text-anchor="end">{short(y)}</text>',
         ]
-    places = x_ticks or {x: short(x) for x in np.linspace(x_low, x_high, len(shares))}
+    places = x_ticks or {x: short(x) for x in round_ticks(x_low, x_high)}
     for x, label in places.items():
         column = at(x, y_low).split(",")[0]
         parts.append(
@@ -123,6 +123,13 @@ def span(values: np.ndarray) -> tuple[float, float]:
     """Smallest and largest, never the same."""
     low, high = float(values.min()), float(values.max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten between two values: three to eight of them."""
+    power = 10 ** math.floor(math.log10((high - low) / 3))
+    step = max(factor * power for factor in (1, 2, 5) if factor * power <= (high - low) / 3)
+    return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def short(value: float) -> str:
