@@ -108,7 +108,7 @@ def verdict(rows: list[dict], task: str, metric: str) -> str:
     best = max(scores, key=lambda label: scores[label][0])
     shown = f"{scores[best][0]:.1%}" if metric == "success_rate" else f"{scores[best][0]:,.0f}"
     close = [v for v in scores if v != best and scores[v][2] >= scores[best][1]]
-    apart = f", not told apart from {', '.join(close)} (intervals overlap)" if close else ""
+    apart = f", not told apart from {'; '.join(close)} (intervals overlap)" if close else ""
     steps = {
         label: float(np.median([r["steps_to_threshold"] for r in own]))
         for label, own in by_label.items()

@@ -33,6 +33,7 @@ CROSSFADE_STEPS = 4
 SHORTEST = 0.2  # of a control step: an action due sooner is past, it would be a jerk
 DELAYS_KEPT = 20
 REMEMBERED = 64
+JITTER = 0.02  # of a control step: a state that comes this much early is that of the step, not one to wait after
 ENSEMBLE_WEIGHTS = np.exp(-0.01 * np.arange(REMEMBERED)).tolist()
 
 
@@ -114,7 +115,7 @@ class ChunkScheduler:
             return True
         if self.joining == "sync":
             return self._busy_until is not None and stamp >= self._busy_until
-        return stamp - last >= self.period
+        return stamp - last >= self.period - JITTER * self.step
 
     def started(self, stamp: int) -> None:
         """An inference on the observation of this time has begun."""
