@@ -38,7 +38,7 @@ from flow_policy_rl.serving.spline import Extremes, Spline, derivatives, extreme
 Excess = list[tuple[str, int]]  # a limit, and the column of the joint that breaks it
 
 KINDS = (*LIMITS, "box")
-# A stop is tried in whole control steps, then in parts of one: a gripper near its limit may be too near for a long step.
+# A stop is tried in whole control steps, then in parts of one: a gripper near its limit may be too near for long ones.
 STOP_PARTS = (1, 4, 16)
 # Share of the robot's acceleration and jerk that plans use. A message leaves out the knot that is about to pass
 # (`commander.NEAREST_S`); the controller's own spline then accelerates by up to a fiftieth more than the plan.
