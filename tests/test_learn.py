@@ -60,6 +60,36 @@ def test_everybody_of_a_task_and_seed_starts_from_the_same_file(tmp_path):
     )
 
 
+def test_a_variant_with_a_base_policy_of_its_own_shares_demonstrations_only(tmp_path):
+    """Other flow steps or another execute horizon: imitated apart from the same demonstrations, trained as long."""
+    config = learn.Config(study="ablations", seeds=1, out=tmp_path)
+    study, cells, _ = learn.plan(config)
+    cell = {c.label: c for c in cells}
+
+    def commands(label, name):
+        return [s.command for s in cell[label].stages if s.name.name == name]
+
+    def value(command, flag):
+        return command[len(command) - 1 - command[::-1].index(flag) + 1]
+
+    usual, other = "score_flow", ("score_flow, 8 flow steps", "score_flow, 4 of 12 executed")
+    for label in other:
+        assert commands(label, "collect") == commands(usual, "collect")
+        imitated, trained = commands(label, "imitate")[0], commands(label, "train")[0]
+        assert value(imitated, "--demos") == value(commands(usual, "imitate")[0], "--demos")
+        assert value(trained, "--checkpoint").startswith(value(imitated, "--run-dir"))
+        assert value(trained, "--checkpoint") != value(commands(usual, "train")[0], "--checkpoint")
+    assert value(commands(other[0], "imitate")[0], "--num-flow-steps") == "8"
+    assert value(commands(other[1], "imitate")[0], "--execute-horizon") == "4"
+    iterations = [
+        int(value(commands(label, "train")[0], "--ppo.num-iterations"))
+        for label in (usual, other[1])
+    ]
+    assert iterations[1] == pytest.approx(2 * iterations[0], abs=1)  # chunks half as long
+    late = [value(s.command, "--inference-delay") for s in cell[usual].stages[-2:]]
+    assert late == ["1", "2"] == [str(n) for n in study.delays]
+
+
 def test_training_is_as_long_as_the_budget_says():
     from flow_policy_rl import train
 
@@ -215,9 +245,12 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
         [r | {"success_rate": None, "return_mean_random_noise": 2.0} for r in rows],
         "lift",
         "rldt",
-        "return",
+        learn_page.COLUMNS["return"].values(),
     )
     assert of_returns[1:3] == ["1 (1 to 1)", "2 (2 to 2)"]  # 0.95 and 0.91
+    late = learn_page.columns(STUDIES["ablations"])["success, inference 2 late"]
+    of_delay = learn_page.summarize([r | {late: 0.5} for r in rows], "lift", "rldt", [late])
+    assert of_delay[1] == "50.0% (43.1% to 56.9%)"
     assert "hence not run: lamp" in page
     first = "**lift**: best at the end rldt (93.0%). Threshold first: rldt, after 2,500 steps"
     assert page.splitlines()[2].startswith(first)

@@ -24,7 +24,7 @@ import numpy as np
 
 from flow_policy_rl import provenance
 from flow_policy_rl.bench import learn_page
-from flow_policy_rl.bench.studies import STUDIES, Base, Budget, Study, Variant
+from flow_policy_rl.bench.studies import STUDIES, Budget, Study, Variant
 from flow_policy_rl.errors import InputError, RunFailed, unknown_name
 from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.progress import Progress
@@ -115,7 +115,6 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
             raise unknown_name("variant of the study", name, study.variants)
     tasks = [t for t in study.tasks if not config.tasks or t in config.tasks]
     missing = [t for t in tasks if t not in task_names()]
-    labels = [v for v in study.variants if not config.variants or v in config.variants]
     budget = getattr(study, config.budget)
     if config.env_steps is not None:
         budget = dataclasses.replace(budget, env_steps=config.env_steps)
@@ -124,23 +123,19 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
     for task in tasks:
         if task in missing:
             continue
+        threshold = by_task(study.threshold, task)
         for seed in range(config.seeds):
-            base_dir = root / "bases" / f"{task}-{seed}"
-            base = base_stages(study.base, task, seed, budget, base_dir) if study.base else ()
-            start, horizon = (), None
-            if study.base:
-                start = ("--checkpoint", str(base_dir / "base" / POLICY_FILE))
-                horizon = study.base.execute_horizon
-            for label in labels:
+            for label in chosen_variants(config, study):
                 where = root / "cells" / f"{task}-{slug(label)}-{seed}"
-                variant = study.variants[label]
-                length = training_length(
-                    variant.algorithm, task, budget.env_steps, horizon, budget.points
-                )
-                own = cell_stages(variant, task, seed, budget, (*start, *length), where)
-                threshold = by_task(study.threshold, task)
-                cells.append(Cell(task, label, seed, where, (*base, *own), threshold))
+                base_dir = root / "bases" / f"{task}-{seed}"
+                stages = cell_stages(study, label, task, seed, budget, base_dir, where)
+                cells.append(Cell(task, label, seed, where, stages, threshold))
     return study, cells, missing
+
+
+def chosen_variants(config: Config, study: Study) -> list[str]:
+    """Labels of the rows."""
+    return [v for v in study.variants if not config.variants or v in config.variants]
 
 
 def by_task(values: dict, task: str):
@@ -158,9 +153,30 @@ def slug(label: str) -> str:
     return re.sub(r"[^a-z0-9_]+", "-", label.lower()).strip("-")
 
 
-def base_stages(base: Base, task: str, seed: int, budget: Budget, where: Path) -> tuple[Stage, ...]:
-    """Expert if it has to be learned, demonstrations, imitation, evaluation."""
-    stages, demonstrator = [], ()
+def cell_stages(
+    study: Study, label: str, task: str, seed: int, budget: Budget, base_dir: Path, where: Path
+) -> tuple[Stage, ...]:
+    """All that one cell needs: its base policy if the study has one, training, evaluation."""
+    variant, stages, start, horizon = study.variants[label], (), (), None
+    if study.base:
+        policy, stages = base_stages(study, variant, task, seed, budget, base_dir)
+        start = ("--checkpoint", str(policy / POLICY_FILE))
+        horizon = variant.execute_horizon or study.base.execute_horizon
+    length = training_length(variant.algorithm, task, budget.env_steps, horizon, budget.points)
+    watch = ("--eval-episodes", str(min(100, budget.episodes)))
+    command = ("train", variant.algorithm, "--task", task, "--seed", str(seed), *start, *length)
+    learning = training((*command, *watch, *variant.flags), where)
+    return (*stages, learning, *evaluations(where, task, where, budget, study.delays))
+
+
+def base_stages(
+    study: Study, variant: Variant, task: str, seed: int, budget: Budget, where: Path
+) -> tuple[Path, tuple[Stage, ...]]:
+    """Expert if it has to be learned, demonstrations, imitation, evaluation; and the run folder of the imitation.
+
+    A base policy of a variant's own learns from the demonstrations of the others'.
+    """
+    base, stages, demonstrator = study.base, [], ()
     common = ("--task", task, "--seed", str(seed))
     if base.expert:
         expert = where / "expert"
@@ -171,26 +187,28 @@ def base_stages(base: Base, task: str, seed: int, budget: Budget, where: Path) -
             length += ("--eval-episodes", "20")
         stages.append(training(("train", algorithm, *common, *length, *flags), expert))
         demonstrator = ("--policy", str(expert / POLICY_FILE))
-    demos, run_dir = where / "demos.hdf5", where / "base"
+    demos = where / "demos.hdf5"
     collect = ("collect", *common, *demonstrator, "--episodes", str(by_task(base.episodes, task)))
     collect += (*by_task(base.collect, task), "--out", str(demos), "--json")
+    stages.append(Stage(collect, where / "collect"))
+
+    where = base_folder(where, variant)
+    horizon = str(variant.execute_horizon or base.execute_horizon)
+    run_dir = where / "base"
     imitate = ("train", "bc", *common, "--demos", str(demos), "--run-dir", str(run_dir), "--json")
-    imitate += ("--action-horizon", str(base.action_horizon))
-    imitate += ("--execute-horizon", str(base.execute_horizon), *by_task(base.imitate, task))
+    imitate += ("--action-horizon", str(base.action_horizon), "--execute-horizon", horizon)
+    imitate += (*by_task(base.imitate, task), *variant.imitate)
     if budget.imitation_steps is not None:  # a later flag wins
         imitate += ("--bc.num-steps", str(budget.imitation_steps))
-    stages += [Stage(collect, where / "collect"), Stage(imitate, where / "imitate")]
-    return (*stages, *evaluations(run_dir, task, where, budget))
+    stages.append(Stage(imitate, where / "imitate"))
+    return run_dir, (*stages, *evaluations(run_dir, task, where, budget, study.delays))
 
 
-def cell_stages(
-    variant: Variant, task: str, seed: int, budget: Budget, flags: tuple[str, ...], where: Path
-) -> tuple[Stage, ...]:
-    """Training and evaluation of one cell."""
-    watch = ("--eval-episodes", str(min(100, budget.episodes)))
-    common = ("--task", task, "--seed", str(seed))
-    command = ("train", variant.algorithm, *common, *flags, *watch, *variant.flags)
-    return (training(command, where), *evaluations(where, task, where, budget))
+def base_folder(common: Path, variant: Variant) -> Path:
+    """Where a variant's base policy lives: everybody's folder, or one beside it that says what differs."""
+    horizon = (f"execute-{variant.execute_horizon}",) if variant.execute_horizon else ()
+    own = slug("-".join((*horizon, *variant.imitate)))
+    return common.with_name(f"{common.name}-{own}") if own else common
 
 
 def training(command: tuple[str, ...], run_dir: Path) -> Stage:
@@ -220,14 +238,19 @@ def training_length(
     return (f"--{group}.num-iterations", str(iterations), "--eval-every", str(every))
 
 
-def evaluations(run_dir: Path, task: str, where: Path, budget: Budget) -> tuple[Stage, ...]:
-    """Whole episodes on fixed seeds, from zero and from random noise, and of the raw weights where they are apart."""
-    policies = [(POLICY_FILE, noise, noise) for noise in NOISES]
-    policies.append((RAW_POLICY_FILE, "zero", "raw"))
+def evaluations(
+    run_dir: Path, task: str, where: Path, budget: Budget, delays: Sequence[int]
+) -> tuple[Stage, ...]:
+    """Whole episodes on fixed seeds: from zero and random noise, under delays, and of raw weights that are apart."""
+    judged = [(POLICY_FILE, noise, noise, 0) for noise in NOISES]
+    judged.append((RAW_POLICY_FILE, "zero", "raw", 0))
+    judged += [(POLICY_FILE, "zero", f"delay_{delay}", delay) for delay in delays]
     stages = []
-    for file, noise, name in policies:
+    for file, noise, name, delay in judged:
         command = ("eval", "--policy", str(run_dir / file), "--task", task, "--noise", noise)
         command += ("--seed", str(EVAL_SEED), "--episodes", str(budget.episodes), "--json")
+        if delay:
+            command += ("--inference-delay", str(delay))
         stages.append(Stage(command, where / f"eval_{name}", needs=run_dir / file))
     return tuple(stages)
 
@@ -244,7 +267,7 @@ def main(config: Config) -> dict:
         for cell in cells:
             for stage in cell.stages:
                 run_stage(stage)
-            write_result(cell)
+            write_result(cell, study.delays)
             progress.update(1, cell.dir.name)
     rows = [json.loads((cell.dir / "result.json").read_text()) for cell in cells]
     said = paragraphs(config, study, rows, missing)
@@ -300,7 +323,7 @@ def result_of(stage_name: Path) -> dict:
     return json.loads(stage_name.with_suffix(".json").read_text())
 
 
-def write_result(cell: Cell) -> None:
+def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:
     """One row of the table, from what the cell's commands left."""
     history = read_metrics(cell.dir / "metrics.csv")
     zero, random = (result_of(cell.dir / f"eval_{noise}") for noise in NOISES)
@@ -327,6 +350,9 @@ def write_result(cell: Cell) -> None:
         "success_rate_raw_weights": raw["success_rate"],
         "episodes": zero["episodes"],
     }
+    for delay in delays:
+        delayed = result_of(cell.dir / f"eval_delay_{delay}")
+        row |= {f"{name}_delay_{delay}": delayed[name] for name in ("return_mean", "success_rate")}
     (cell.dir / "result.json").write_text(json.dumps(row) + "\n")
 
 
@@ -359,15 +385,23 @@ def paragraphs(config: Config, study: Study, rows: list[dict], missing: list[str
 
 
 def base_line(config: Config, study: Study, task: str) -> str:
-    """What the common base policies of a task do, one number per seed."""
+    """What the base policies of a task do, one number per seed: everybody's, then those of variants with their own."""
     if study.base is None:
         return "From scratch. "
-    numbers = []
-    for seed in range(config.seeds):
-        result = result_of(folder(config) / "bases" / f"{task}-{seed}" / "eval_zero")
-        rate = result["success_rate"]
-        numbers.append(f"{result['return_mean']:.4g}" if rate is None else f"{rate:.1%}")
-    return f"Base policies at zero noise, by seed: {', '.join(numbers)}. "
+    said: dict[Path, str] = {}
+    for label in chosen_variants(config, study):
+        common = [folder(config) / "bases" / f"{task}-{seed}" for seed in range(config.seeds)]
+        where = [base_folder(path, study.variants[label]) for path in common]
+        numbers = ", ".join(base_level(path) for path in where)
+        said.setdefault(where[0], numbers if where == common else f"that of {label}: {numbers}")
+    return f"Base policies at zero noise, by seed: {'; '.join(said.values())}. "
+
+
+def base_level(where: Path) -> str:
+    """Success or return of a base policy."""
+    result = result_of(where / "eval_zero")
+    rate = result["success_rate"]
+    return f"{result['return_mean']:.4g}" if rate is None else f"{rate:.1%}"
 
 
 def text(result: dict) -> str:

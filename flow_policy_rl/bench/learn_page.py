@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -131,13 +131,24 @@ COLUMNS = {  # of the page, by what a study measures
 }
 
 
-def summarize(rows: list[dict], task: str, label: str, metric: str) -> list[str]:
-    """One line of the page: label, the metric from both noises, steps to the threshold, all steps, wall time."""
+def columns(study: Study) -> dict[str, str]:
+    """Keys of the results that the page shows, by their headings."""
+    what, zero = study.metric.removesuffix("_rate"), next(iter(COLUMNS[study.metric].values()))
+    late = {f"{what}, inference {n} late": f"{zero}_delay_{n}" for n in study.delays}
+    return COLUMNS[study.metric] | late
+
+
+def summarize(rows: list[dict], task: str, label: str, keys: Iterable[str]) -> list[str]:
+    """One line of the page: label, these results, steps to the threshold, all steps, wall time."""
     mine = [r for r in rows if (r["task"], r["algorithm"]) == (task, label)]
-    shown = (
-        "{:.1%} ({:.1%} to {:.1%})" if metric == "success_rate" else "{:,.0f} ({:,.0f} to {:,.0f})"
-    )
-    cells = [label, *(shown.format(*pooled(mine, key)) for key in COLUMNS[metric].values())]
+    cells = [label]
+    for key in keys:
+        form = (
+            "{:,.0f} ({:,.0f} to {:,.0f})"
+            if key.startswith("return")
+            else "{:.1%} ({:.1%} to {:.1%})"
+        )
+        cells.append(form.format(*pooled(mine, key)))
     steps = [r["steps_to_threshold"] for r in mine]
     reached = sum(s is not None for s in steps)
     median = np.median([math.inf if s is None else s for s in steps])
@@ -157,7 +168,8 @@ def markdown(
 ) -> str:
     """The page."""
     environment = provenance.environment()
-    header = ["algorithm", *COLUMNS[study.metric]]
+    shown = columns(study)
+    header = ["algorithm", *shown]
     header += ["control steps to threshold (median of all seeds)", "control steps", "seconds"]
     tasks, labels = (list(dict.fromkeys(r[key] for r in rows)) for key in ("task", "algorithm"))
     parts = [
@@ -167,10 +179,10 @@ def markdown(
         paragraphs["how"],
     ]
     for task in tasks:
-        lines = [summarize(rows, task, label, study.metric) for label in labels]
+        lines = [summarize(rows, task, label, shown.values()) for label in labels]
         mine = [p for p in pictures if p.stem.startswith(f"curve_{task}_")]
-        shown = " ".join(f"![{p.stem}]({p.name})" for p in mine)
-        parts += [f"## {task}", paragraphs[task], table(header, lines), shown]
+        drawn = " ".join(f"![{p.stem}]({p.name})" for p in mine)
+        parts += [f"## {task}", paragraphs[task], table(header, lines), drawn]
     if "missing" in paragraphs:
         parts.append(paragraphs["missing"])
     versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())

@@ -10,10 +10,14 @@ class Variant:
     Attributes:
         algorithm: as `flow-policy train` calls it.
         flags: what differs from the algorithm's preset.
+        imitate: what differs in the imitation of its base policy, which then is its own; same demonstrations.
+        execute_horizon: of that policy, if not the study's.
     """
 
     algorithm: str
     flags: tuple[str, ...] = ()
+    imitate: tuple[str, ...] = ()
+    execute_horizon: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Study:
         threshold: value of the metric whose first crossing counts, by task, `*` for all others.
         base: how the common base policy is made; None: from scratch.
         small, full: budgets; `small` is at most half an hour per cell on two cores.
+        delays: inferences that take so many control steps, under which policies are judged as well.
     """
 
     question: str
@@ -83,6 +88,7 @@ class Study:
             2_000, episodes=4, points=2, imitation_steps=20, expert_steps=2_000
         )
     )
+    delays: tuple[int, ...] = ()
 
 
 LOCOMOTION = ("hopper", "walker2d", "halfcheetah", "ant", "humanoid")
@@ -178,6 +184,10 @@ STUDIES = {
             "score_flow, wide sigma": Variant(
                 "score_flow", ("--score-flow.sigma-min", "0.08", "--score-flow.sigma-max", "0.16")
             ),
+            "score_flow, 2 flow steps": Variant("score_flow", imitate=("--num-flow-steps", "2")),
+            "score_flow, 8 flow steps": Variant("score_flow", imitate=("--num-flow-steps", "8")),
+            "score_flow, 4 of 12 executed": Variant("score_flow", execute_horizon=4),
+            "score_flow, 10 of 12 executed": Variant("score_flow", execute_horizon=10),
             "fpo_plus_plus": Variant("fpo_plus_plus"),
             "fpo_plus_plus, plain clip": Variant("fpo_plus_plus", ("--ppo.trust-region", "ppo")),
             "fpo_plus_plus, 16 draws": Variant("fpo_plus_plus", ("--fpo.num-mc-samples", "16")),
@@ -195,5 +205,6 @@ STUDIES = {
         base=Base(episodes={"*": 50}, collect={"*": NOISY}, imitate={"*": BRIEFLY}),
         small=Budget(400_000),
         full=Budget(2_000_000),
+        delays=(1, 2),
     ),
 }
