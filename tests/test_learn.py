@@ -258,6 +258,9 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
     assert "rldt (93.0%), not told apart from fpo" in learn_page.verdict(
         level, "lift", "success_rate"
     )
+    together = [r | {"steps_to_threshold": 3000} for r in rows]
+    told = learn_page.verdict(together, "lift", "success_rate")
+    assert "Threshold first: rldt; fpo, after 3,000 steps" in told
     learn_page.copy_page(tmp_path / "docs/learn.md", page, pictures)
     copied = (tmp_path / "docs/learn.md").read_text()
     for name in {part.split(")")[0] for part in copied.split("](")[1:]}:

@@ -114,8 +114,9 @@ def verdict(rows: list[dict], task: str, metric: str) -> str:
         for label, own in by_label.items()
         if all(r["steps_to_threshold"] is not None for r in own)
     }
-    first = min(steps, key=steps.__getitem__) if steps else ""
-    when = f" Threshold first: {first}, after {steps[first]:,.0f} steps (median)." if first else ""
+    soonest = min(steps.values(), default=math.inf)
+    first = "; ".join(label for label, count in steps.items() if count == soonest)
+    when = f" Threshold first: {first}, after {soonest:,.0f} steps (median)." if first else ""
     return f"**{task}**: best at the end {best} ({shown}){apart}.{when}"
 
 
