@@ -4,7 +4,8 @@ A study (`studies.py`) is algorithms x tasks x seeds. Each cell is a chain of or
 folder; what a cell has finished is kept, so an interrupted study goes on where it was.
 
     OUT/bases/<task>-<seed>/     expert, demonstrations, base policy and its evaluation
-    OUT/cells/<task>-<label>-<seed>/   the run folder of `train`, both evaluations, result.json
+    OUT/bases/<task>-<seed>-<what>/    the base policy of a variant with its own, from the same demonstrations
+    OUT/cells/<task>-<label>-<seed>/   the run folder of `train`, evaluations, result.json
     OUT/results.csv  curves.csv  curve_<task>_<axis>.svg  README.md
 """
 
