@@ -197,6 +197,21 @@ def test_curves_share_a_grid_and_their_interval_holds_their_mean():
     assert draw([mean_curve("t", "l", "a", [])], "t", "x", "y").startswith("<svg")
 
 
+def test_more_curves_than_colours_are_drawn_by_algorithm(tmp_path):
+    """Each curve once, no colour twice in a picture, and the legend inside it."""
+    labels = [
+        f"{a}{v}" for a in ("rldt", "fpo") for v in ("", *(f", change {i}" for i in range(6)))
+    ]
+    curves = [mean_curve("lift", n, "env_steps", [[(0, 0.0), (9, 1.0)]]) for n in labels]
+    pictures = learn_page.write_pictures(tmp_path, STUDIES["ablations"], curves)
+    assert [p.name for p in pictures] == [f"curve_lift_{a}_env_steps.svg" for a in ("rldt", "fpo")]
+    drawn = [p.read_text() for p in pictures]
+    assert all(sum(f">{n}</text>" in text for text in drawn) == 1 for n in labels)
+    for text in drawn:
+        strokes = [part.split('"')[0] for part in text.split('stroke="')[1:] if "#ddd" not in part]
+        assert len(strokes) == len(set(strokes)) == 7
+
+
 def fake_cell(root: Path, label: str, seed: int, rates: list[float]) -> learn.Cell:
     """A cell whose commands have run, with these success rates on the way and the last at the end."""
     where = root / "cells" / f"lift-{label}-{seed}"
@@ -248,7 +263,7 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
         learn_page.COLUMNS["return"].values(),
     )
     assert of_returns[1:3] == ["1 (1 to 1)", "2 (2 to 2)"]  # 0.95 and 0.91
-    late = learn_page.columns(STUDIES["ablations"])["success, inference 2 late"]
+    late = learn_page.columns(STUDIES["ablations"])["success, inference takes 2"]
     of_delay = learn_page.summarize([r | {late: 0.5} for r in rows], "lift", "rldt", [late])
     assert of_delay[1] == "50.0% (43.1% to 56.9%)"
     assert "hence not run: lamp" in page

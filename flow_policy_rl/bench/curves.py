@@ -79,15 +79,17 @@ def draw(
     x_low, x_high = span(np.concatenate([c.x for c in shown]))
     y_low, y_high = span(np.concatenate([[*c.low, *c.high] for c in shown]))
     plot_w, plot_h = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    legend = 30 + 6 * max(len(c.label) for c in shown)  # at font size 11, on the safe side
+    width = LEFT + plot_w + max(RIGHT, legend)
 
     def at(x: float, y: float) -> str:
         across = LEFT + plot_w * (x - x_low) / (x_high - x_low)
         return f"{across:.1f},{TOP + plot_h * (1 - (y - y_low) / (y_high - y_low)):.1f}"
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}" '
         'font-family="sans-serif" font-size="11">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        f'<rect width="{width}" height="{HEIGHT}" fill="white"/>',
         f'<text x="{LEFT}" y="16" font-size="13">{escape(title)}: {escape(y_label)}</text>',
         f'<text x="{LEFT + plot_w / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>',
     ]

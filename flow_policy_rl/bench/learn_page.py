@@ -12,6 +12,7 @@ from flow_policy_rl import provenance
 from flow_policy_rl.bench.curves import Curve, draw, mean_curve
 from flow_policy_rl.bench.studies import Study
 from flow_policy_rl.evaluate import wilson_interval
+from flow_policy_rl.report import COLORS
 
 Histories = Mapping[tuple[str, str], list[list[dict]]]  # (task, label) -> metrics of each seed
 
@@ -60,14 +61,24 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def write_pictures(root: Path, study: Study, curves: list[Curve]) -> list[Path]:
-    """One SVG per task and axis."""
+    """One SVG per task and axis; with more curves than colours, one for each algorithm and its variations."""
     pictures = []
     axes = {"env_steps": "control steps", "wall_s": "seconds"}
     for task, axis in dict.fromkeys((c.task, c.axis) for c in curves):
-        chosen = [c for c in curves if (c.task, c.axis) == (task, axis)]
-        path = root / f"curve_{task}_{axis}.svg"
-        path.write_text(draw(chosen, task, axes[axis], study.metric.replace("_", " ")))
-        pictures.append(path)
+        together = [c for c in curves if (c.task, c.axis) == (task, axis)]
+        groups = {"": together}
+        if len(together) > len(COLORS):
+            families = [c.label.split(",")[0] for c in together]
+            groups = {
+                f"{family}_": [
+                    c for c, own in zip(together, families, strict=True) if own == family
+                ]
+                for family in dict.fromkeys(families)
+            }
+        for group, chosen in groups.items():
+            path = root / f"curve_{task}_{group}{axis}.svg"
+            path.write_text(draw(chosen, task, axes[axis], study.metric.replace("_", " ")))
+            pictures.append(path)
     return pictures
 
 
@@ -133,9 +144,9 @@ COLUMNS = {  # of the page, by what a study measures
 
 
 def columns(study: Study) -> dict[str, str]:
-    """Keys of the results that the page shows, by their headings."""
+    """Keys of the results that the page shows, by their headings; delays in control steps."""
     what, zero = study.metric.removesuffix("_rate"), next(iter(COLUMNS[study.metric].values()))
-    late = {f"{what}, inference {n} late": f"{zero}_delay_{n}" for n in study.delays}
+    late = {f"{what}, inference takes {n}": f"{zero}_delay_{n}" for n in study.delays}
     return COLUMNS[study.metric] | late
 
 
