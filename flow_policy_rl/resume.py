@@ -26,12 +26,6 @@ MAY_DIFFER = (
 )  # in a resumed run; and num_iterations
 
 
-def state_file(run_dir: Path) -> Path:
-    """Where the present process keeps its state."""
-    rank = distributed.rank()
-    return run_dir / ("state.safetensors" if rank == 0 else f"state-{rank}.safetensors")
-
-
 def save(path: Path, learner, settings: dict, env_steps: int) -> None:
     """Write all of it.
 

@@ -1,4 +1,4 @@
-"""The folder of a run: the names of its policies, and that it belongs to one run at a time."""
+"""The folder of a run: the names of its files, and that it belongs to one run at a time."""
 
 import contextlib
 import fcntl
@@ -10,6 +10,16 @@ from flow_policy_rl.errors import InputError, output_folder
 
 POLICY_FILE = "policy.safetensors"
 RAW_POLICY_FILE = "policy_raw.safetensors"  # where POLICY_FILE is a moving average
+
+
+def state_file(run_dir: Path, rank: int = 0) -> Path:
+    """From which a process of a run goes on."""
+    return run_dir / ("state.safetensors" if rank == 0 else f"state-{rank}.safetensors")
+
+
+def failed_file(run_dir: Path, rank: int = 0) -> Path:
+    """The state in which a process stopped because training had diverged."""
+    return run_dir / f"failed-{rank}.safetensors"
 
 
 @contextlib.contextmanager

@@ -31,7 +31,13 @@ from flow_policy_rl.logger import RunLogger, Tracker
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.presets import Preset
 from flow_policy_rl.progress import Progress
-from flow_policy_rl.run_folder import POLICY_FILE, RAW_POLICY_FILE, claimed
+from flow_policy_rl.run_folder import (
+    POLICY_FILE,
+    RAW_POLICY_FILE,
+    claimed,
+    failed_file,
+    state_file,
+)
 from flow_policy_rl.spec import ObservationField, PolicySpec
 from sim.backends import BackendName
 from sim.randomize import PresetName, make_env
@@ -305,7 +311,7 @@ def train_bc(config: TrainBC) -> dict:
     )
     data = ChunkDataset(demos.episodes, config.action_horizon)
     learner = Imitation(FlowPolicy(spec, config.network), data, config.bc, generator)
-    state, settings = resume.state_file(config.run_dir), dataclasses.asdict(config)
+    state, settings = state_file(config.run_dir, distributed.rank()), dataclasses.asdict(config)
     if config.resume:
         resume.load(state, learner, settings)
     begin_run(config)
@@ -440,7 +446,7 @@ def train_rl(config: TrainRL) -> dict:
     env = own_environments(task, config)
     learner = build_learner(config, base, env, generator)
     learner.policy.spec = learner.policy.spec.replace(algorithm=config.algorithm)
-    state, settings = resume.state_file(config.run_dir), dataclasses.asdict(config)
+    state, settings = state_file(config.run_dir, distributed.rank()), dataclasses.asdict(config)
     env_steps = resume.load(state, learner, settings) if config.resume else 0
     leads = distributed.rank() == 0
     watch = None
@@ -459,7 +465,7 @@ def train_rl(config: TrainRL) -> dict:
                 metrics = learner.iterate()
                 require_finite(metrics, optional=("rollout/return",))
             except RunFailed as error:
-                failed = state.with_stem(f"failed-{distributed.rank()}")
+                failed = failed_file(config.run_dir, distributed.rank())
                 resume.save(failed, learner, settings, env_steps)
                 raise RunFailed(
                     f"training stopped in iteration {iteration}: {error}; state in '{failed}'"

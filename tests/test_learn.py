@@ -137,6 +137,13 @@ def test_a_stage_runs_once_goes_on_from_its_state_and_names_its_failure(tmp_path
     assert not (tmp_path / "c.done").exists()
     learn.run_stage(python("1 / 0", tmp_path / "d", needs=tmp_path / "absent"))  # nothing to do
 
+    diverging = python("1 / 0", tmp_path / "e", diverged=tmp_path / "failed-0.safetensors")
+    with pytest.raises(RunFailed, match="ZeroDivisionError"):
+        learn.run_stage(diverging)  # failed, but not because it diverged
+    diverging.diverged.touch()
+    learn.run_stage(diverging)
+    assert (tmp_path / "e.done").exists()
+
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
@@ -266,9 +273,12 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
     late = learn_page.columns(STUDIES["ablations"])["success, inference takes 2"]
     of_delay = learn_page.summarize([r | {late: 0.5} for r in rows], "lift", "rldt", [late])
     assert of_delay[1] == "50.0% (43.1% to 56.9%)"
+    exploded = [r | {"diverged": r["seed"] == 1} for r in rows]
+    said_so = learn_page.summarize(exploded, "lift", "fpo", ["success_rate"])
+    assert said_so[0] == "fpo (1 of 2 seeds diverged)"
     assert "hence not run: lamp" in page
     first = "**lift**: best at the end rldt (93.0%). Threshold first: rldt, after 2,500 steps"
-    assert page.splitlines()[2].startswith(first)
+    assert page.splitlines()[4].startswith(first)
     level = [r | {"success_rate": 0.9} if r["algorithm"] == "fpo" else r for r in rows]
     assert "rldt (93.0%), not told apart from fpo" in learn_page.verdict(
         level, "lift", "success_rate"
@@ -280,6 +290,17 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
     copied = (tmp_path / "docs/learn.md").read_text()
     for name in {part.split(")")[0] for part in copied.split("](")[1:]}:
         assert (tmp_path / "docs" / name).is_file()
+
+
+def test_what_people_wrote_above_the_page_stays(tmp_path):
+    page = tmp_path / "learn.md"
+    new = f"# Study: x\n\n{learn_page.REMARKS_END}\n\n"
+    learn_page.copy_page(page, f"{new}old numbers\n", [])
+    page.write_text(page.read_text().replace("# Study: x\n", "# Walkers\n\nSeed 2 limps.\n"))
+    learn_page.copy_page(page, f"{new}new numbers\n", [])
+    assert page.read_text() == (
+        f"# Walkers\n\nSeed 2 limps.\n\n{learn_page.REMARKS_END}\n\nnew numbers\n"
+    )
 
 
 @pytest.mark.slow

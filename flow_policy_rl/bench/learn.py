@@ -29,7 +29,7 @@ from flow_policy_rl.bench.studies import STUDIES, Budget, Study, Variant
 from flow_policy_rl.errors import InputError, RunFailed, unknown_name
 from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.progress import Progress
-from flow_policy_rl.run_folder import POLICY_FILE, RAW_POLICY_FILE
+from flow_policy_rl.run_folder import POLICY_FILE, RAW_POLICY_FILE, failed_file, state_file
 from sim.tasks import task_names
 
 EVAL_SEED = 10_000  # episodes of the table; training watches others
@@ -74,12 +74,14 @@ class Stage:
         name: PATH.log keeps what it said, PATH.json its JSON result, PATH.done that it ended well.
         state: file from which an interrupted run goes on.
         needs: file without which there is nothing to do.
+        diverged: file that a training which diverged leaves. That is a result: its last good checkpoint is judged.
     """
 
     command: tuple[str, ...]
     name: Path
     state: Path | None = None
     needs: Path | None = None
+    diverged: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ def cell_stages(
     watch = ("--eval-episodes", str(min(100, budget.episodes)))
     command = ("train", variant.algorithm, "--task", task, "--seed", str(seed), *start, *length)
     learning = training((*command, *watch, *variant.flags), where)
+    learning = dataclasses.replace(learning, diverged=failed_file(where))
     return (*stages, learning, *evaluations(where, task, where, budget, study.delays))
 
 
@@ -217,7 +220,7 @@ def training(command: tuple[str, ...], run_dir: Path) -> Stage:
     return Stage(
         (*command, "--run-dir", str(run_dir), "--json"),
         run_dir / "train",
-        state=run_dir / "state.safetensors",
+        state=state_file(run_dir),
     )
 
 
@@ -312,7 +315,8 @@ def run_stage(stage: Stage) -> None:
             text=True,
             check=False,
         )
-    if process.returncode != 0:
+    diverged = stage.diverged is not None and stage.diverged.is_file()
+    if process.returncode != 0 and not diverged:
         lines = log.read_text().strip().splitlines() or [f"exit code {process.returncode}"]
         raise RunFailed(f"{shlex.join(('flow-policy', *command))}: {lines[-1]} (log: {log})")
     stage.name.with_suffix(".json").write_text(process.stdout)
@@ -350,6 +354,7 @@ def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:
         "return_mean_raw_weights": raw["return_mean"],
         "success_rate_raw_weights": raw["success_rate"],
         "episodes": zero["episodes"],
+        "diverged": failed_file(cell.dir).is_file(),
     }
     for delay in delays:
         delayed = result_of(cell.dir / f"eval_delay_{delay}")

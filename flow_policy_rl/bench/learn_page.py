@@ -14,6 +14,7 @@ from flow_policy_rl.bench.studies import Study
 from flow_policy_rl.evaluate import wilson_interval
 from flow_policy_rl.report import COLORS
 
+REMARKS_END = "<!-- From here on `flow-policy bench learn` writes; what stands above is kept. -->"
 Histories = Mapping[tuple[str, str], list[list[dict]]]  # (task, label) -> metrics of each seed
 
 
@@ -153,7 +154,8 @@ def columns(study: Study) -> dict[str, str]:
 def summarize(rows: list[dict], task: str, label: str, keys: Iterable[str]) -> list[str]:
     """One line of the page: label, these results, steps to the threshold, all steps, wall time."""
     mine = [r for r in rows if (r["task"], r["algorithm"]) == (task, label)]
-    cells = [label]
+    diverged = sum(r["diverged"] for r in mine)
+    cells = [f"{label} ({diverged} of {len(mine)} seeds diverged)" if diverged else label]
     for key in keys:
         form = (
             "{:,.0f} ({:,.0f} to {:,.0f})"
@@ -186,6 +188,7 @@ def markdown(
     tasks, labels = (list(dict.fromkeys(r[key] for r in rows)) for key in ("task", "algorithm"))
     parts = [
         f"# Study: {title}",
+        REMARKS_END,
         *(verdict(rows, task, study.metric) for task in tasks),
         study.question,
         paragraphs["how"],
@@ -209,10 +212,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def copy_page(page: Path, body: str, pictures: list[Path]) -> None:
-    """The page and its pictures somewhere else, the pictures named after the page."""
+    """The page and its pictures somewhere else, the pictures named after the page.
+
+    What people wrote at the beginning of a page that is there, down to `REMARKS_END`, stays.
+    """
     page.parent.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         name = f"{page.stem}_{picture.name}"
         (page.parent / name).write_text(picture.read_text())
         body = body.replace(f"({picture.name})", f"({name})")
+    remarks, written, _ = (
+        page.read_text().partition(REMARKS_END) if page.is_file() else ("", "", "")
+    )
+    if written:
+        body = remarks + written + body.partition(REMARKS_END)[2]
     page.write_text(body)

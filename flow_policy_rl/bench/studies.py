@@ -195,6 +195,8 @@ STUDIES = {
             "rldt, no repulsion": Variant("rldt", ("--rldt.transport.temperature", "0")),
             "rldt, hot repulsion": Variant("rldt", ("--rldt.transport.temperature", "0.1")),
             "rldt, no kernel": Variant("rldt", ("--rldt.transport.kernel", "delta")),
+            # With a kernel, and steps as long as without one.
+            "rldt, normalized kernel": Variant("rldt", ("--rldt.transport.row-normalized",)),
             "rldt, previous as reference": Variant("rldt", ("--rldt.reference", "previous")),
             "rldt, replay unbalanced": Variant("rldt", ("--rldt.no-balanced-replay",)),
             "rldt, one-step targets": Variant("rldt", ("--rldt.critic.td-lambda", "0")),
