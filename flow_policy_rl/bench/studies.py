@@ -98,6 +98,14 @@ SCORE_FLOW = {
 }
 FPO = {"fpo": Variant("fpo"), "fpo_plus_plus": Variant("fpo_plus_plus")}
 OTHERS = {"rldt": Variant("rldt"), "gaussian_ppo": Variant("gaussian_ppo")}
+# The preset's sigma is for learning from nothing; this is the control with the noise and steps of ScoRe-Flow.
+NARROW = {
+    "gaussian_ppo, narrow sigma": Variant(
+        "gaussian_ppo",
+        ("--gaussian.sigma-min", "0.1", "--gaussian.sigma-max", "0.3")
+        + ("--ppo.actor-learning-rate", "1e-4", "--ppo.num-minibatches", "8"),
+    )
+}
 MATCHED = {"score_flow matched": Variant("score_flow", ("--score-flow.drift", "matched"))}
 NOISY = ("--noise", "0.03")
 IMITATE = ("--bc.num-steps", "3500", "--bc.ema-decay", "0.999")
@@ -113,7 +121,7 @@ STUDIES = {
         question="From the same medium policy, who improves a walker with fewest steps? (ScoRe-Flow's claim: "
         "ReinFlow's level in 2.4 times fewer steps. RLDT's: twice the return of the best baseline on HalfCheetah.)",
         tasks=LOCOMOTION,
-        variants=SCORE_FLOW | MATCHED | FPO | OTHERS,
+        variants=SCORE_FLOW | MATCHED | FPO | OTHERS | NARROW,
         metric="return",
         threshold={"hopper": 2500.0, "walker2d": 3500.0, "halfcheetah": 4500.0, "ant": 3000.0}
         | {"humanoid": 1000.0},
@@ -127,7 +135,7 @@ STUDIES = {
             action_horizon=4,
             execute_horizon=4,
         ),
-        small=Budget(500_000, episodes=100, points=8),
+        small=Budget(1_000_000, episodes=100, points=8),
         full=Budget(5_000_000, expert_steps=5_000_000),
     ),
     "from-scratch": Study(
