@@ -23,8 +23,11 @@ def failed_file(run_dir: Path, rank: int = 0) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, flag: str = "--run-dir") -> Iterator[None]:
     """Make the folder, and keep other runs out of it until the end, however that comes.
+
+    Args:
+        flag: with which another folder would be named.
 
     Raises:
         InputError: it cannot be made or written to, or another run has it.
@@ -35,7 +38,7 @@ def claimed(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(descriptor)
         raise InputError(
-            f"another run is writing to '{folder}': choose another --run-dir, or wait for its end"
+            f"another run is writing to '{folder}': choose another {flag}, or wait for its end"
         ) from None
     except OSError:  # a file system without locks
         pass

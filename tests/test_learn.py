@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -145,9 +146,35 @@ def test_a_stage_runs_once_goes_on_from_its_state_and_names_its_failure(tmp_path
     assert (tmp_path / "e.done").exists()
 
 
+def test_what_cells_share_runs_once_and_a_failure_stops_only_what_needs_it(
+    tmp_path, plain_python, capsys
+):
+    """Two jobs: each has cores of its own, if there are two."""
+    jobs = min(2, len(os.sched_getaffinity(0)))
+    ran = tmp_path / "ran"
+    base = python(f"open({str(ran)!r}, 'a').write('x')", tmp_path / "base")
+    broken = python("raise SystemExit('no such joint')", tmp_path / "broken")
+    cores = "import os, time; time.sleep(0.3); print(sorted(os.sched_getaffinity(0)))"
+    cells = []
+    for number in range(4):
+        own = python(cores, tmp_path / f"{number}/train")
+        stages = (broken if number == 1 else base, own)
+        cells.append(learn.Cell("lift", "rldt", number, tmp_path / str(number), stages, None))
+    cells.append(dataclasses.replace(cells[1], seed=4))  # needs what failed already
+    failures = learn.run_cells(cells, jobs, "study")
+    assert len(failures) == 1
+    assert "no such joint" in failures[0]
+    assert capsys.readouterr().err.count("failed: ") == 1
+    assert ran.read_text() == "x"
+    used = [(tmp_path / f"{n}/train.json").read_text() for n in (0, 2, 3)]
+    assert len(set(used)) == jobs
+    assert not (tmp_path / "1").exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
+        ({"jobs": 10_000}, "--jobs must be 1 to"),
         ({"study": "manipulaton"}, "did you mean 'manipulation'"),
         ({"tasks": ("hopper",)}, "unknown task of the study 'hopper'"),
         ({"variants": ("ppo",)}, "unknown variant of the study 'ppo'"),

@@ -11,12 +11,15 @@ folder; what a cell has finished is kept, so an interrupted study goes on where 
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,7 +32,13 @@ from flow_policy_rl.bench.studies import STUDIES, Budget, Study, Variant
 from flow_policy_rl.errors import InputError, RunFailed, unknown_name
 from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.progress import Progress
-from flow_policy_rl.run_folder import POLICY_FILE, RAW_POLICY_FILE, failed_file, state_file
+from flow_policy_rl.run_folder import (
+    POLICY_FILE,
+    RAW_POLICY_FILE,
+    claimed,
+    failed_file,
+    state_file,
+)
 from sim.tasks import task_names
 
 EVAL_SEED = 10_000  # episodes of the table; training watches others
@@ -50,6 +59,7 @@ class Config:
         variants: only these labels (default: all of the study).
         out: folder of the study (default: runs/learn/STUDY-BUDGET).
         env_steps: control steps of training per cell, in place of the budget's.
+        jobs: cells at a time, each on cores of its own. Compare wall times only within a study of one number of jobs.
         page: where to write the page as well, e.g. docs/learn_manipulation.md, with its pictures beside it.
         json: print one JSON object.
     """
@@ -61,6 +71,7 @@ class Config:
     variants: tuple[str, ...] = ()
     out: Path | None = None
     env_steps: int | None = None
+    jobs: int = 1
     page: Path | None = None
     json: bool = False
 
@@ -109,6 +120,9 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
         raise unknown_name("study", config.study, STUDIES)
     if config.seeds < 1:
         raise InputError(f"--seeds must be at least 1, not {config.seeds}")
+    cores = len(os.sched_getaffinity(0))
+    if not 1 <= config.jobs <= cores:
+        raise InputError(f"--jobs must be 1 to {cores}, the number of cores, not {config.jobs}")
     study = STUDIES[config.study]
     for name in config.tasks:
         if name not in study.tasks:
@@ -127,8 +141,8 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
         if task in missing:
             continue
         threshold = by_task(study.threshold, task)
-        for seed in range(config.seeds):
-            for label in chosen_variants(config, study):
+        for label in chosen_variants(config, study):
+            for seed in range(config.seeds):
                 where = root / "cells" / f"{task}-{slug(label)}-{seed}"
                 base_dir = root / "bases" / f"{task}-{seed}"
                 stages = cell_stages(study, label, task, seed, budget, base_dir, where)
@@ -263,20 +277,64 @@ def evaluations(
 
 
 def main(config: Config) -> dict:
-    """Run what is not finished, then write table, curves and page."""
+    """Run what is not finished, then write table, curves and page.
+
+    Raises:
+        RunFailed: a command did not end well; all that does not need it was run nevertheless.
+    """
     study, cells, missing = plan(config)
     root = folder(config)
-    begin(root, config)
-    with Progress(f"study {config.study}", len(cells), "cell") as progress:
+    with claimed(root, "--out"):
+        begin(root, config)
+        failures = run_cells(cells, config.jobs, f"study {config.study}")
+        if failures:
+            raise RunFailed(
+                f"{len(failures)} of the study's commands failed, what is finished is kept and the same command goes "
+                f"on; the first: {failures[0]}"
+            )
         for cell in cells:
-            for stage in cell.stages:
-                run_stage(stage)
             write_result(cell, study.delays)
-            progress.update(1, cell.dir.name)
-    rows = [json.loads((cell.dir / "result.json").read_text()) for cell in cells]
-    said = paragraphs(config, study, rows, missing)
-    learn_page.write(root, config.study, study, histories(cells), rows, said, config.page)
+        rows = [json.loads((cell.dir / "result.json").read_text()) for cell in cells]
+        said = paragraphs(config, study, rows, missing)
+        learn_page.write(root, config.study, study, histories(cells), rows, said, config.page)
     return {"study": config.study, "rows": rows, "page": str(config.page or root / "README.md")}
+
+
+def run_cells(cells: Sequence[Cell], jobs: int, title: str) -> list[str]:
+    """Run cells, `jobs` at a time, each on its share of the cores. What several cells need runs once.
+
+    Returns:
+        what failed, one line per command.
+    """
+    locks = {stage.name: threading.Lock() for cell in cells for stage in cell.stages}
+    failures: dict[Path, str] = {}
+    cores = sorted(os.sched_getaffinity(0))
+    shares = iter([cores[i::jobs] for i in range(jobs)])
+
+    def take_cores() -> None:  # of this thread, and so of the processes that it starts
+        os.sched_setaffinity(0, next(shares))
+
+    def run(cell: Cell) -> Cell:
+        for stage in cell.stages:
+            with locks[stage.name]:
+                if stage.name in failures:
+                    break
+                try:
+                    run_stage(stage)
+                except RunFailed as error:
+                    failures[stage.name] = str(error)
+                    print(f"failed: {error}", file=sys.stderr, flush=True)
+                    break
+        return cell
+
+    pool = ThreadPoolExecutor(jobs, initializer=take_cores)
+    with Progress(title, len(cells), "cell") as progress:
+        try:
+            for done in as_completed([pool.submit(run, cell) for cell in cells]):
+                progress.update(1, done.result().dir.name)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return list(failures.values())
 
 
 def begin(root: Path, config: Config) -> None:
@@ -374,6 +432,7 @@ def paragraphs(config: Config, study: Study, rows: list[dict], missing: list[str
     """What the page says of how the study ran, and where the policies of each task start and shall arrive."""
     command = f"flow-policy bench learn --study {config.study} --budget {config.budget} --seeds {config.seeds}"
     command += f" --env-steps {config.env_steps}" if config.env_steps else ""
+    command += f" --jobs {config.jobs}" if config.jobs > 1 else ""
     for flag, chosen in (("tasks", config.tasks), ("variants", config.variants)):
         command += f" --{flag} {shlex.join(chosen)}" if chosen else ""
     said = {
