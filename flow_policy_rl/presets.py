@@ -11,7 +11,7 @@ from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.algorithms.fpo import FPOConfig
 from flow_policy_rl.algorithms.gaussian import GaussianConfig
 from flow_policy_rl.algorithms.ppo import PPOConfig
-from flow_policy_rl.algorithms.rldt import CriticConfig, RLDTConfig
+from flow_policy_rl.algorithms.rldt import CriticConfig, RLDTConfig, TransportConfig
 from flow_policy_rl.algorithms.score_flow import ScoreFlowConfig
 
 Preset = Literal["clean", "paper"]
@@ -269,6 +269,8 @@ def rldt(task: str, preset: Preset = "clean") -> dict:
             actor_learning_rate=2e-5 if precise else 1e-4,
             exploration_scale=0.3 if precise else 1.0,
             start_noise=(0.0, 1.0),
+            # Divided by P as published, the step is an eighth as long, and the base policy holds it back (docs/log.md).
+            transport=TransportConfig(row_normalized=not precise),
             critic=CriticConfig(layer_norm=True, stage_input=task in STAGED, **known_range),
         )
     }
