@@ -269,7 +269,7 @@ def rldt(task: str, preset: Preset = "clean") -> dict:
             actor_learning_rate=2e-5 if precise else 1e-4,
             exploration_scale=0.3 if precise else 1.0,
             start_noise=(0.0, 1.0),
-            # Divided by P as published, it is up to eight times shorter, and the base policy holds it back (docs/log.md).
+            # Divided by P as published, it is up to eight times shorter, and the base policy holds it back.
             transport=TransportConfig(row_normalized=not precise),
             critic=CriticConfig(layer_norm=True, stage_input=task in STAGED, **known_range),
         )
