@@ -36,10 +36,9 @@ class Progress:
     def _line(self) -> None:
         self._last_line = time.monotonic()
         spent = self._last_line - self._start
-        left = spent / max(self._done, 1) * (self._total - self._done)
-        rate = self._done / max(spent, 1e-9)
         print(
-            f"{self._label}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s, {left:.0f} s left"
+            f"{self._label}: {self._done}/{self._total} {self._unit}, "
+            + pace(self._done, self._total, spent)
             + (f", {self._note}" if self._note else ""),
             file=sys.stderr,
             flush=True,
@@ -53,6 +52,14 @@ class Progress:
     def __exit__(self, *exc) -> None:
         if self._screen is not None:
             self._screen.stop()
+
+
+def pace(done: int, total: int, spent_s: float) -> str:
+    """How fast it goes and how long it will take: what is done in a second, or how long one takes."""
+    each = spent_s / max(done, 1)
+    speed = f"{each:.0f} s each" if each >= 10 else f"{1 / max(each, 1e-9):.1f}/s"
+    left = max(each * (total - done), 0.0)
+    return f"{speed}, {left:.0f} s left" if left < 600 else f"{speed}, {left / 60:.0f} min left"
 
 
 class Screen:

@@ -15,7 +15,7 @@ from rich.console import Console
 from flow_policy_rl import cli
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.logger import RunLogger, start_tracker
-from flow_policy_rl.progress import Progress, Screen, spark_line
+from flow_policy_rl.progress import Progress, Screen, pace, spark_line
 
 WORK = """
 import time
@@ -71,6 +71,12 @@ def test_elsewhere_there_are_plain_lines(capsys, monkeypatch):
     assert (out, "\x1b" in err) == ("", False)
     assert err.startswith("train: 1/2 it, ")
     assert err.endswith("s left, note\n")
+
+
+def test_the_pace_is_told_in_the_unit_that_fits():
+    assert pace(50, 100, 5.0) == "10.0/s, 5 s left"
+    assert pace(2, 12, 240.0) == "120 s each, 20 min left"
+    assert pace(128, 100, 64.0) == "2.0/s, 0 s left"  # more than asked for came back
 
 
 def test_the_table_has_the_latest_and_the_extremes():
