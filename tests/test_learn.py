@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -142,6 +143,9 @@ def test_a_stage_runs_once_goes_on_from_its_state_and_names_its_failure(tmp_path
     with pytest.raises(RunFailed, match="ZeroDivisionError"):
         learn.run_stage(diverging)  # failed, but not because it diverged
     diverging.diverged.touch()
+    with pytest.raises(RunFailed, match="ZeroDivisionError"):
+        learn.run_stage(diverging)  # before there was anything to judge
+    (tmp_path / "policy.safetensors").touch()
     learn.run_stage(diverging)
     assert (tmp_path / "e.done").exists()
 
@@ -232,9 +236,9 @@ def test_curves_share_a_grid_and_their_interval_holds_their_mean():
 
 
 def test_more_curves_than_colours_are_drawn_by_algorithm(tmp_path):
-    """Each curve once, no colour twice in a picture, and the legend inside it."""
+    """Each curve once, in the line of its key, and no two lines alike."""
     labels = [
-        f"{a}{v}" for a in ("rldt", "fpo") for v in ("", *(f", change {i}" for i in range(6)))
+        f"{a}{v}" for a in ("rldt", "fpo") for v in ("", *(f", change {i}" for i in range(8)))
     ]
     curves = [mean_curve("lift", n, "env_steps", [[(0, 0.0), (9, 1.0)]]) for n in labels]
     pictures = learn_page.write_pictures(tmp_path, STUDIES["ablations"], curves)
@@ -242,8 +246,10 @@ def test_more_curves_than_colours_are_drawn_by_algorithm(tmp_path):
     drawn = [p.read_text() for p in pictures]
     assert all(sum(f">{n}</text>" in text for text in drawn) == 1 for n in labels)
     for text in drawn:
-        strokes = [part.split('"')[0] for part in text.split('stroke="')[1:] if "#ddd" not in part]
-        assert len(strokes) == len(set(strokes)) == 7
+        lines = re.findall(r'<(polyline|path) [^>]*(stroke="#(?!ddd)[^/]*?) stroke-width', text)
+        curves, keys = ([s for tag, s in lines if tag == name] for name in ("polyline", "path"))
+        assert curves == keys
+        assert len(set(curves)) == len(curves) == 9
 
 
 def fake_cell(root: Path, label: str, seed: int, rates: list[float]) -> learn.Cell:
@@ -285,9 +291,9 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
     page = learn_page.markdown("manipulation", study, rows, said, pictures)
     line = next(part for part in page.splitlines() if part.startswith("| rldt"))
     assert "93.0% (88.6% to 95.8%)" in line  # 186 of 200
-    assert "2,500 (2 of 2 seeds)" in line
+    assert "2,500 (2 of 2 seeds, a look every 1 k)" in line
     assert (
-        "| not reached (1 of 2 seeds) |" in page
+        "| not reached (1 of 2 seeds, a look every 1 k) |" in page
     )  # fpo: the median of all seeds, not of those that arrived
     assert "return" not in page.split("| --- |")[0].split("| algorithm")[1]
     of_returns = learn_page.summarize(

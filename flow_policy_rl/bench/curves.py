@@ -108,14 +108,17 @@ def draw(
         )
     for i, curve in enumerate(shown):
         color = COLORS[i % len(COLORS)]
+        stroke = f'stroke="{color}" fill="none"'
+        if i >= len(COLORS):
+            stroke += ' stroke-dasharray="5 2"'
         there = [at(x, y) for x, y in zip(curve.x, curve.high, strict=True)]
         back = [at(x, y) for x, y in zip(curve.x[::-1], curve.low[::-1], strict=True)]
         line = [at(x, y) for x, y in zip(curve.x, curve.mean, strict=True)]
         row = TOP + 14 * (i + 1)
         parts += [
             f'<polygon points="{" ".join(there + back)}" fill="{color}" opacity="0.15"/>',
-            f'<polyline points="{" ".join(line)}" stroke="{color}" stroke-width="1.8" fill="none"/>',
-            f'<rect x="{WIDTH - RIGHT + 10}" y="{row - 4}" width="12" height="3" fill="{color}"/>',
+            f'<polyline points="{" ".join(line)}" {stroke} stroke-width="1.8"/>',
+            f'<path d="M {WIDTH - RIGHT + 10} {row - 3} h 12" {stroke} stroke-width="3"/>',
             f'<text x="{WIDTH - RIGHT + 26}" y="{row}">{escape(curve.label)}</text>',
         ]
     return "\n".join([*parts, "</svg>\n"])

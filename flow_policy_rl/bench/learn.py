@@ -24,8 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from flow_policy_rl import provenance
 from flow_policy_rl.bench import learn_page
 from flow_policy_rl.bench.studies import STUDIES, Budget, Study, Variant
@@ -374,6 +372,7 @@ def run_stage(stage: Stage) -> None:
             check=False,
         )
     diverged = stage.diverged is not None and stage.diverged.is_file()
+    diverged = diverged and stage.diverged.with_name(POLICY_FILE).is_file()  # something to judge
     if process.returncode != 0 and not diverged:
         lines = log.read_text().strip().splitlines() or [f"exit code {process.returncode}"]
         raise RunFailed(f"{shlex.join(('flow-policy', *command))}: {lines[-1]} (log: {log})")
@@ -393,11 +392,8 @@ def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:
     raw = cell.dir / "eval_raw"
     raw = result_of(raw) if raw.with_suffix(".done").is_file() else zero
     metric = "eval/return" if zero["success_rate"] is None else "eval/success_rate"
-    crossed = [
-        row["time/env_steps"]
-        for row in history
-        if cell.threshold is not None and row.get(metric, -np.inf) >= cell.threshold
-    ]
+    looks = [(row["time/env_steps"], row[metric]) for row in history if metric in row]
+    crossed = [at for at, level in looks if cell.threshold is not None and level >= cell.threshold]
     row = {
         "algorithm": cell.label,
         "task": cell.task,
@@ -407,6 +403,7 @@ def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:
         "return_mean": zero["return_mean"],
         "success_rate": zero["success_rate"],
         "steps_to_threshold": int(crossed[0]) if crossed else None,
+        "steps_between_looks": int(history[-1]["time/env_steps"]) // max(len(looks), 1),
         "return_mean_random_noise": random["return_mean"],
         "success_rate_random_noise": random["success_rate"],
         "return_mean_raw_weights": raw["return_mean"],

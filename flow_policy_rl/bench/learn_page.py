@@ -167,7 +167,8 @@ def summarize(rows: list[dict], task: str, label: str, keys: Iterable[str]) -> l
     reached = sum(s is not None for s in steps)
     median = np.median([math.inf if s is None else s for s in steps])
     cells.append(f"{median:,.0f}" if math.isfinite(median) else "not reached")
-    cells[-1] += f" ({reached} of {len(mine)} seeds)"
+    looks = np.median([r["steps_between_looks"] for r in mine])
+    cells[-1] += f" ({reached} of {len(mine)} seeds, a look every {looks / 1000:,.0f} k)"
     cells.append(f"{np.mean([r['env_steps'] for r in mine]):,.0f}")
     cells.append(f"{np.mean([r['wall_s'] for r in mine]):.0f}")
     return cells
