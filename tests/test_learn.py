@@ -15,6 +15,7 @@ from flow_policy_rl.bench import learn, learn_page
 from flow_policy_rl.bench.curves import draw, mean_curve, round_ticks
 from flow_policy_rl.bench.studies import STUDIES, Budget, Variant
 from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.run_folder import claimed
 
 
 def words(stage: learn.Stage) -> str:
@@ -195,6 +196,13 @@ def test_two_budgets_do_not_mix_in_one_folder(tmp_path):
     learn.begin(tmp_path, learn.Config(budget="small", seeds=9))
     with pytest.raises(InputError, match="other settings"):
         learn.begin(tmp_path, learn.Config(budget="full"))
+
+
+def test_two_runs_of_a_study_do_not_write_into_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(learn, "run_cells", lambda *_: ["it ran"])
+    with claimed(tmp_path), pytest.raises(InputError, match="choose another --out"):
+        learn.main(learn.Config(out=tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_interquartile_mean_and_its_interval():
