@@ -223,7 +223,11 @@ def run(name: str, arguments: list[str]) -> int:
 
 
 def parse_train(arguments: list[str], file: Path | None):
-    """`ALGO --task T --preset P` decide the settings; other flags override them. Returns module and config."""
+    """`ALGO --task T --preset P`, and whether a checkpoint is given, decide the settings; other flags override them.
+
+    Returns:
+        module and config.
+    """
     import tyro
 
     from flow_policy_rl.flags import one_line_errors, parse
@@ -232,6 +236,7 @@ def parse_train(arguments: list[str], file: Path | None):
     class Given:
         task: str | None = None
         preset: Literal["clean", "paper"] = "clean"
+        checkpoint: str | None = None
 
     algorithm, *flags = arguments
     found = plugins.find("algorithms", algorithm, ALGORITHMS)
@@ -245,7 +250,8 @@ def parse_train(arguments: list[str], file: Path | None):
     settings = [f for f in from_file + flags if f not in ("-h", "--help")]
     with one_line_errors(prog, flags, file):
         given, _ = tyro.cli(Given, args=settings, return_unknown_args=True)
-    default = train.default_config(algorithm, given.task or "lift", given.preset)
+    from_scratch = given.checkpoint is None
+    default = train.default_config(algorithm, given.task or "lift", given.preset, from_scratch)
     config = parse(config_type, flags, prog, file, default=default)
     if given.task is None:
         raise InputError(f"{prog} needs --task: a task that flow-policy list tasks names")

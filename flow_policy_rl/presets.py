@@ -1,4 +1,4 @@
-"""Named settings: one function per algorithm, which returns the settings for a task.
+"""Named settings: one function per algorithm, which returns the settings for a task, from a checkpoint or from scratch.
 
 `clean` is what we recommend. `paper` is what was published or released, as far as this design has the same switch
 (the docs page of an algorithm lists the rest); `lift` is nobody's benchmark, it takes the nearest task's settings.
@@ -52,12 +52,12 @@ def _locomotion(actor_learning_rate: float, num_minibatches: int = 16, **changes
     )
 
 
-def bc(task: str, preset: Preset = "clean") -> BCConfig:
+def bc(task: str, preset: Preset = "clean", from_scratch: bool = True) -> BCConfig:
     """Flow-matching pre-training."""
     return BCConfig(num_steps=4000)
 
 
-def score_flow(task: str, preset: Preset = "clean") -> dict:
+def score_flow(task: str, preset: Preset = "clean", from_scratch: bool = False) -> dict:
     """ScoRe-Flow fine-tuning."""
     if preset == "paper":
         return _score_flow_paper(task)
@@ -71,7 +71,7 @@ def score_flow(task: str, preset: Preset = "clean") -> dict:
     return {"ppo": SPARSE, "score_flow": ScoreFlowConfig(0.03, 0.08, start_noise=0.0)}
 
 
-def reinflow(task: str, preset: Preset = "clean") -> dict:
+def reinflow(task: str, preset: Preset = "clean", from_scratch: bool = False) -> dict:
     """ReinFlow: the same without a drift."""
     settings = score_flow(task, preset)
     kernel = dataclasses.replace(settings["score_flow"], drift="none")
@@ -149,7 +149,7 @@ def _paper_kernel(sigma_min: float, sigma_max: float, decay: float) -> ScoreFlow
     )
 
 
-def fpo(task: str, preset: Preset = "clean") -> dict:
+def fpo(task: str, preset: Preset = "clean", from_scratch: bool = False) -> dict:
     """FPO: one ratio per action."""
     if preset == "paper":
         ppo = PPOConfig(
@@ -186,7 +186,7 @@ def fpo(task: str, preset: Preset = "clean") -> dict:
     return {"ppo": ppo, "fpo": ratio}
 
 
-def fpo_plus_plus(task: str, preset: Preset = "clean") -> dict:
+def fpo_plus_plus(task: str, preset: Preset = "clean", from_scratch: bool = False) -> dict:
     """FPO++: one ratio per draw, and its asymmetric trust region."""
     if preset == "paper" and task in LOCOMOTION:
         ppo = PPOConfig(
@@ -240,16 +240,16 @@ def fpo_plus_plus(task: str, preset: Preset = "clean") -> dict:
     return {"ppo": ppo, "fpo": FPOConfig(action_noise=0.005 if task in PRECISE else 0.02)}
 
 
-def gaussian_ppo(task: str, preset: Preset = "clean") -> dict:
-    """The control."""
-    if task in LOCOMOTION:
-        return {"ppo": _locomotion(3e-4), "gaussian": GaussianConfig(sigma_min=0.2, sigma_max=1.5)}
-    if task in PRECISE:
-        return {"ppo": FINE, "gaussian": GaussianConfig(sigma_min=0.005, sigma_max=0.05)}
-    return {"ppo": SPARSE, "gaussian": GaussianConfig()}
+def gaussian_ppo(task: str, preset: Preset = "clean", from_scratch: bool = False) -> dict:
+    """The control: noise and steps of ScoRe-Flow, but from scratch on walkers, where so little noise finds nothing."""
+    if task in LOCOMOTION and from_scratch:
+        return {"ppo": _locomotion(3e-4), "gaussian": GaussianConfig(0.2, 1.5)}
+    same = score_flow(task)
+    noise = same["score_flow"]
+    return {"ppo": same["ppo"], "gaussian": GaussianConfig(noise.sigma_min, noise.sigma_max)}
 
 
-def rldt(task: str, preset: Preset = "clean") -> dict:
+def rldt(task: str, preset: Preset = "clean", from_scratch: bool = False) -> dict:
     """RLDT, density transport."""
     if preset == "paper":
         return {"rldt": _rldt_paper(task)}

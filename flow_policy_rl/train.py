@@ -115,7 +115,8 @@ class TrainRL:
         checkpoint: pre-trained policy to start from (default: none, from scratch).
         run_dir: folder to write.
         algorithm: name of the algorithm, as in the run folder and the policy's spec.
-        preset: `clean` (ours) or `paper` (published settings): the defaults of all that follows.
+        preset: `clean` (ours) or `paper` (published settings): the defaults of all that follows. Some differ between
+            training from a checkpoint and from scratch.
         seed: of environments, exploration and batches.
         eval_every: iterations between evaluations at zero noise (0: never).
         eval_episodes: episodes of each.
@@ -239,9 +240,9 @@ ALGORITHMS = {
 }
 
 
-def default_config(algorithm: str, task: str, preset: Preset = "clean"):
-    """The preset of a task, as a config whose paths are still to be given."""
-    settings = presets.PRESETS[algorithm](task, preset)
+def default_config(algorithm: str, task: str, preset: Preset = "clean", from_scratch: bool = False):
+    """The preset of a task, from a checkpoint or from scratch, as a config whose paths are still to be given."""
+    settings = presets.PRESETS[algorithm](task, preset, from_scratch)
     if algorithm == "bc":
         return TrainBC(task=task, demos=Path("demos.hdf5"), bc=settings)
     return ALGORITHMS[algorithm](

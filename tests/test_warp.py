@@ -320,7 +320,7 @@ def test_commands_run_on_it(warp, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_resumed_run_goes_on_bit_for_bit(warp, tmp_path):
     def run(folder: str, iterations: int, resume: bool = False) -> dict:
-        settings = train.default_config("gaussian_ppo", "hopper")
+        settings = train.default_config("gaussian_ppo", "hopper", from_scratch=True)
         ppo = dataclasses.replace(
             settings.ppo, num_iterations=iterations, num_envs=4, num_steps=4, num_minibatches=2
         )

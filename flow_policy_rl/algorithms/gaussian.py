@@ -31,7 +31,7 @@ class GaussianConfig:
     """
 
     sigma_min: float = 0.03
-    sigma_max: float = 0.3
+    sigma_max: float = 0.08
     sigma_learning_rate: float = 1e-3
 
 

@@ -246,7 +246,7 @@ def training_length(
     """
     from flow_policy_rl import train  # with torch, which --help does without
 
-    loop = train.default_config(algorithm, task).loop
+    loop = train.default_config(algorithm, task, from_scratch=execute_horizon is None).loop
     horizon = execute_horizon or train.ScratchConfig().execute_horizon
     iterations = max(2, round(env_steps / (loop.num_envs * loop.num_steps * horizon)))
     group = "rldt" if algorithm == "rldt" else "ppo"

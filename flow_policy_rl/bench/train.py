@@ -122,7 +122,7 @@ def main(config: Config) -> dict:
 
 def build(config: Config) -> PPO:
     """The learner that training would build."""
-    chosen = train.default_config(config.algorithm, config.task, config.preset)
+    chosen = train.default_config(config.algorithm, config.task, config.preset, True)
     changes = {"num_envs": config.num_envs, "num_steps": config.num_steps, "critic_warmup": 0}
     changes = {name: value for name, value in changes.items() if value is not None}
     chosen = dataclasses.replace(
