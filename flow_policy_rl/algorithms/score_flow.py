@@ -53,6 +53,8 @@ class ScoreFlowConfig:
         drift: `learned` (ScoRe-Flow), `none` (ReinFlow), `fixed` or `matched`.
         fixed_gain: g of the `fixed` drift.
         score: whose score the drift follows: that of the `current` field or of the `base` policy.
+        noisy_steps: how many of the last flow steps are noisy (0: all K, as published). Those before run as they are
+            deployed and do not count in the ratio, as in DPPO (arXiv 2409.00588, section 4.3).
         start_noise: scale of x_0 in rollouts. 1 is the published method; 0 starts every rollout where a
             policy deployed with zero noise starts, which is what evaluation then measures.
         head_learning_rate: of the noise head and the drift gain. They start from nothing, so they need
@@ -67,6 +69,7 @@ class ScoreFlowConfig:
     drift: Literal["learned", "none", "fixed", "matched"] = "learned"
     fixed_gain: float = 0.127
     score: Literal["current", "base"] = "current"
+    noisy_steps: int = 0
     start_noise: float = 1.0
     head_learning_rate: float = 3e-4
     likelihood: Literal["joint", "per_dim_mean"] = "joint"
@@ -76,6 +79,8 @@ class ScoreFlowConfig:
             raise InputError(
                 f"need 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}"
             )
+        if self.noisy_steps < 0:
+            raise InputError(f"noisy_steps must be at least 0 (all), not {self.noisy_steps}")
         if self.drift == "fixed" and self.fixed_gain <= 0:
             raise InputError(
                 f"fixed_gain must be positive, not {self.fixed_gain} (drift `none` is 0)"
@@ -117,9 +122,16 @@ class ScoreFlow(nn.Module):
         super().__init__()
         self.policy, self.config = policy, config
         self.num_flow_steps = policy.spec.num_flow_steps
+        if config.noisy_steps > self.num_flow_steps:
+            raise InputError(
+                f"noisy_steps {config.noisy_steps} is more than the {self.num_flow_steps} flow steps of the policy"
+            )
         horizon, joints = policy.chunk_shape
         self.noise_head = NoiseHead(policy.num_features, horizon * joints, config)
-        self.register_buffer("grid", flow.time_grid(self.num_flow_steps))
+        grid = flow.time_grid(self.num_flow_steps)
+        first = self.num_flow_steps - (config.noisy_steps or self.num_flow_steps)
+        self.register_buffer("quiet_grid", grid[:first])
+        self.register_buffer("grid", grid[first:])
         if config.drift == "fixed":
             policy.drift_gain.hold(config.fixed_gain)
 
@@ -178,13 +190,18 @@ class ScoreFlow(nn.Module):
 
     @torch.no_grad()
     def sample(self, obs: Obs, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Draw a chain. The chunk is its end; the trace its states (B, K + 1, H, A) and log-probabilities (B, K, H)."""
+        """Draw a chain. The chunk is its end; the trace the states (B, n + 1, H, A) and log-probabilities (B, n, H) of
+        its n noisy steps.
+        """
         policy = self.policy
         features = policy.features(obs)
         context = policy.context(features)
         known, prefix = policy.known_actions(obs)
         shape = (len(features), *policy.chunk_shape)
         x = self.config.start_noise * distributed.randn(shape, generator)
+        for t in self.quiet_grid:
+            x, times = policy.hold(x, t.expand(shape[:2]), known, prefix)
+            x = x + policy.velocity(x, times, context) / self.num_flow_steps
         chain, log_prob = [], []
         for t in self.grid:
             x, times = policy.hold(x, t.expand(shape[:2]), known, prefix)
@@ -202,20 +219,20 @@ class ScoreFlow(nn.Module):
         """Log-ratio (B,) of a chain under the present weights, and the chain's entropy per element (B,)."""
         mean, std = self._kernel(obs, trace["chain"])
         log_prob = flow.gaussian_log_prob(trace["chain"][:, 1:], mean, std).sum(-1)
-        change = log_prob - trace["log_prob"]  # (B, K, H)
+        change = log_prob - trace["log_prob"]  # (B, n, H)
         known, _ = self.policy.known_actions(obs)
         if known is not None:
             change = change * ~known.unsqueeze(1)
         last = (change[:, -1] * trace["executed"]).sum(-1)
         log_ratio = change[:, :-1].sum((1, 2)) + last
         if self.config.likelihood == "per_dim_mean":
-            log_ratio = log_ratio / ((self.num_flow_steps + 1) * mean[0, 0].numel())
+            log_ratio = log_ratio / ((len(self.grid) + 1) * mean[0, 0].numel())
         entropy = torch.log(std).mean(dim=(1, 2, 3)) + 0.5 * math.log(2 * math.pi * math.e)
         return log_ratio, entropy
 
     def _kernel(self, obs: Obs, chain: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std of every transition of a chain (B, K + 1, H, A), with K folded into the batch: (B, K, H, A)."""
-        steps = self.num_flow_steps
+        """Mean and std of every transition of a chain (B, n + 1, H, A), with n folded into the batch: (B, n, H, A)."""
+        steps = len(self.grid)
         features = self.policy.features(obs)
         context = self.policy.context(features)
         known, _ = self.policy.known_actions(obs)
@@ -244,8 +261,9 @@ class ScoreFlow(nn.Module):
         matched = 0.5 * self.num_flow_steps * std.square().mean((0, 2, 3))
         alpha = matched if self.config.drift == "matched" else (1 - self.grid) * gain
         numbers = {"train/saturated_means": (mean[:, -1].abs() > 1).float().mean().item()}
-        for k in range(self.num_flow_steps):
-            numbers[f"train/sigma_{k}"] = std[:, k].mean().item()
-            numbers[f"train/alpha_{k}"] = alpha[k].item()
-            numbers[f"train/alpha_surplus_{k}"] = (alpha - matched)[k].item()
+        for i in range(len(self.grid)):
+            k = len(self.quiet_grid) + i
+            numbers[f"train/sigma_{k}"] = std[:, i].mean().item()
+            numbers[f"train/alpha_{k}"] = alpha[i].item()
+            numbers[f"train/alpha_surplus_{k}"] = (alpha - matched)[i].item()
         return numbers
