@@ -21,6 +21,7 @@ ESTIMATORS = {
     "score_flow": score_flow,
     "reinflow": lambda policy: score_flow(policy, drift="none"),
     "matched": lambda policy: score_flow(policy, drift="matched"),
+    "last step noisy": lambda policy: score_flow(policy, noisy_steps=1),
     "base score": lambda policy: score_flow(policy, score="base"),
 }
 everyone = pytest.mark.parametrize("name", ESTIMATORS)

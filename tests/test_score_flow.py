@@ -48,8 +48,9 @@ def test_ratio_is_one_right_after_collection_in_any_batch_split(
         assert ((log_ratio.exp() - 1).abs() < 0.2).all()
 
 
-def test_log_probability_of_a_chain_is_what_numpy_says(generator):
-    estimator = make()
+@pytest.mark.parametrize("noisy_steps", [0, 1, 2])
+def test_log_probability_of_a_chain_is_what_numpy_says(noisy_steps, generator):
+    estimator = make(noisy_steps=noisy_steps)
     policy, steps = estimator.policy, estimator.num_flow_steps
     obs = random_obs(policy, 5, generator)
     chunk, trace = draw(estimator, obs, generator)
@@ -57,21 +58,25 @@ def test_log_probability_of_a_chain_is_what_numpy_says(generator):
     features = policy.features(obs)
     context = policy.velocity_field.from_obs(features)
     total = np.zeros(5)
-    for k in range(steps):
-        t = torch.full((5, 6), k / steps)
+    first = steps - noisy_steps if noisy_steps else 0
+    assert chain.shape[1] == steps - first + 1
+    for k in range(steps - first):
+        time = (first + k) / steps
+        t = torch.full((5, 6), time)
         x = trace["chain"][:, k]
         with torch.no_grad():
             velocity = policy.velocity_field(x, t, context).numpy()
             gain = policy.drift_gain(t).numpy()
             std = estimator.noise_head(t[:, 0], features).view(5, 6, 2).numpy()
-        time = k / steps
         alpha = (1 - time) * gain
         score = (time * velocity - chain[:, k]) / (1 - time)
         mean = chain[:, k] + (velocity + alpha * score) / steps
         density = (
             -0.5 * ((chain[:, k + 1] - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
         )
-        counted = density[:, :4] if k == steps - 1 else density  # four of six actions are executed
+        counted = (
+            density[:, :4] if first + k == steps - 1 else density
+        )  # four of six actions are executed
         total += counted.sum((1, 2))
     nothing = {**trace, "log_prob": torch.zeros_like(trace["log_prob"])}
     found, _ = estimator.evaluate(obs, nothing)
@@ -100,6 +105,20 @@ def test_without_noise_the_chain_is_the_deployed_flow(generator):
     with torch.no_grad():
         deployed = policy.sample(obs, trace["chain"][:, 0])
     assert torch.allclose(chunk, deployed, atol=1e-5)
+
+
+@pytest.mark.parametrize("drift", ["learned", "matched"])
+def test_steps_before_the_noisy_ones_are_those_of_the_deployed_flow(drift, generator):
+    estimator = make(drift, noisy_steps=1, start_noise=0.0)
+    policy = estimator.policy
+    obs = random_obs(policy, 8, generator)
+    _, trace = draw(estimator, obs, generator)
+    context = policy.embed(obs)
+    x = torch.zeros(8, *policy.chunk_shape)
+    with torch.no_grad():
+        for k in range(2):  # of three
+            x = x + policy.velocity(x, torch.full((8, 6), k / 3), context) / 3
+    assert torch.allclose(trace["chain"][:, 0], x, atol=1e-6)
 
 
 def test_zero_drift_is_reinflow(generator):
@@ -456,6 +475,9 @@ def test_improves_a_policy_with_two_modes(bimodal, drift):
 def test_a_drift_is_not_dropped_and_bad_settings_are_refused():
     with pytest.raises(InputError, match="score drift"):
         ScoreFlow.prepare(small_policy(score_drift=True), ScoreFlowConfig(drift="none"))
-    for wrong in ({"sigma_min": 0.2}, {"drift": "fixed", "fixed_gain": 0.0}, {"sigma_min": 0.0}):
+    fixed = {"drift": "fixed", "fixed_gain": 0.0}
+    for wrong in ({"sigma_min": 0.2}, fixed, {"sigma_min": 0.0}, {"noisy_steps": -1}):
         with pytest.raises(InputError):
             ScoreFlowConfig(**wrong)
+    with pytest.raises(InputError, match="noisy_steps 4 is more than the 3 flow steps"):
+        make(noisy_steps=4)
