@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flow_policy_rl import cli
-from flow_policy_rl.bench import learn, learn_page
+from flow_policy_rl.bench import learn, learn_page, stages
 from flow_policy_rl.bench.curves import draw, mean_curve, round_ticks
 from flow_policy_rl.bench.studies import STUDIES, Budget, Variant
 from flow_policy_rl.errors import InputError, RunFailed
@@ -105,19 +105,19 @@ def test_training_is_as_long_as_the_budget_says():
         assert int(flags[3]) == max(1, iterations // 10)
 
 
-def python(code: str, name: Path, **kwargs) -> learn.Stage:
-    return learn.Stage(("-c", code), name, **kwargs)
+def python(code: str, name: Path, **kwargs) -> stages.Stage:
+    return stages.Stage(("-c", code), name, **kwargs)
 
 
 @pytest.fixture
 def plain_python(monkeypatch):
     """Stages run python code in place of a command."""
-    run = learn.subprocess.run
+    run = stages.subprocess.run
 
     def start(command, **options):
         return run([sys.executable, *command[3:]], **options)
 
-    monkeypatch.setattr(learn.subprocess, "run", start)
+    monkeypatch.setattr(stages.subprocess, "run", start)
 
 
 def test_a_stage_runs_once_goes_on_from_its_state_and_names_its_failure(tmp_path, plain_python):
@@ -125,29 +125,29 @@ def test_a_stage_runs_once_goes_on_from_its_state_and_names_its_failure(tmp_path
     count = tmp_path / "count"
     code = f"print('{{\"n\": 1}}'); open({str(count)!r}, 'a').write('x')"
     stage = python(code, tmp_path / "a")
-    learn.run_stage(stage)
-    learn.run_stage(stage)
+    stages.run_stage(stage)
+    stages.run_stage(stage)
     assert count.read_text() == "x"
-    assert learn.result_of(tmp_path / "a") == {"n": 1}
+    assert stages.result_of(tmp_path / "a") == {"n": 1}
 
     resumed = python("import sys; print(sys.argv[1:])", tmp_path / "b", state=count)
-    learn.run_stage(resumed)
+    stages.run_stage(resumed)
     assert "--resume" in (tmp_path / "b.json").read_text()
 
     failing = python("raise SystemExit('no such joint')", tmp_path / "c")
     with pytest.raises(RunFailed, match="no such joint"):
-        learn.run_stage(failing)
+        stages.run_stage(failing)
     assert not (tmp_path / "c.done").exists()
-    learn.run_stage(python("1 / 0", tmp_path / "d", needs=tmp_path / "absent"))  # nothing to do
+    stages.run_stage(python("1 / 0", tmp_path / "d", needs=tmp_path / "absent"))  # nothing to do
 
     diverging = python("1 / 0", tmp_path / "e", diverged=tmp_path / "failed-0.safetensors")
     with pytest.raises(RunFailed, match="ZeroDivisionError"):
-        learn.run_stage(diverging)  # failed, but not because it diverged
+        stages.run_stage(diverging)  # failed, but not because it diverged
     diverging.diverged.touch()
     with pytest.raises(RunFailed, match="ZeroDivisionError"):
-        learn.run_stage(diverging)  # before there was anything to judge
+        stages.run_stage(diverging)  # before there was anything to judge
     (tmp_path / "policy.safetensors").touch()
-    learn.run_stage(diverging)
+    stages.run_stage(diverging)
     assert (tmp_path / "e.done").exists()
 
 
@@ -160,13 +160,12 @@ def test_what_cells_share_runs_once_and_a_failure_stops_only_what_needs_it(
     base = python(f"open({str(ran)!r}, 'a').write('x')", tmp_path / "base")
     broken = python("raise SystemExit('no such joint')", tmp_path / "broken")
     cores = "import os, time; time.sleep(0.3); print(sorted(os.sched_getaffinity(0)))"
-    cells = []
-    for number in range(4):
-        own = python(cores, tmp_path / f"{number}/train")
-        stages = (broken if number == 1 else base, own)
-        cells.append(learn.Cell("lift", "rldt", number, tmp_path / str(number), stages, None))
-    cells.append(dataclasses.replace(cells[1], seed=4))  # needs what failed already
-    failures = learn.run_cells(cells, jobs, "study")
+    chains = {
+        str(number): (broken if number == 1 else base, python(cores, tmp_path / f"{number}/train"))
+        for number in range(4)
+    }
+    chains["4"] = chains["1"]  # needs what failed already
+    failures = stages.run_chains(chains, jobs, "study")
     assert len(failures) == 1
     assert "no such joint" in failures[0]
     assert capsys.readouterr().err.count("failed: ") == 1
@@ -199,7 +198,7 @@ def test_two_budgets_do_not_mix_in_one_folder(tmp_path):
 
 
 def test_two_runs_of_a_study_do_not_write_into_one_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(learn, "run_cells", lambda *_: ["it ran"])
+    monkeypatch.setattr(learn, "run_chains", lambda *_: ["it ran"])
     with claimed(tmp_path), pytest.raises(InputError, match="choose another --out"):
         learn.main(learn.Config(out=tmp_path))
     assert not list(tmp_path.iterdir())

@@ -14,22 +14,17 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from flow_policy_rl import provenance
 from flow_policy_rl.bench import learn_page
+from flow_policy_rl.bench.stages import Stage, result_of, run_chains
 from flow_policy_rl.bench.studies import STUDIES, Budget, Study, Variant
 from flow_policy_rl.errors import InputError, RunFailed, unknown_name
 from flow_policy_rl.logger import read_metrics
-from flow_policy_rl.progress import Progress
 from flow_policy_rl.run_folder import (
     POLICY_FILE,
     RAW_POLICY_FILE,
@@ -72,25 +67,6 @@ class Config:
     jobs: int = 1
     page: Path | None = None
     json: bool = False
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command.
-
-    Attributes:
-        command: without `flow-policy`.
-        name: PATH.log keeps what it said, PATH.json its JSON result, PATH.done that it ended well.
-        state: file from which an interrupted run goes on.
-        needs: file without which there is nothing to do.
-        diverged: file that a training which diverged leaves. That is a result: its last good checkpoint is judged.
-    """
-
-    command: tuple[str, ...]
-    name: Path
-    state: Path | None = None
-    needs: Path | None = None
-    diverged: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -284,7 +260,8 @@ def main(config: Config) -> dict:
     root = folder(config)
     with claimed(root, "--out"):
         begin(root, config)
-        failures = run_cells(cells, config.jobs, f"study {config.study}")
+        chains = {cell.dir.name: cell.stages for cell in cells}
+        failures = run_chains(chains, config.jobs, f"study {config.study}")
         if failures:
             raise RunFailed(
                 f"{len(failures)} of the study's commands failed, what is finished is kept and the same command goes "
@@ -296,43 +273,6 @@ def main(config: Config) -> dict:
         said = paragraphs(config, study, rows, missing)
         learn_page.write(root, config.study, study, histories(cells), rows, said, config.page)
     return {"study": config.study, "rows": rows, "page": str(config.page or root / "README.md")}
-
-
-def run_cells(cells: Sequence[Cell], jobs: int, title: str) -> list[str]:
-    """Run cells, `jobs` at a time, each on its share of the cores. What several cells need runs once.
-
-    Returns:
-        what failed, one line per command.
-    """
-    locks = {stage.name: threading.Lock() for cell in cells for stage in cell.stages}
-    failures: dict[Path, str] = {}
-    cores = sorted(os.sched_getaffinity(0))
-    shares = iter([cores[i::jobs] for i in range(jobs)])
-
-    def take_cores() -> None:  # of this thread, and so of the processes that it starts
-        os.sched_setaffinity(0, next(shares))
-
-    def run(cell: Cell) -> Cell:
-        for stage in cell.stages:
-            with locks[stage.name]:
-                if stage.name in failures:
-                    break
-                try:
-                    run_stage(stage)
-                except RunFailed as error:
-                    failures[stage.name] = str(error)
-                    print(f"failed: {error}", file=sys.stderr, flush=True)
-                    break
-        return cell
-
-    pool = ThreadPoolExecutor(jobs, initializer=take_cores)
-    with Progress(title, len(cells), "cell") as progress:
-        try:
-            for done in as_completed([pool.submit(run, cell) for cell in cells]):
-                progress.update(1, done.result().dir.name)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return list(failures.values())
 
 
 def begin(root: Path, config: Config) -> None:
@@ -348,41 +288,6 @@ def begin(root: Path, config: Config) -> None:
     root.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings) + "\n")
     (root / "environment.json").write_text(json.dumps(provenance.environment(), indent=2) + "\n")
-
-
-def run_stage(stage: Stage) -> None:
-    """Run a command that has not ended well yet.
-
-    Raises:
-        RunFailed: it did not this time either; with its last line.
-    """
-    done = stage.name.with_suffix(".done")
-    if done.is_file() or (stage.needs is not None and not stage.needs.is_file()):
-        return
-    stage.name.parent.mkdir(parents=True, exist_ok=True)
-    begun = stage.state is not None and stage.state.is_file()
-    command = (*stage.command, "--resume") if begun else stage.command
-    log, start = stage.name.with_suffix(".log"), time.monotonic()
-    with log.open("a") as said:
-        process = subprocess.run(
-            [sys.executable, "-m", "flow_policy_rl.cli", *command],
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-            check=False,
-        )
-    diverged = stage.diverged is not None and stage.diverged.is_file()
-    diverged = diverged and stage.diverged.with_name(POLICY_FILE).is_file()  # something to judge
-    if process.returncode != 0 and not diverged:
-        lines = log.read_text().strip().splitlines() or [f"exit code {process.returncode}"]
-        raise RunFailed(f"{shlex.join(('flow-policy', *command))}: {lines[-1]} (log: {log})")
-    stage.name.with_suffix(".json").write_text(process.stdout)
-    done.write_text(f"{time.monotonic() - start:.1f} s\n")
-
-
-def result_of(stage_name: Path) -> dict:
-    """The JSON that a command of the study printed."""
-    return json.loads(stage_name.with_suffix(".json").read_text())
 
 
 def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:

@@ -1,0 +1,111 @@
+"""Commands that each end once: what is done is skipped, what was cut off resumes, chains share cores and stages."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from flow_policy_rl.errors import RunFailed
+from flow_policy_rl.progress import Progress
+from flow_policy_rl.run_folder import POLICY_FILE
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+        command: without `flow-policy`.
+        name: PATH.log keeps what it said, PATH.json its JSON result, PATH.done that it ended well.
+        state: file from which an interrupted run goes on.
+        needs: file without which there is nothing to do.
+        diverged: file that a training which diverged leaves. That is a result: its last good checkpoint is judged.
+    """
+
+    command: tuple[str, ...]
+    name: Path
+    state: Path | None = None
+    needs: Path | None = None
+    diverged: Path | None = None
+
+
+def run_chains(chains: Mapping[str, Sequence[Stage]], jobs: int, title: str) -> list[str]:
+    """Run chains of stages, `jobs` at a time, each on its share of the cores. What several chains need runs once.
+
+    Args:
+        chains: by the name that progress shows.
+
+    Returns:
+        what failed, one line per command. A failure stops only what needs it.
+    """
+    locks = {stage.name: threading.Lock() for chain in chains.values() for stage in chain}
+    failures: dict[Path, str] = {}
+    cores = sorted(os.sched_getaffinity(0))
+    shares = iter([cores[i::jobs] for i in range(jobs)])
+
+    def take_cores() -> None:  # of this thread, and so of the processes that it starts
+        os.sched_setaffinity(0, next(shares))
+
+    def run(name: str) -> str:
+        for stage in chains[name]:
+            with locks[stage.name]:
+                if stage.name in failures:
+                    break
+                try:
+                    run_stage(stage)
+                except RunFailed as error:
+                    failures[stage.name] = str(error)
+                    print(f"failed: {error}", file=sys.stderr, flush=True)
+                    break
+        return name
+
+    pool = ThreadPoolExecutor(jobs, initializer=take_cores)
+    with Progress(title, len(chains), "cell") as progress:
+        try:
+            for done in as_completed([pool.submit(run, name) for name in chains]):
+                progress.update(1, done.result())
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return list(failures.values())
+
+
+def run_stage(stage: Stage) -> None:
+    """Run a command that has not ended well yet.
+
+    Raises:
+        RunFailed: it did not this time either; with its last line.
+    """
+    done = stage.name.with_suffix(".done")
+    if done.is_file() or (stage.needs is not None and not stage.needs.is_file()):
+        return
+    stage.name.parent.mkdir(parents=True, exist_ok=True)
+    begun = stage.state is not None and stage.state.is_file()
+    command = (*stage.command, "--resume") if begun else stage.command
+    log, start = stage.name.with_suffix(".log"), time.monotonic()
+    with log.open("a") as said:
+        process = subprocess.run(
+            [sys.executable, "-m", "flow_policy_rl.cli", *command],
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            check=False,
+        )
+    diverged = stage.diverged is not None and stage.diverged.is_file()
+    diverged = diverged and stage.diverged.with_name(POLICY_FILE).is_file()  # something to judge
+    if process.returncode != 0 and not diverged:
+        lines = log.read_text().strip().splitlines() or [f"exit code {process.returncode}"]
+        raise RunFailed(f"{shlex.join(('flow-policy', *command))}: {lines[-1]} (log: {log})")
+    stage.name.with_suffix(".json").write_text(process.stdout)
+    done.write_text(f"{time.monotonic() - start:.1f} s\n")
+
+
+def result_of(stage_name: Path) -> dict:
+    """The JSON that a command of the study printed."""
+    return json.loads(stage_name.with_suffix(".json").read_text())
