@@ -180,6 +180,20 @@ def test_features_given_are_features_computed(generator):
     )
 
 
+def test_what_was_never_demonstrated_rules_neither_policy_nor_gradient(generator):
+    """A number that demonstrations hardly vary is 50 spreads off when a cube is knocked over: it counts as 10."""
+    policy = small_policy()
+    normalizer = policy.normalizer
+    seen = {n: normalizer.mean[:k] + 0 for n, k in normalizer.fields.items()}
+    name, size = next(iter(normalizer.fields.items()))
+    mean, std = normalizer.mean[:size], normalizer.std[:size]
+    for spreads, expected in ((-3.0, -3.0), (9.5, 9.5), (50.0, 10.0), (-1e6, -10.0)):
+        features = normalizer(
+            {**{n: v[None] for n, v in seen.items()}, name: (mean + spreads * std)[None]}
+        )
+        assert torch.allclose(features[0, :size], torch.full((size,), expected), rtol=1e-4)
+
+
 def test_the_environment_draws_what_the_policy_sees_and_only_that():
     task = make_task("lift", cameras=True)
     env = VecEnv(task, 3)
