@@ -54,7 +54,7 @@ class ScoreFlowConfig:
         fixed_gain: g of the `fixed` drift.
         score: whose score the drift follows: that of the `current` field or of the `base` policy.
         noisy_steps: how many of the last flow steps are noisy (0: all K, as published). Those before run as they are
-            deployed and do not count in the ratio, as in DPPO (arXiv 2409.00588, section 4.3).
+            deployed and do not count in the ratio, as DPPO (arXiv 2409.00588) fine-tunes only the last ones.
         start_noise: scale of x_0 in rollouts. 1 is the published method; 0 starts every rollout where a
             policy deployed with zero noise starts, which is what evaluation then measures.
         head_learning_rate: of the noise head and the drift gain. They start from nothing, so they need
