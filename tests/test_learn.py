@@ -175,6 +175,17 @@ def test_what_cells_share_runs_once_and_a_failure_stops_only_what_needs_it(
     assert not (tmp_path / "1").exists()
 
 
+def test_an_interrupted_command_stops_the_study_and_is_no_failure(tmp_path, plain_python, capsys):
+    chains = {
+        "0": (python("raise SystemExit(130)", tmp_path / "a"),),
+        "1": (python("", tmp_path / "b"),),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        stages.run_chains(chains, 1, "study")
+    assert "failed" not in capsys.readouterr().err
+    assert not (tmp_path / "a.done").exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

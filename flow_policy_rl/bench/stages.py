@@ -16,6 +16,8 @@ from flow_policy_rl.errors import RunFailed
 from flow_policy_rl.progress import Progress
 from flow_policy_rl.run_folder import POLICY_FILE
 
+INTERRUPTED = 130  # exit code of every command after Ctrl-C
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -81,6 +83,7 @@ def run_stage(stage: Stage) -> None:
 
     Raises:
         RunFailed: it did not this time either; with its last line.
+        KeyboardInterrupt: somebody stopped it.
     """
     done = stage.name.with_suffix(".done")
     if done.is_file() or (stage.needs is not None and not stage.needs.is_file()):
@@ -99,6 +102,8 @@ def run_stage(stage: Stage) -> None:
         )
     diverged = stage.diverged is not None and stage.diverged.is_file()
     diverged = diverged and stage.diverged.with_name(POLICY_FILE).is_file()  # something to judge
+    if process.returncode == INTERRUPTED:
+        raise KeyboardInterrupt
     if process.returncode != 0 and not diverged:
         lines = log.read_text().strip().splitlines() or [f"exit code {process.returncode}"]
         raise RunFailed(f"{shlex.join(('flow-policy', *command))}: {lines[-1]} (log: {log})")
