@@ -130,7 +130,7 @@ class ScoreFlow(nn.Module):
         self.noise_head = NoiseHead(policy.num_features, horizon * joints, config)
         grid = flow.time_grid(self.num_flow_steps)
         first = self.num_flow_steps - (config.noisy_steps or self.num_flow_steps)
-        self.register_buffer("quiet_grid", grid[:first])
+        self.register_buffer("quiet_grid", grid[:first], persistent=False)
         self.register_buffer("grid", grid[first:])
         if config.drift == "fixed":
             policy.drift_gain.hold(config.fixed_gain)
