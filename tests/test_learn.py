@@ -4,7 +4,10 @@ import dataclasses
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -112,12 +115,12 @@ def python(code: str, name: Path, **kwargs) -> stages.Stage:
 @pytest.fixture
 def plain_python(monkeypatch):
     """Stages run python code in place of a command."""
-    run = stages.subprocess.run
+    real = subprocess.Popen
 
     def start(command, **options):
-        return run([sys.executable, *command[3:]], **options)
+        return real([sys.executable, *command[3:]], **options)
 
-    monkeypatch.setattr(stages.subprocess, "run", start)
+    monkeypatch.setattr(stages.subprocess, "Popen", start)
 
 
 def test_a_stage_runs_once_goes_on_from_its_state_and_names_its_failure(tmp_path, plain_python):
@@ -125,29 +128,31 @@ def test_a_stage_runs_once_goes_on_from_its_state_and_names_its_failure(tmp_path
     count = tmp_path / "count"
     code = f"print('{{\"n\": 1}}'); open({str(count)!r}, 'a').write('x')"
     stage = python(code, tmp_path / "a")
-    stages.run_stage(stage)
-    stages.run_stage(stage)
+    stages.run_stage(stage, set())
+    stages.run_stage(stage, set())
     assert count.read_text() == "x"
     assert stages.result_of(tmp_path / "a") == {"n": 1}
 
     resumed = python("import sys; print(sys.argv[1:])", tmp_path / "b", state=count)
-    stages.run_stage(resumed)
+    stages.run_stage(resumed, set())
     assert "--resume" in (tmp_path / "b.json").read_text()
 
     failing = python("raise SystemExit('no such joint')", tmp_path / "c")
     with pytest.raises(RunFailed, match="no such joint"):
-        stages.run_stage(failing)
+        stages.run_stage(failing, set())
     assert not (tmp_path / "c.done").exists()
-    stages.run_stage(python("1 / 0", tmp_path / "d", needs=tmp_path / "absent"))  # nothing to do
+    stages.run_stage(
+        python("1 / 0", tmp_path / "d", needs=tmp_path / "absent"), set()
+    )  # nothing to do
 
     diverging = python("1 / 0", tmp_path / "e", diverged=tmp_path / "failed-0.safetensors")
     with pytest.raises(RunFailed, match="ZeroDivisionError"):
-        stages.run_stage(diverging)  # failed, but not because it diverged
+        stages.run_stage(diverging, set())  # failed, but not because it diverged
     diverging.diverged.touch()
     with pytest.raises(RunFailed, match="ZeroDivisionError"):
-        stages.run_stage(diverging)  # before there was anything to judge
+        stages.run_stage(diverging, set())  # before there was anything to judge
     (tmp_path / "policy.safetensors").touch()
-    stages.run_stage(diverging)
+    stages.run_stage(diverging, set())
     assert (tmp_path / "e.done").exists()
 
 
@@ -184,6 +189,36 @@ def test_an_interrupted_command_stops_the_study_and_is_no_failure(tmp_path, plai
         stages.run_chains(chains, 1, "study")
     assert "failed" not in capsys.readouterr().err
     assert not (tmp_path / "a.done").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_study_that_is_stopped_stops_what_it_runs(number, tmp_path):
+    """Also where only the study is told, as `kill` and service managers do."""
+    line = ["--study", "manipulation", "--tasks", "lift", "--seeds", "1", "--budget", "tiny"]
+    study = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "flow_policy_rl.cli",
+            "bench",
+            "learn",
+            *line,
+            "--out",
+            str(tmp_path),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "bases/lift-0/collect.log"
+    while not (log.exists() and "episode" in log.read_text()):  # it works
+        assert study.poll() is None
+        time.sleep(0.05)
+    study.send_signal(number)
+    _, said = study.communicate(timeout=60)
+    assert study.returncode == 130
+    assert said.strip().splitlines()[-1] == "interrupted"
+    assert "interrupted" in log.read_text()
+    assert not log.with_suffix(".done").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shlex
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,13 +252,14 @@ def evaluations(
 
 
 def main(config: Config) -> dict:
-    """Run what is not finished, then write table, curves and page.
+    """Run what is not finished, then write table, curves and page. SIGTERM ends it like Ctrl-C.
 
     Raises:
         RunFailed: a command did not end well; all that does not need it was run nevertheless.
     """
     study, cells, missing = plan(config)
     root = folder(config)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with claimed(root, "--out"):
         begin(root, config)
         chains = {cell.dir.name: cell.stages for cell in cells}

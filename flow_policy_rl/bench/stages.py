@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -46,9 +47,14 @@ def run_chains(chains: Mapping[str, Sequence[Stage]], jobs: int, title: str) -> 
 
     Returns:
         what failed, one line per command. A failure stops only what needs it.
+
+    Raises:
+        KeyboardInterrupt: and the commands that ran have ended, as after a Ctrl-C of their own.
     """
     locks = {stage.name: threading.Lock() for chain in chains.values() for stage in chain}
     failures: dict[Path, str] = {}
+    running: set[subprocess.Popen] = set()
+    stopping = threading.Event()
     cores = sorted(os.sched_getaffinity(0))
     shares = iter([cores[i::jobs] for i in range(jobs)])
 
@@ -58,10 +64,10 @@ def run_chains(chains: Mapping[str, Sequence[Stage]], jobs: int, title: str) -> 
     def run(name: str) -> str:
         for stage in chains[name]:
             with locks[stage.name]:
-                if stage.name in failures:
+                if stage.name in failures or stopping.is_set():
                     break
                 try:
-                    run_stage(stage)
+                    run_stage(stage, running)
                 except RunFailed as error:
                     failures[stage.name] = str(error)
                     print(f"failed: {error}", file=sys.stderr, flush=True)
@@ -73,13 +79,22 @@ def run_chains(chains: Mapping[str, Sequence[Stage]], jobs: int, title: str) -> 
         try:
             for done in as_completed([pool.submit(run, name) for name in chains]):
                 progress.update(1, done.result())
+        except KeyboardInterrupt:
+            stopping.set()
+            for process in list(running):
+                process.send_signal(signal.SIGINT)
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
     return list(failures.values())
 
 
-def run_stage(stage: Stage) -> None:
+def run_stage(stage: Stage, running: set[subprocess.Popen]) -> None:
     """Run a command that has not ended well yet.
+
+    Args:
+        running: holds its process meanwhile. A session of its own keeps the terminal's Ctrl-C from it: whoever holds
+            the set passes it on, wherever it came from.
 
     Raises:
         RunFailed: it did not this time either; with its last line.
@@ -93,13 +108,16 @@ def run_stage(stage: Stage) -> None:
     command = (*stage.command, "--resume") if begun else stage.command
     log, start = stage.name.with_suffix(".log"), time.monotonic()
     with log.open("a") as said:
-        process = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", "flow_policy_rl.cli", *command],
             stdout=subprocess.PIPE,
             stderr=said,
             text=True,
-            check=False,
+            start_new_session=True,
         )
+        running.add(process)
+        printed, _ = process.communicate()
+        running.discard(process)
     diverged = stage.diverged is not None and stage.diverged.is_file()
     diverged = diverged and stage.diverged.with_name(POLICY_FILE).is_file()  # something to judge
     if process.returncode == INTERRUPTED:
@@ -107,7 +125,7 @@ def run_stage(stage: Stage) -> None:
     if process.returncode != 0 and not diverged:
         lines = log.read_text().strip().splitlines() or [f"exit code {process.returncode}"]
         raise RunFailed(f"{shlex.join(('flow-policy', *command))}: {lines[-1]} (log: {log})")
-    stage.name.with_suffix(".json").write_text(process.stdout)
+    stage.name.with_suffix(".json").write_text(printed)
     done.write_text(f"{time.monotonic() - start:.1f} s\n")
 
 
