@@ -96,6 +96,18 @@ def test_a_variant_with_a_base_policy_of_its_own_shares_demonstrations_only(tmp_
     assert late == ["1", "2"] == [str(n) for n in study.delays]
 
 
+def test_fewer_looks_change_how_often_a_cell_is_judged_and_nothing_else(tmp_path):
+    plain, fewer = (
+        learn.plan(
+            learn.Config(tasks=("lift",), variants=("fpo",), seeds=1, out=tmp_path, points=points)
+        )[1][0].stages
+        for points in (None, 6)
+    )
+    for one, other in zip(plain, fewer, strict=True):
+        changed = {(a, b) for a, b in zip(one.command, other.command, strict=True) if a != b}
+        assert changed == ({("1", "3")} if one.command[:2] == ("train", "fpo") else set())
+
+
 def test_training_is_as_long_as_the_budget_says():
     from flow_policy_rl import train
 
@@ -225,6 +237,7 @@ def test_a_study_that_is_stopped_stops_what_it_runs(number, tmp_path):
     ("wrong", "says"),
     [
         ({"jobs": 10_000}, "--jobs must be 1 to"),
+        ({"points": 0}, "--points must be at least 1"),
         ({"study": "manipulaton"}, "did you mean 'manipulation'"),
         ({"tasks": ("hopper",)}, "unknown task of the study 'hopper'"),
         ({"variants": ("ppo",)}, "unknown variant of the study 'ppo'"),

@@ -53,6 +53,8 @@ class Config:
         variants: only these labels (default: all of the study).
         out: folder of the study (default: runs/learn/STUDY-BUDGET).
         env_steps: control steps of training per cell, in place of the budget's.
+        points: evaluations on the way, in place of the budget's. Each takes 100 episodes, of a long task as many
+            control steps as an iteration of training or two; what is learned does not depend on them.
         jobs: cells at a time, each on cores of its own. Compare wall times only within a study of one number of jobs.
         page: where to write the page as well, e.g. docs/learn_manipulation.md, with its pictures beside it.
         json: print one JSON object.
@@ -65,6 +67,7 @@ class Config:
     variants: tuple[str, ...] = ()
     out: Path | None = None
     env_steps: int | None = None
+    points: int | None = None
     jobs: int = 1
     page: Path | None = None
     json: bool = False
@@ -108,8 +111,10 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
     tasks = [t for t in study.tasks if not config.tasks or t in config.tasks]
     missing = [t for t in tasks if t not in task_names()]
     budget = getattr(study, config.budget)
-    if config.env_steps is not None:
-        budget = dataclasses.replace(budget, env_steps=config.env_steps)
+    if config.points is not None and config.points < 1:
+        raise InputError(f"--points must be at least 1, not {config.points}")
+    changes = {"env_steps": config.env_steps, "points": config.points}
+    budget = dataclasses.replace(budget, **{k: v for k, v in changes.items() if v is not None})
     root = folder(config)
     cells = []
     for task in tasks:
@@ -336,6 +341,7 @@ def paragraphs(config: Config, study: Study, rows: list[dict], missing: list[str
     """What the page says of how the study ran, and where the policies of each task start and shall arrive."""
     command = f"flow-policy bench learn --study {config.study} --budget {config.budget} --seeds {config.seeds}"
     command += f" --env-steps {config.env_steps}" if config.env_steps else ""
+    command += f" --points {config.points}" if config.points else ""
     command += f" --jobs {config.jobs}" if config.jobs > 1 else ""
     for flag, chosen in (("tasks", config.tasks), ("variants", config.variants)):
         command += f" --{flag} {shlex.join(chosen)}" if chosen else ""
