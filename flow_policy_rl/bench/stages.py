@@ -17,7 +17,7 @@ from flow_policy_rl.errors import RunFailed
 from flow_policy_rl.progress import Progress
 from flow_policy_rl.run_folder import POLICY_FILE
 
-INTERRUPTED = 130  # exit code of every command after Ctrl-C
+INTERRUPTED = (130, -signal.SIGINT)  # exit codes of a command after Ctrl-C; the second before Python runs
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def run_stage(stage: Stage, running: set[subprocess.Popen]) -> None:
         running.discard(process)
     diverged = stage.diverged is not None and stage.diverged.is_file()
     diverged = diverged and stage.diverged.with_name(POLICY_FILE).is_file()  # something to judge
-    if process.returncode == INTERRUPTED:
+    if process.returncode in INTERRUPTED:
         raise KeyboardInterrupt
     if process.returncode != 0 and not diverged:
         lines = log.read_text().strip().splitlines() or [f"exit code {process.returncode}"]
