@@ -17,10 +17,8 @@ from flow_policy_rl.errors import RunFailed
 from flow_policy_rl.progress import Progress
 from flow_policy_rl.run_folder import POLICY_FILE
 
-INTERRUPTED = (
-    130,
-    -signal.SIGINT,
-)  # exit codes of a command after Ctrl-C; the second before Python runs
+# Exit codes of a command after Ctrl-C; the second where Python did not run yet.
+INTERRUPTED = (130, -signal.SIGINT)
 
 
 @dataclass(frozen=True)
