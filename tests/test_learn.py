@@ -153,9 +153,8 @@ def test_a_stage_runs_once_goes_on_from_its_state_and_names_its_failure(tmp_path
     with pytest.raises(RunFailed, match="no such joint"):
         stages.run_stage(failing, set())
     assert not (tmp_path / "c.done").exists()
-    stages.run_stage(
-        python("1 / 0", tmp_path / "d", needs=tmp_path / "absent"), set()
-    )  # nothing to do
+    idle = python("1 / 0", tmp_path / "d", needs=tmp_path / "absent")
+    stages.run_stage(idle, set())  # nothing to do
 
     diverging = python("1 / 0", tmp_path / "e", diverged=tmp_path / "failed-0.safetensors")
     with pytest.raises(RunFailed, match="ZeroDivisionError"):
@@ -206,27 +205,18 @@ def test_an_interrupted_command_stops_the_study_and_is_no_failure(tmp_path, plai
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_study_that_is_stopped_stops_what_it_runs(number, tmp_path):
     """Also where only the study is told, as `kill` and service managers do."""
-    line = ["--study", "manipulation", "--tasks", "lift", "--seeds", "1", "--budget", "tiny"]
-    study = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "flow_policy_rl.cli",
-            "bench",
-            "learn",
-            *line,
-            "--out",
-            str(tmp_path),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-m", "flow_policy_rl.cli", "bench", "learn"]
+    command += ["--tasks", "lift", "--seeds", "1", "--budget", "tiny", "--out", str(tmp_path)]
+    study = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "bases/lift-0/collect.log"
-    while not (log.exists() and "episode" in log.read_text()):  # it works
-        assert study.poll() is None
-        time.sleep(0.05)
-    study.send_signal(number)
-    _, said = study.communicate(timeout=60)
+    try:
+        while not (log.exists() and "episode" in log.read_text()):  # it works
+            assert study.poll() is None
+            time.sleep(0.05)
+        study.send_signal(number)
+        _, said = study.communicate(timeout=60)
+    finally:
+        study.kill()
     assert study.returncode == 130
     assert said.strip().splitlines()[-1] == "interrupted"
     assert "interrupted" in log.read_text()
