@@ -153,8 +153,8 @@ ENCODERS = {"keypoints": ImageEncoder}
 class ObservationNormalizer(nn.Module):
     """Puts the fields of an observation side by side, each number to zero mean and unit spread, held to a limit.
 
-    What demonstrations hardly vary has a tiny spread: a cube that is knocked over for the first time in RL stands 50
-    spreads off, and that one observation would rule the gradients of actor and critic (docs/log.md).
+    What demonstrations hardly vary has a tiny spread: a cube that is knocked over in RL stands 50 spreads off, and
+    the likelihood ratio of that one chunk ended whole updates (docs/log.md).
     """
 
     limit = 10.0  # spreads; the usual bound, e.g. of Stable-Baselines3's VecNormalize

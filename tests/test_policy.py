@@ -181,7 +181,7 @@ def test_features_given_are_features_computed(generator):
 
 
 def test_an_observation_far_beyond_the_demonstrations_counts_as_ten_spreads():
-    """A cube that nobody knocked over has a tiny spread; the first one that falls would rule the gradient."""
+    """A cube that nobody knocked over has a tiny spread; the first one that falls ended whole updates."""
     normalizer = small_policy().normalizer
     name, size = next(iter(normalizer.fields.items()))
     spreads = torch.tensor([-3.0, 9.5, 50.0, -1e6])

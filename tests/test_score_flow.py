@@ -74,9 +74,8 @@ def test_log_probability_of_a_chain_is_what_numpy_says(noisy_steps, generator):
         density = (
             -0.5 * ((chain[:, k + 1] - mean) / std) ** 2 - np.log(std) - 0.5 * np.log(2 * np.pi)
         )
-        counted = (
-            density[:, :4] if first + k == steps - 1 else density
-        )  # four of six actions are executed
+        is_last = first + k == steps - 1  # of which four of six actions are executed
+        counted = density[:, :4] if is_last else density
         total += counted.sum((1, 2))
     nothing = {**trace, "log_prob": torch.zeros_like(trace["log_prob"])}
     found, _ = estimator.evaluate(obs, nothing)
