@@ -16,7 +16,7 @@ from flow_policy_rl import distributed, tensor_file
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.nesting import flat, nested
 
-FORMAT = "flow_policy_rl.state.1"
+FORMAT = "flow_policy_rl.state.2"
 MAY_DIFFER = (
     "track",
     "resume",

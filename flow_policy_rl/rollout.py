@@ -30,8 +30,8 @@ class Rollout:
         terminated, truncated: how the episode ended within the chunk, if it did.
         executed: (T, N, H), the actions of the chunk that ran.
         num_env_steps: valid control steps in all.
-        episodes, successes: that ended in this rollout.
-        return_sum: undiscounted returns of the ended episodes, added up.
+        episodes, successes: whole episodes that ended in this rollout.
+        return_sum: undiscounted returns of these, added up.
     """
 
     obs: TensorDict
@@ -50,16 +50,18 @@ class Rollout:
     return_sum: float
 
     def metrics(self, steps_before: int = 0) -> dict[str, float]:
-        """Counts and means over all processes. `steps_before`: control steps made only to look around."""
+        """Counts over all processes, and means if an episode ended. `steps_before`: made only to look around."""
         steps = steps_before + self.num_env_steps
         counts = (steps, self.episodes, self.successes, self.return_sum)
         steps, episodes, successes, return_sum = distributed.sums(counts)
-        return {
-            "rollout/success_rate": successes / max(episodes, 1),
-            "rollout/return": return_sum / episodes if episodes else float("nan"),
-            "rollout/episodes": episodes,
-            "rollout/env_steps": steps,
+        counts = {"rollout/episodes": episodes, "rollout/env_steps": steps}
+        if not episodes:
+            return counts
+        means = {
+            "rollout/success_rate": successes / episodes,
+            "rollout/return": return_sum / episodes,
         }
+        return means | counts
 
 
 def chunk_return(step: ChunkStep, gamma: float) -> tuple[np.ndarray, np.ndarray]:
@@ -79,6 +81,9 @@ def executed_actions(
 
 class Collector:
     """Keeps environments going from one rollout to the next.
+
+    Time limits are moved apart (`VecEnv.stagger`), so that a rollout sees all parts of an episode. What it shortens,
+    the first episode of each environment, is learned from as any other that ran out of time, but not counted.
 
     With a prefix horizon P the robot of the rollouts is one whose inference takes time: each chunk after an episode's
     first one starts with d ~ U{0..P} actions of the chunk before it, which are in the observation (see `policy.Obs`).
@@ -107,6 +112,8 @@ class Collector:
         self._delays = np.random.default_rng((env.seed, 3, env.first_env))
         with torch.no_grad():
             self._obs = encode(to_tensors(env.reset(), device))
+        env.stagger()
+        self._whole = np.zeros(env.num_envs, dtype=bool)  # the running episode has all its time
         if prefix_horizon:
             shape = (env.num_envs, prefix_horizon, len(env.world.joint_names))
             self._obs |= {
@@ -145,9 +152,11 @@ class Collector:
                     ),
                 }
             )
-            returns.extend(self._return[step.ended])
+            counted = step.ended & self._whole
+            returns.extend(self._return[counted])
+            counts += [step.valid.sum(), counted.sum(), (step.success & counted).sum()]
             self._return[step.ended] = 0.0
-            counts += [step.valid.sum(), step.ended.sum(), step.success.sum()]
+            self._whole |= step.ended
             self._obs = self._next_obs(step, final_obs)
             if self._prefix_horizon:
                 self._obs = self._obs | self._under_way(step, action_chunk)
@@ -165,6 +174,7 @@ class Collector:
         delays = json.dumps(self._delays.bit_generator.state).encode()
         return obs | {
             "return": self._return,
+            "whole": self._whole,
             "delays": np.frombuffer(delays, np.uint8),
             **{f"env.{name}": values for name, values in self.env.snapshot().items()},
         }
@@ -174,7 +184,7 @@ class Collector:
         self._obs = {
             name: torch.as_tensor(state[f"obs.{name}"], device=self._device) for name in self._obs
         }
-        self._return = state["return"].copy()
+        self._return, self._whole = state["return"].copy(), state["whole"].copy()
         self._delays.bit_generator.state = json.loads(state["delays"].tobytes())
         self.env.restore(
             {name[4:]: values for name, values in state.items() if name.startswith("env.")}

@@ -464,7 +464,7 @@ def train_rl(config: TrainRL) -> dict:
             iteration, skill = learner.iteration + 1, None
             try:
                 metrics = learner.iterate()
-                require_finite(metrics, optional=("rollout/return",))
+                require_finite(metrics)
             except RunFailed as error:
                 failed = failed_file(config.run_dir, distributed.rank())
                 resume.save(failed, learner, settings, env_steps)
@@ -489,10 +489,7 @@ def train_rl(config: TrainRL) -> dict:
                 resume.save(state, learner, settings, env_steps)
                 if leads:
                     save_fine_tuned(config, learner, env_steps)
-            note = f"return {metrics['rollout/return']:.3g} while exploring"
-            if task.success_hold_steps is not None:
-                note = f"success {metrics['rollout/success_rate']:.0%} while exploring"
-            progress.update(1, note, metrics)
+            progress.update(1, exploring(metrics, task.success_hold_steps is not None), metrics)
     for simulation in (env, watch):
         if simulation is not None:
             simulation.close()
@@ -503,6 +500,15 @@ def train_rl(config: TrainRL) -> dict:
         "env_steps": env_steps,
         "seconds": time.monotonic() - start,
     }
+
+
+def exploring(metrics: dict[str, float], succeeds: bool) -> str:
+    """How the last rollout went, for the progress line."""
+    if not metrics["rollout/episodes"]:
+        return "no whole episode ended yet"
+    if succeeds:
+        return f"success {metrics['rollout/success_rate']:.0%} while exploring"
+    return f"return {metrics['rollout/return']:.3g} while exploring"
 
 
 def reached(skill: float | None, enough: float) -> bool:
@@ -571,14 +577,14 @@ def last_good(config: TrainRL) -> str:
     return f", last good checkpoint in '{path}'" if path.is_file() else ""
 
 
-def require_finite(metrics: dict[str, float], optional: tuple[str, ...] = ()) -> None:
+def require_finite(metrics: dict[str, float]) -> None:
     """Stop at the first number that is not finite.
 
     Raises:
         RunFailed: names the term.
     """
     for name, value in metrics.items():
-        if not math.isfinite(value) and name not in optional:
+        if not math.isfinite(value):
             raise RunFailed(f"{name} is {value}")
 
 

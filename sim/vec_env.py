@@ -16,6 +16,7 @@ LOG = logging.getLogger(__name__)
 ABSURD = 1e6  # m, rad, or per second: MuJoCo itself gives up at 1e10
 MOST_DUMPS = 20
 DUMP_DIR = Path("runs/diverged")
+GOLDEN_RATIO = (1 + 5**0.5) / 2  # its multiples modulo 1 are spread evenly, however many there are
 
 Observation = dict[str, np.ndarray]  # field name -> (N, size), or (N, height, width, 3) uint8
 
@@ -131,6 +132,15 @@ class VecEnv:
         everyone = np.arange(self.num_envs)
         self._start(everyone, rngs)
         return self._observe(self.state, everyone)
+
+    def stagger(self) -> None:
+        """Move the time limits of the running episodes apart, evenly over an episode's length.
+
+        Environments that start together fail together: a rollout shorter than an episode then holds nothing but
+        beginnings, or nothing but time limits.
+        """
+        everyone = self.first_env + np.arange(self.num_envs)
+        self._steps[:] = everyone * GOLDEN_RATIO % 1 * self.task.episode_steps
 
     def _observe(self, state: np.ndarray, envs: np.ndarray) -> Observation:
         """What the policy sees of states (n, state_size) of some environments (n,).

@@ -33,6 +33,9 @@ class PointEnv:
         self._start(np.ones(self.num_envs, bool))
         return self._observe()
 
+    def stagger(self) -> None:
+        """Time limits stay as they are: all episodes count."""
+
     def _start(self, who: np.ndarray) -> None:
         self.position[who] = self.rng.uniform(-0.1, 0.1, (who.sum(), 2))
         self.age[who] = 0

@@ -265,6 +265,25 @@ def test_an_inference_that_takes_two_steps_leaves_two_old_actions_to_execute(
         )
 
 
+def test_rollouts_see_all_parts_of_an_episode_and_count_whole_ones():
+    """What the moved time limits cut short ends in every rollout and is not counted, also after a restart."""
+    env = VecEnv(make_task("lift"), 32)
+    collector = Collector(env, 5, 0.99)
+    hold = torch.as_tensor(env.world.home_qpos[env.world.joint_qpos]).repeat(32, 5, 1)
+    rollouts = []
+    for _ in range(2 * env.task.episode_steps // 25 + 1):
+        collector.restore(collector.state())
+        rollouts.append(collector.collect(lambda obs: (hold, {}), 5))
+    env.close()
+    ended = torch.cat([rollout.truncated | rollout.terminated for rollout in rollouts])
+    assert all(rollout.truncated.any() for rollout in rollouts)
+    assert sum(rollout.episodes for rollout in rollouts) == int(ended.sum()) - 32
+    first = rollouts[0].metrics()
+    assert first["rollout/episodes"] == 0
+    assert "rollout/success_rate" not in first
+    assert rollouts[-1].metrics()["rollout/success_rate"] == 0.0
+
+
 def test_rollouts_of_a_slow_policy_carry_the_actions_under_way():
     env = VecEnv(make_task("lift"), 4)
     collector = Collector(env, 5, 0.99, prefix_horizon=3)

@@ -569,7 +569,7 @@ def learn(config: RLDTConfig, generator) -> tuple[list[float], float, dict]:
     for _ in range(14):
         env.reached.clear()
         metrics = learner.iterate()
-        rates.append(metrics["rollout/success_rate"])
+        rates.append(metrics.get("rollout/success_rate", 0.0))  # the first one may count no episode
     return rates, float(np.mean(env.reached)), metrics
 
 

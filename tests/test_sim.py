@@ -255,6 +255,24 @@ def test_time_limit_truncates_and_masks(task):
     env.close()
 
 
+def test_staggered_episodes_run_out_of_time_evenly(task):
+    """In any eighth of an episode an eighth of the episodes ends, in any process; then each has its full time."""
+    env, later = VecEnv(task, 64), VecEnv(task, 24, first_env=40)
+    env.reset(range(64)), later.reset(range(40, 64))
+    env.stagger(), later.stagger()
+    assert np.array_equal(env._steps[40:], later._steps)
+    assert np.abs(np.histogram(env._steps, 8, (0, task.episode_steps))[0] - 8).max() <= 1
+    started, length = env._steps.copy(), task.episode_steps // 3
+    chunk = np.tile(env.command[:, None], (1, length, 1))
+    for k in range(1, 4):
+        step = env.step(chunk)
+        gone = started + k * length
+        due = (gone >= task.episode_steps) & (gone - length < task.episode_steps)
+        assert np.array_equal(step.truncated, due)
+        chunk = np.tile(env.command[:, None], (1, length, 1))
+    env.close(), later.close()
+
+
 def test_a_diverged_environment_is_reset_and_the_others_are_untouched(task, tmp_path, caplog):
     env, alone = VecEnv(task, 3, dump_dir=tmp_path), VecEnv(task, 3)
     env.reset([0, 1, 2])
