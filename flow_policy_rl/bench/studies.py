@@ -105,8 +105,8 @@ MATCHED = {"score_flow matched": Variant("score_flow", ("--score-flow.drift", "m
 PUBLISHED = ("--rldt.transport.no-row-normalized",)
 NOISY = ("--noise", "0.03")
 IMITATE = ("--bc.num-steps", "3500", "--bc.ema-decay", "0.999")
-# All that 50 demonstrations of `lift` need is 3,500 steps, and 100 of `pick_place` 1,600: this leaves room for RL, and for
-# `stack` LESS_BRIEFLY.
+# All that 50 demonstrations of `lift` need is 3,500 steps, and 100 of `pick_place` 1,600: this leaves room for RL, and
+# LESS_BRIEFLY does for `stack`.
 BRIEFLY = ("--bc.num-steps", "300", "--bc.ema-decay", "0.999")
 LESS_BRIEFLY = ("--bc.num-steps", "800", "--bc.ema-decay", "0.999")
 # A part that fits by millimetres: noise would undo the demonstration, and a small network blurs it.
