@@ -12,12 +12,20 @@ SPARK_POINTS = 24  # latest values that a spark line shows
 
 
 class Progress:
-    """`with Progress("train", total=100, unit="it") as progress: progress.update(1, "success 60 %")`."""
+    """`with Progress("train", total=100, unit="it") as progress: progress.update(1, "success 60 %")`.
 
-    def __init__(self, label: str, total: int, unit: str = "it", quiet: bool = False):
+    Args:
+        done: of the total before this began, of work that goes on; it says nothing about the pace.
+    """
+
+    def __init__(
+        self, label: str, total: int, unit: str = "it", quiet: bool = False, done: int = 0
+    ):
         self._label, self._total, self._unit = label, total, unit
-        self._screen = Screen(label, total, unit) if sys.stderr.isatty() and not quiet else None
-        self._done, self._note, self._quiet = 0, "", quiet
+        self._screen = (
+            Screen(label, total, unit, done) if sys.stderr.isatty() and not quiet else None
+        )
+        self._before, self._done, self._note, self._quiet = done, done, "", quiet
         self._start = self._last_line = time.monotonic()
 
     def update(self, count: int = 1, note: str = "", metrics: Mapping[str, float] = {}) -> None:
@@ -38,7 +46,7 @@ class Progress:
         spent = self._last_line - self._start
         print(
             f"{self._label}: {self._done}/{self._total} {self._unit}, "
-            + pace(self._done, self._total, spent)
+            + pace(self._done - self._before, self._total - self._before, spent)
             + (f", {self._note}" if self._note else ""),
             file=sys.stderr,
             flush=True,
@@ -65,7 +73,7 @@ def pace(done: int, total: int, spent_s: float) -> str:
 class Screen:
     """What a terminal shows while work goes on; the bar goes away at the end, the table stays."""
 
-    def __init__(self, label: str, total: int, unit: str, console=None):
+    def __init__(self, label: str, total: int, unit: str, done: int = 0, console=None):
         from rich import progress
         from rich.console import Console
         from rich.live import Live
@@ -79,7 +87,7 @@ class Screen:
             progress.TimeRemainingColumn(),
             progress.TextColumn("{task.fields[note]}", markup=False),
         )
-        self._task = self._bar.add_task(label, total=total, note="")
+        self._task = self._bar.add_task(label, total=total, completed=done, note="")
         self._history: dict[str, list[float]] = {}
         self._over = False
         console = console or Console(stderr=True)

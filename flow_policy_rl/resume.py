@@ -26,11 +26,12 @@ MAY_DIFFER = (
 )  # in a resumed run; and num_iterations
 
 
-def save(path: Path, learner, settings: dict, env_steps: int) -> None:
+def save(path: Path, learner, settings: dict, env_steps: int, wall_s: float) -> None:
     """Write all of it.
 
     Args:
         learner: has `state_dict()`, nested dicts of tensors and JSON values, and a `collector` if it simulates.
+        env_steps, wall_s: what the run has taken so far, control steps and seconds.
     """
     state = {"learner": learner.state_dict()}
     if hasattr(learner, "collector"):
@@ -38,6 +39,7 @@ def save(path: Path, learner, settings: dict, env_steps: int) -> None:
     tensors, values = flatten(state)
     facts = {
         "env_steps": env_steps,
+        "wall_s": wall_s,
         "processes": distributed.world_size(),
         "settings": comparable(settings),
         "values": values,
@@ -45,8 +47,8 @@ def save(path: Path, learner, settings: dict, env_steps: int) -> None:
     tensor_file.write(path, tensors, FORMAT, facts=json.dumps(facts))
 
 
-def load(path: Path, learner, settings: dict) -> int:
-    """Put a fresh learner of the same settings where the saved one was; returns the control steps it had seen.
+def load(path: Path, learner, settings: dict) -> tuple[int, float]:
+    """Put a fresh learner of the same settings where the saved one was; returns what its run had taken, as in `save`.
 
     Raises:
         InputError: no state there, or one of other settings; names them.
@@ -65,7 +67,7 @@ def load(path: Path, learner, settings: dict) -> int:
     learner.load_state_dict(state["learner"])
     if hasattr(learner, "collector"):
         learner.collector.restore({name: v.numpy() for name, v in state["collector"].items()})
-    return facts["env_steps"]
+    return facts["env_steps"], facts["wall_s"]
 
 
 SEPARATOR = "|"  # occurs in no name

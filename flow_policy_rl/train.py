@@ -313,13 +313,11 @@ def train_bc(config: TrainBC) -> dict:
     data = ChunkDataset(demos.episodes, config.action_horizon)
     learner = Imitation(FlowPolicy(spec, config.network), data, config.bc, generator)
     state, settings = state_file(config.run_dir, distributed.rank()), dataclasses.asdict(config)
-    if config.resume:
-        resume.load(state, learner, settings)
+    _, wall_s = resume.load(state, learner, settings) if config.resume else (0, 0.0)
     begin_run(config)
     logger = RunLogger(config.run_dir, learner.num_steps, trackers=config.track, settings=settings)
-    start, last = time.monotonic(), config.bc.num_steps
-    with Progress("train bc", last, "step") as progress:
-        progress.reach(learner.num_steps)
+    start, last = time.monotonic() - wall_s, config.bc.num_steps
+    with Progress("train bc", last, "step", done=learner.num_steps) as progress:
         while learner.num_steps < last:
             loss = learner.step()
             step = learner.num_steps
@@ -332,11 +330,12 @@ def train_bc(config: TrainBC) -> dict:
                 raise RunFailed(
                     f"training stopped at step {step}: {error}; lower the learning rate"
                 ) from None
-            logger.log(step, metrics | {"time/wall_s": time.monotonic() - start})
+            wall_s = time.monotonic() - start
+            logger.log(step, metrics | {"time/wall_s": wall_s})
             note = f"held-out loss {metrics.get('eval/cfm_loss', math.nan):.3f}"
             progress.reach(step, note, metrics)
             if step % BC_SAVE_EVERY == 0 or step == last:
-                resume.save(state, learner, settings, env_steps=0)
+                resume.save(state, learner, settings, 0, wall_s)
     logger.close()
     save_policy(config.run_dir, learner, spec)
     return {
@@ -448,7 +447,7 @@ def train_rl(config: TrainRL) -> dict:
     learner = build_learner(config, base, env, generator)
     learner.policy.spec = learner.policy.spec.replace(algorithm=config.algorithm)
     state, settings = state_file(config.run_dir, distributed.rank()), dataclasses.asdict(config)
-    env_steps = resume.load(state, learner, settings) if config.resume else 0
+    env_steps, wall_s = resume.load(state, learner, settings) if config.resume else (0, 0.0)
     leads = distributed.rank() == 0
     watch = None
     if config.eval_every and leads:
@@ -457,9 +456,9 @@ def train_rl(config: TrainRL) -> dict:
     if leads:
         begin_run(config)
         logger = RunLogger(config.run_dir, learner.iteration, config.track, settings)
-    start, last = time.monotonic(), config.loop.num_iterations
-    with Progress(f"train {config.algorithm}", last, "it", quiet=not leads) as progress:
-        progress.reach(learner.iteration)
+    start, last = time.monotonic() - wall_s, config.loop.num_iterations
+    label, before = f"train {config.algorithm}", learner.iteration
+    with Progress(label, last, "it", quiet=not leads, done=before) as progress:
         while learner.iteration < last:
             iteration, skill = learner.iteration + 1, None
             try:
@@ -467,7 +466,7 @@ def train_rl(config: TrainRL) -> dict:
                 require_finite(metrics)
             except RunFailed as error:
                 failed = failed_file(config.run_dir, distributed.rank())
-                resume.save(failed, learner, settings, env_steps)
+                resume.save(failed, learner, settings, env_steps, wall_s)
                 raise RunFailed(
                     f"training stopped in iteration {iteration}: {error}; state in '{failed}'"
                     f"{last_good(config)}; lower the learning rates"
@@ -482,11 +481,12 @@ def train_rl(config: TrainRL) -> dict:
                     metrics["eval/success_rate"] = skill = result["success_rate"]
             if config.stop_at is not None and reached(skill, config.stop_at):
                 last = iteration
+            wall_s = time.monotonic() - start
             if logger is not None:
-                wall = {"time/env_steps": env_steps, "time/wall_s": time.monotonic() - start}
-                logger.log(iteration, metrics | wall)
+                spent = {"time/env_steps": env_steps, "time/wall_s": wall_s}
+                logger.log(iteration, metrics | spent)
             if iteration == last or iteration % config.save_every == 0:
-                resume.save(state, learner, settings, env_steps)
+                resume.save(state, learner, settings, env_steps, wall_s)
                 if leads:
                     save_fine_tuned(config, learner, env_steps)
             progress.update(1, exploring(metrics, task.success_hold_steps is not None), metrics)

@@ -73,6 +73,15 @@ def test_elsewhere_there_are_plain_lines(capsys, monkeypatch):
     assert err.endswith("s left, note\n")
 
 
+def test_work_that_goes_on_says_its_own_pace(capsys, monkeypatch):
+    """98 of 100 were there; the next one takes ten seconds, and so will the last."""
+    clock = iter([0.0, 10.0, 10.0])
+    monkeypatch.setattr("flow_policy_rl.progress.time.monotonic", lambda: next(clock))
+    with Progress("train", 100, done=98) as progress:
+        progress.update(1)
+    assert capsys.readouterr().err == "train: 99/100 it, 10 s each, 10 s left\n"
+
+
 def test_the_pace_is_told_in_the_unit_that_fits():
     assert pace(50, 100, 5.0) == "10.0/s, 5 s left"
     assert pace(2, 12, 240.0) == "120 s each, 20 min left"
@@ -81,7 +90,7 @@ def test_the_pace_is_told_in_the_unit_that_fits():
 
 def test_the_table_has_the_latest_and_the_extremes():
     text = io.StringIO()
-    screen = Screen("x", 4, "it", Console(file=text, force_terminal=True, width=100))
+    screen = Screen("x", 4, "it", console=Console(file=text, force_terminal=True, width=100))
     screen.start()
     for value in (2.0, 5.0, 1.0, 3.0):
         screen.update(1, "", {"loss": value})

@@ -88,6 +88,8 @@ def test_two_and_two_iterations_are_four_bit_for_bit(algorithm, randomize, tmp_p
     ]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 4
+    seconds = [row["time/wall_s"] for row in read_metrics(tmp_path / "two/metrics.csv")]
+    assert seconds == sorted(seconds)  # the second half took as long as the first, on top of it
 
 
 def test_average_and_raw_weights_are_kept_apart(tmp_path):

@@ -76,9 +76,10 @@ def run_chains(chains: Mapping[str, Sequence[Stage]], jobs: int, title: str) -> 
         return name
 
     pool = ThreadPoolExecutor(jobs, initializer=take_cores)
-    with Progress(title, len(chains), "cell") as progress:
+    due = [name for name, chain in chains.items() if not all(map(finished, chain))]
+    with Progress(title, len(chains), "cell", done=len(chains) - len(due)) as progress:
         try:
-            for done in as_completed([pool.submit(run, name) for name in chains]):
+            for done in as_completed([pool.submit(run, name) for name in due]):
                 progress.update(1, done.result())
         except KeyboardInterrupt:
             stopping.set()
@@ -101,8 +102,7 @@ def run_stage(stage: Stage, running: set[subprocess.Popen]) -> None:
         RunFailed: it did not this time either; with its last line.
         KeyboardInterrupt: somebody stopped it.
     """
-    done = stage.name.with_suffix(".done")
-    if done.is_file() or (stage.needs is not None and not stage.needs.is_file()):
+    if finished(stage):
         return
     stage.name.parent.mkdir(parents=True, exist_ok=True)
     begun = stage.state is not None and stage.state.is_file()
@@ -127,7 +127,13 @@ def run_stage(stage: Stage, running: set[subprocess.Popen]) -> None:
         lines = log.read_text().strip().splitlines() or [f"exit code {process.returncode}"]
         raise RunFailed(f"{shlex.join(('flow-policy', *command))}: {lines[-1]} (log: {log})")
     stage.name.with_suffix(".json").write_text(printed)
-    done.write_text(f"{time.monotonic() - start:.1f} s\n")
+    stage.name.with_suffix(".done").write_text(f"{time.monotonic() - start:.1f} s\n")
+
+
+def finished(stage: Stage) -> bool:
+    """Whether there is nothing to do, or not yet."""
+    needs_nothing = stage.needs is None or stage.needs.is_file()
+    return stage.name.with_suffix(".done").is_file() or not needs_nothing
 
 
 def result_of(stage_name: Path) -> dict:
