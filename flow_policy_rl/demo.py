@@ -6,7 +6,6 @@ Each stage leaves its files in the run folder and an entry in `stages.json`; `--
 the last one that finished.
 """
 
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Literal
 
 from flow_policy_rl import ros
 from flow_policy_rl.errors import RunFailed
-from flow_policy_rl.run_folder import claimed
+from flow_policy_rl.run_folder import claimed, end_like_ctrl_c
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Config:
 
 def main(config: Config) -> dict:
     """Run the demo. SIGTERM ends it like Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_like_ctrl_c()
     for package in ("rclpy", "flow_policy_ros"):
         if package not in sys.modules:
             ros.node_command("sim_node", {})  # fail now, not after minutes of training

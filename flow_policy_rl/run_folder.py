@@ -1,8 +1,9 @@
-"""The folder of a run: the names of its files, and that it belongs to one run at a time."""
+"""The folder of a run: the names of its files, that it belongs to one run at a time, and how a run is ended."""
 
 import contextlib
 import fcntl
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,3 +47,13 @@ def claimed(folder: Path, flag: str = "--run-dir") -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def end_like_ctrl_c() -> None:
+    """Of a command that starts others: SIGTERM ends it like Ctrl-C, and SIGINT ends what it starts.
+
+    The background jobs of a script ignore SIGINT, and so would all that they start.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -202,12 +202,20 @@ def test_an_interrupted_command_stops_the_study_and_is_no_failure(tmp_path, plai
     assert not (tmp_path / "a.done").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_study_that_is_stopped_stops_what_it_runs(number, tmp_path):
-    """Also where only the study is told, as `kill` and service managers do."""
+@pytest.mark.parametrize(
+    ("number", "background"),
+    [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)],
+)
+def test_a_study_that_is_stopped_stops_what_it_runs(number, background, tmp_path):
+    """Also where only the study is told, as `kill` and service managers do, and as a script's background job, which
+    ignores SIGINT.
+    """
     command = [sys.executable, "-m", "flow_policy_rl.cli", "bench", "learn"]
     command += ["--tasks", "lift", "--seeds", "1", "--budget", "tiny", "--out", str(tmp_path)]
-    study = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
+    study = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=ignore if background else None
+    )
     log = tmp_path / "bases/lift-0/collect.log"
     try:
         while not log.exists():  # its first command runs; fast machines finish it without a line

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shlex
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from flow_policy_rl.run_folder import (
     POLICY_FILE,
     RAW_POLICY_FILE,
     claimed,
+    end_like_ctrl_c,
     failed_file,
     state_file,
 )
@@ -264,7 +264,7 @@ def main(config: Config) -> dict:
     """
     study, cells, missing = plan(config)
     root = folder(config)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_like_ctrl_c()
     with claimed(root, "--out"):
         begin(root, config)
         chains = {cell.dir.name: cell.stages for cell in cells}
