@@ -229,6 +229,18 @@ def test_trust_regions_have_the_slopes_they_should(trust_region, advantage):
         assert stationary.grad.item() == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_dual_clip_takes_the_gradient_of_bad_actions_that_became_far_likelier():
+    """And of no other: d psi / d r is A up to d and 0 beyond, where in PPO alone one ratio may rule a step."""
+    ratio = torch.tensor([0.5, 1.5, 2.9, 3.1, 1e9, 3.1], dtype=torch.float64, requires_grad=True)
+    advantage = torch.tensor([-1.0, -1.0, -1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+    worth = ppo.surrogate(ratio.log(), advantage, 0.2, dual_clip=3.0)
+    worth.sum().backward()
+    assert ratio.grad.tolist() == pytest.approx([0.0, -1.0, -1.0, 0.0, 0.0, 0.0])
+    assert worth.tolist()[3:] == pytest.approx([-3.0, -3.0, 1.2])
+    values = [ppo.surrogate(ratio.log(), advantage, 0.2, "aspo", dual_clip=d) for d in (0.0, 3.0)]
+    assert torch.equal(*values)  # aspo pulls back what is bad
+
+
 def test_an_advantage_touches_no_other_actions_gradient(generator):
     """T7: ASPO is per element, so it commutes with permutations and does not mix actions."""
     log_ratio = 0.2 * torch.randn(6, 4, generator=generator)

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from point_world import PointEnv, point_policy
 from toys import looks_trained, random_obs, small_policy, small_spec, untrained_policy
 
 from flow_policy_rl.algorithms import bc
 from flow_policy_rl.algorithms.bc import cfm_loss
+from flow_policy_rl.algorithms.gaussian import Gaussian, GaussianConfig
 from flow_policy_rl.algorithms.ppo import PPO, PPOConfig
 from flow_policy_rl.algorithms.score_flow import ScoreFlow, ScoreFlowConfig
 from flow_policy_rl.errors import InputError
@@ -164,6 +166,23 @@ def test_a_rollout_learns_from_the_moved_pictures_it_acted_on(train_encoder, gen
     plain = policy.features(to_tensors(env.reset()))
     seen = policy.features({k: v[0] for k, v in rollout.obs.items()})
     assert (seen - plain).abs().max() > 1e-4
+
+
+def test_one_ratio_cannot_end_an_update(generator):
+    """One chunk in a hundred whose ratio is e^30 counts as ten times the target, a tenth of what ends an update."""
+    env = PointEnv(20)
+    policy = point_policy(width=16, depth=2)
+    config = PPOConfig(num_envs=20, num_steps=5, target_kl=0.3)
+    loop = PPO(policy, Gaussian(policy, GaussianConfig()), env, config, generator)
+    log_ratio = torch.zeros(100, requires_grad=True)
+    far = torch.zeros(100)
+    far[7] = 30.0
+    loop.estimator.evaluate = lambda obs, trace: (log_ratio + far, None)
+    advantage = torch.full((100,), -1.0)
+    metrics = loop._actor_step({}, {}, advantage, torch.arange(100), 100)
+    assert metrics["train/approx_kl"] == pytest.approx(0.1 * config.target_kl)
+    assert log_ratio.grad[7] == 0
+    assert (log_ratio.grad[:7] > 0).all()  # less of what was bad
 
 
 def test_features_given_are_features_computed(generator):

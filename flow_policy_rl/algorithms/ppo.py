@@ -35,6 +35,7 @@ from sim.vec_env import VecEnv
 
 TrustRegion = Literal["ppo", "spo", "aspo"]
 LOSS_LIMIT = 1e8  # a loss beyond this has exploded
+KL_SHARE = 10.0
 STATEFUL = (
     "estimator",
     "critic",
@@ -62,10 +63,14 @@ class PPOConfig:
         gae_lambda: of advantage estimation, per chunk.
         clip_range: of the ratio.
         trust_region: `ppo` clips, `spo` pulls back quadratically, `aspo` is ppo for good and spo for bad actions.
+        dual_clip: a bad action whose ratio is beyond this has no gradient (dual-clip PPO, arXiv 1912.09729; 0: it has,
+            as in plain PPO). Where demonstrations say nothing a small step moves a chunk far, and one ratio of e^20
+            would make the whole step its own. For trust region `ppo`.
         actor_learning_rate, critic_learning_rate: of AdamW.
         entropy_coef: weight of the entropy bonus.
         max_grad_norm: of actor and critic, each.
-        target_kl: an update stops early when the ratio's KL estimate passes it.
+        target_kl: an update stops early when the ratio's KL estimate passes it. A single ratio adds at most
+            `KL_SHARE` times this to the mean.
         learning_rate_floor: a cosine takes both rates to this share of their value over `learning_rate_cycle`
             iterations (0: over the whole run), and then starts again.
         learning_rate_cycle, learning_rate_warmup: see there; iterations of linear growth at the start of each cycle.
@@ -90,6 +95,7 @@ class PPOConfig:
     gae_lambda: float = 0.95
     clip_range: float = 0.2
     trust_region: TrustRegion = "ppo"
+    dual_clip: float = 3.0
     actor_learning_rate: float = 1e-4
     critic_learning_rate: float = 1e-3
     entropy_coef: float = 0.0
@@ -107,6 +113,10 @@ class PPOConfig:
     random_shift: int = 0
 
     def __post_init__(self):
+        if self.dual_clip and self.dual_clip <= 1 + self.clip_range:
+            raise InputError(
+                f"dual_clip must be 0 (none) or more than 1 + clip_range, not {self.dual_clip}"
+            )
         if self.random_shift < 0:
             raise InputError(f"random_shift must be at least 0 pixels, not {self.random_shift}")
         for name in (
@@ -358,7 +368,13 @@ class PPO:
         has_entropy = False
         for part in rows.split(config.micro_batch):
             log_ratio, entropy = self.estimator.evaluate(select(obs, part), select(trace, part))
-            gain = surrogate(log_ratio, advantage[part], config.clip_range, config.trust_region)
+            gain = surrogate(
+                log_ratio,
+                advantage[part],
+                config.clip_range,
+                config.trust_region,
+                config.dual_clip,
+            )
             log_ratio = log_ratio.detach().view(len(part), -1)
             loss = -gain.view(len(part), -1).mean(1).sum() / count
             bonus = loss.new_zeros(())
@@ -367,11 +383,12 @@ class PPO:
             (loss - config.entropy_coef * bonus).backward()
             ratio = log_ratio.exp()
             clipped = ((ratio - 1).abs() > config.clip_range).float()
+            kl = (ratio - 1 - log_ratio).clamp_max(KL_SHARE * config.target_kl)
             sums += torch.stack(
                 [
                     loss.detach(),
                     bonus.detach(),
-                    (ratio - 1 - log_ratio).mean(1).sum() / count,
+                    kl.mean(1).sum() / count,
                     clipped.mean(1).sum() / count,
                 ]
             )
@@ -416,12 +433,17 @@ def learning_rate_factor(config: PPOConfig, iteration: int) -> float:
 
 
 def surrogate(
-    log_ratio: Tensor, advantage: Tensor, clip_range: float, trust_region: TrustRegion = "ppo"
+    log_ratio: Tensor,
+    advantage: Tensor,
+    clip_range: float,
+    trust_region: TrustRegion = "ppo",
+    dual_clip: float = 0.0,
 ) -> Tensor:
     """What each ratio r is worth, to be maximised; elementwise, so that no action's advantage touches another's.
 
-    ppo: min(r A, clip(r, 1 - c, 1 + c) A). spo (arXiv 2401.16025): r A - |A| (r - 1)^2 / (2 c), stationary at
-    r = 1 + sign(A) c. aspo (FPO++, arXiv 2602.02481): ppo where A >= 0, spo where A < 0.
+    ppo: min(r A, clip(r, 1 - c, 1 + c) A), and with a dual clip d (arXiv 1912.09729) at least d A where A < 0.
+    spo (arXiv 2401.16025): r A - |A| (r - 1)^2 / (2 c), stationary at r = 1 + sign(A) c. aspo (FPO++, arXiv
+    2602.02481): ppo where A >= 0, spo where A < 0.
 
     Args:
         log_ratio: (B,), or (B, S) with S ratios that share an action's advantage.
@@ -430,6 +452,8 @@ def surrogate(
     advantage = advantage.view(-1, *(1,) * (log_ratio.dim() - 1))
     ratio = log_ratio.exp()
     clipped = torch.min(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
+    if dual_clip:
+        clipped = torch.where(advantage < 0, torch.max(clipped, dual_clip * advantage), clipped)
     if trust_region == "ppo":
         return clipped
     pulled = ratio * advantage - advantage.abs() * (ratio - 1).square() / (2 * clip_range)
