@@ -50,7 +50,11 @@ class Rollout:
     return_sum: float
 
     def metrics(self, steps_before: int = 0) -> dict[str, float]:
-        """Counts over all processes, and means if an episode ended. `steps_before`: made only to look around."""
+        """Counts over all processes, and means if an episode ended.
+
+        Args:
+            steps_before: control steps made before, only to look around.
+        """
         steps = steps_before + self.num_env_steps
         counts = (steps, self.episodes, self.successes, self.return_sum)
         steps, episodes, successes, return_sum = distributed.sums(counts)
