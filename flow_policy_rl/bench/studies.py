@@ -101,6 +101,12 @@ OTHERS = {"rldt": Variant("rldt"), "gaussian_ppo": Variant("gaussian_ppo")}
 # The preset explores as narrowly as ScoRe-Flow. What a Gaussian of the usual width does to a policy that works already:
 WIDE = {"gaussian_ppo, wide sigma": Variant("gaussian_ppo", ("--gaussian.sigma-max", "0.3"))}
 MATCHED = {"score_flow matched": Variant("score_flow", ("--score-flow.drift", "matched"))}
+# The settings of the released code, and what its base policies predict.
+VELOCITY = ("--network.predicts", "velocity")
+RELEASED = {
+    f"{name}, as released": Variant(name, ("--preset", "paper"), imitate=VELOCITY)
+    for name in SCORE_FLOW
+}
 # The field divided by the number of particles, and with it the step. Most ablations of RLDT ran with it.
 PUBLISHED = ("--rldt.transport.no-row-normalized",)
 NOISY = ("--noise", "0.03")
@@ -119,7 +125,7 @@ STUDIES = {
         question="From the same medium policy, who improves a walker with fewest steps? (ScoRe-Flow's claim: "
         "ReinFlow's level in 2.4 times fewer steps. RLDT's: twice the return of the best baseline on HalfCheetah.)",
         tasks=LOCOMOTION,
-        variants=SCORE_FLOW | MATCHED | FPO | OTHERS,
+        variants=SCORE_FLOW | RELEASED | MATCHED | FPO | OTHERS,
         metric="return",
         threshold={"hopper": 2500.0, "walker2d": 3500.0, "halfcheetah": 4500.0, "ant": 3000.0}
         | {"humanoid": 1000.0},
