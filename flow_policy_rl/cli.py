@@ -3,6 +3,7 @@
 Exit codes: 0 ok; 1 a gate failed or the work came to no good end; 2 wrong input, in one line.
 """
 
+import _thread
 import contextlib
 import dataclasses
 import importlib
@@ -10,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -132,21 +134,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def interruptions() -> Iterator[list[int]]:
-    """Notes every Ctrl-C: compiled code that calls Python may make another exception of a KeyboardInterrupt."""
+    """Notes every Ctrl-C: compiled code that calls Python may make another exception of a KeyboardInterrupt. One that
+    Python dropped, as it does with what is raised in a finaliser or in a callback of an import lock, comes again.
+    """
     seen: list[int] = []
+    drop = sys.unraisablehook
 
     def note(number, frame):
         seen.append(number)
         raise KeyboardInterrupt
 
+    def dropped(unraisable):
+        if unraisable.exc_type is KeyboardInterrupt:
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        else:
+            drop(unraisable)
+
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:
         signal.signal(signal.SIGINT, note)
+        sys.unraisablehook = dropped
     try:
         yield seen
     finally:
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            sys.unraisablehook = drop
 
 
 def answer(name: str, arguments: list[str]) -> int:

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 from flow_policy_rl.algorithms.bc import BCConfig
@@ -98,6 +99,8 @@ def _score_flow_paper(task: str) -> dict:
             learning_rate_warmup=10,
             entropy_coef=0.03,
             critic_warmup=5 if quick else 0,
+            max_grad_norm=math.inf,
+            scale_rewards=True,
         )
         low, high = (0.08, 0.16) if task in ("ant", "humanoid") else (0.10, 0.24)
         return {"ppo": ppo, "score_flow": _paper_kernel(low, high, decay=0.3)}
@@ -117,6 +120,8 @@ def _score_flow_paper(task: str) -> dict:
             learning_rate_cycle=100,
             learning_rate_warmup=10,
             critic_warmup=0,
+            max_grad_norm=math.inf,
+            scale_rewards=True,
         )
         return {"ppo": ppo, "score_flow": _paper_kernel(0.05, 0.12, decay=0.3)}
     ppo = PPOConfig(
@@ -137,6 +142,7 @@ def _score_flow_paper(task: str) -> dict:
         target_kl=0.01,
         critic_warmup=5,
         max_grad_norm=25.0,
+        scale_rewards=True,
     )
     return {"ppo": ppo, "score_flow": _paper_kernel(0.08, 0.14, decay=0.0)}
 

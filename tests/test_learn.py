@@ -109,12 +109,18 @@ def test_fewer_looks_change_how_often_a_cell_is_judged_and_nothing_else(tmp_path
 
 
 def test_training_is_as_long_as_the_budget_says():
-    from flow_policy_rl import train
-
-    for algorithm in ("rldt", "fpo_plus_plus"):
-        flags = learn.training_length(algorithm, "lift", 1_000_000, 8, 10)
+    """Whatever the flags of a row say about its rollouts."""
+    for arguments, chunks in (
+        (("rldt",), None),
+        (("fpo_plus_plus", "--ppo.num-envs", "10", "--ppo.num-steps", "25"), 250),
+        (("score_flow", "--preset", "paper"), 50 * 300),
+    ):
+        arguments = (*arguments, "--task", "lift", "--checkpoint", "base")
+        flags = learn.training_length(arguments, 1_000_000, 8, 10)
         iterations = int(flags[1])
-        loop = train.default_config(algorithm, "lift").loop
+        loop = cli.parse_train([*arguments, *flags], None)[1].loop
+        assert loop.num_iterations == iterations
+        assert chunks in (None, loop.num_envs * loop.num_steps)
         steps = iterations * loop.num_envs * loop.num_steps * 8
         assert steps == pytest.approx(1_000_000, rel=0.05)
         assert int(flags[3]) == max(1, iterations // 10)
@@ -140,30 +146,30 @@ def test_a_stage_runs_once_goes_on_from_its_state_and_names_its_failure(tmp_path
     count = tmp_path / "count"
     code = f"print('{{\"n\": 1}}'); open({str(count)!r}, 'a').write('x')"
     stage = python(code, tmp_path / "a")
-    stages.run_stage(stage, set())
-    stages.run_stage(stage, set())
+    stages.run_stage(stage, stages.Running())
+    stages.run_stage(stage, stages.Running())
     assert count.read_text() == "x"
     assert stages.result_of(tmp_path / "a") == {"n": 1}
 
     resumed = python("import sys; print(sys.argv[1:])", tmp_path / "b", state=count)
-    stages.run_stage(resumed, set())
+    stages.run_stage(resumed, stages.Running())
     assert "--resume" in (tmp_path / "b.json").read_text()
 
     failing = python("raise SystemExit('no such joint')", tmp_path / "c")
     with pytest.raises(RunFailed, match="no such joint"):
-        stages.run_stage(failing, set())
+        stages.run_stage(failing, stages.Running())
     assert not (tmp_path / "c.done").exists()
     idle = python("1 / 0", tmp_path / "d", needs=tmp_path / "absent")
-    stages.run_stage(idle, set())  # nothing to do
+    stages.run_stage(idle, stages.Running())  # nothing to do
 
     diverging = python("1 / 0", tmp_path / "e", diverged=tmp_path / "failed-0.safetensors")
     with pytest.raises(RunFailed, match="ZeroDivisionError"):
-        stages.run_stage(diverging, set())  # failed, but not because it diverged
+        stages.run_stage(diverging, stages.Running())  # failed, but not because it diverged
     diverging.diverged.touch()
     with pytest.raises(RunFailed, match="ZeroDivisionError"):
-        stages.run_stage(diverging, set())  # before there was anything to judge
+        stages.run_stage(diverging, stages.Running())  # before there was anything to judge
     (tmp_path / "policy.safetensors").touch()
-    stages.run_stage(diverging, set())
+    stages.run_stage(diverging, stages.Running())
     assert (tmp_path / "e.done").exists()
 
 
@@ -189,6 +195,14 @@ def test_what_cells_share_runs_once_and_a_failure_stops_only_what_needs_it(
     used = [(tmp_path / f"{n}/train.json").read_text() for n in (0, 2, 3)]
     assert len(set(used)) == jobs
     assert not (tmp_path / "1").exists()
+
+
+def test_nothing_begins_after_a_stop(tmp_path, plain_python):
+    running = stages.Running()
+    running.stop()
+    with pytest.raises(KeyboardInterrupt):
+        stages.run_stage(python("", tmp_path / "late"), running)
+    assert not (tmp_path / "late.done").exists()
 
 
 def test_an_interrupted_command_stops_the_study_and_is_no_failure(tmp_path, plain_python, capsys):

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -189,6 +191,23 @@ def test_ctrl_c_stays_one_whatever_compiled_code_makes_of_it(error, said, capsys
     assert cli.main(["list"]) == 130
     assert capsys.readouterr().err == f"{said}interrupted\n"
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_ctrl_c_that_python_drops_comes_again(capsys, monkeypatch):
+    """What is raised in the callback of a weak reference goes nowhere, and imports have such callbacks."""
+
+    def work(config):
+        owner = set()
+        reference = weakref.ref(owner, lambda _: os.kill(os.getpid(), signal.SIGINT))
+        del owner
+        assert reference() is None
+        time.sleep(60)
+
+    monkeypatch.setattr("flow_policy_rl.listing.main", work)
+    hook = sys.unraisablehook
+    assert cli.main(["list"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert sys.unraisablehook is hook
 
 
 def test_ctrl_c_within_executed_text_is_exit_code_130(tmp_path):

@@ -73,7 +73,8 @@ class PPOConfig:
             `KL_SHARE` times this to the mean.
         learning_rate_floor: a cosine takes both rates to this share of their value over `learning_rate_cycle`
             iterations (0: over the whole run), and then starts again.
-        learning_rate_cycle, learning_rate_warmup: see there; iterations of linear growth at the start of each cycle.
+        learning_rate_cycle, learning_rate_warmup: see there; iterations of linear growth from that share at the start
+            of each cycle.
         critic_warmup: first iterations, in which only the critic learns.
         value_width, value_depth: size of the critic.
         scale_rewards: divide rewards by the running spread of the discounted return.
@@ -421,15 +422,13 @@ def mean_std(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def learning_rate_factor(config: PPOConfig, iteration: int) -> float:
-    """Share of the peak rates in an iteration: a linear start, then half a cosine to the floor, cycle after cycle."""
+    """Share of the peak rates in an iteration: linear from the floor, half a cosine back to it, cycle after cycle."""
     cycle, warmup = config.learning_rate_cycle or config.num_iterations, config.learning_rate_warmup
-    phase = iteration % cycle
+    phase, floor = iteration % cycle, config.learning_rate_floor
     if phase < warmup:
-        return (phase + 1) / warmup
+        return floor + (1 - floor) * (phase + 1) / warmup
     done = (phase - warmup) / max(cycle - warmup, 1)
-    return config.learning_rate_floor + (1 - config.learning_rate_floor) * 0.5 * (
-        1 + math.cos(math.pi * done)
-    )
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def surrogate(

@@ -159,10 +159,10 @@ def cell_stages(
         policy, stages = base_stages(study, variant, task, seed, budget, base_dir)
         start = ("--checkpoint", str(policy / POLICY_FILE))
         horizon = variant.execute_horizon or study.base.execute_horizon
-    length = training_length(variant.algorithm, task, budget.env_steps, horizon, budget.points)
     watch = ("--eval-episodes", str(min(100, budget.episodes)))
-    command = ("train", variant.algorithm, "--task", task, "--seed", str(seed), *start, *length)
-    learning = training((*command, *watch, *variant.flags), where)
+    command = (variant.algorithm, "--task", task, "--seed", str(seed), *start)
+    length = training_length((*command, *variant.flags), budget.env_steps, horizon, budget.points)
+    learning = training(("train", *command, *length, *watch, *variant.flags), where)
     learning = dataclasses.replace(learning, diverged=failed_file(where))
     return (*stages, learning, *evaluations(where, task, where, budget, study.delays))
 
@@ -179,7 +179,7 @@ def base_stages(
     if base.expert:
         expert = where / "expert"
         algorithm, *flags = base.expert
-        length = training_length(algorithm, task, budget.expert_steps, None, 0)
+        length = training_length((algorithm, *common, *flags), budget.expert_steps, None, 0)
         if task in base.skill:
             length += ("--stop-at", str(base.skill[task]), "--eval-every", "5")
             length += ("--eval-episodes", "20")
@@ -219,17 +219,19 @@ def training(command: tuple[str, ...], run_dir: Path) -> Stage:
 
 
 def training_length(
-    algorithm: str, task: str, env_steps: int, execute_horizon: int | None, points: int
+    arguments: Sequence[str], env_steps: int, execute_horizon: int | None, points: int
 ) -> tuple[str, ...]:
-    """Flags that make an algorithm's preset train for so many control steps, with so many evaluations on the way.
+    """Flags that make `train` go on for so many control steps, with so many evaluations on the way.
 
     Args:
+        arguments: of `train`, its algorithm first; they decide the size of a rollout.
         execute_horizon: of the policy that it starts from; None: from scratch.
     """
-    from flow_policy_rl import train  # with torch, which --help does without
+    from flow_policy_rl import cli  # with torch, which --help does without
 
-    loop = train.default_config(algorithm, task, from_scratch=execute_horizon is None).loop
-    horizon = execute_horizon or train.ScratchConfig().execute_horizon
+    _, config = cli.parse_train(list(arguments), None)
+    algorithm, loop = arguments[0], config.loop
+    horizon = execute_horizon or config.scratch.execute_horizon
     iterations = max(2, round(env_steps / (loop.num_envs * loop.num_steps * horizon)))
     group = "rldt" if algorithm == "rldt" else "ppo"
     every = max(1, iterations // points) if points else 0

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from flow_policy_rl.errors import RunFailed
 from flow_policy_rl.progress import Progress
@@ -40,6 +41,42 @@ class Stage:
     diverged: Path | None = None
 
 
+class Running:
+    """The commands that run now, so that whoever stops can pass it on to each of them; after that none begins."""
+
+    def __init__(self):
+        self._lock, self._processes, self._stopped = threading.Lock(), set(), False
+
+    def begin(self, command: Sequence[str], said: TextIO) -> subprocess.Popen:
+        """Start a command, in a session of its own, which keeps the terminal's Ctrl-C from it.
+
+        Args:
+            said: where its error output goes.
+
+        Raises:
+            KeyboardInterrupt: somebody stopped all of them before.
+        """
+        with self._lock:
+            if self._stopped:
+                raise KeyboardInterrupt
+            process = subprocess.Popen(
+                [sys.executable, "-m", "flow_policy_rl.cli", *command],
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+                start_new_session=True,
+            )
+            self._processes.add(process)
+            return process
+
+    def stop(self) -> None:
+        """Ctrl-C for each."""
+        with self._lock:
+            self._stopped = True
+            for process in self._processes:
+                process.send_signal(signal.SIGINT)
+
+
 def run_chains(chains: Mapping[str, Sequence[Stage]], jobs: int, title: str) -> list[str]:
     """Run chains of stages, `jobs` at a time, each on its share of the cores. What several chains need runs once.
 
@@ -54,8 +91,7 @@ def run_chains(chains: Mapping[str, Sequence[Stage]], jobs: int, title: str) -> 
     """
     locks = {stage.name: threading.Lock() for chain in chains.values() for stage in chain}
     failures: dict[Path, str] = {}
-    running: set[subprocess.Popen] = set()
-    stopping = threading.Event()
+    running = Running()
     cores = sorted(os.sched_getaffinity(0))
     shares = iter([cores[i::jobs] for i in range(jobs)])
 
@@ -65,7 +101,7 @@ def run_chains(chains: Mapping[str, Sequence[Stage]], jobs: int, title: str) -> 
     def run(name: str) -> str:
         for stage in chains[name]:
             with locks[stage.name]:
-                if stage.name in failures or stopping.is_set():
+                if stage.name in failures:
                     break
                 try:
                     run_stage(stage, running)
@@ -82,21 +118,15 @@ def run_chains(chains: Mapping[str, Sequence[Stage]], jobs: int, title: str) -> 
             for done in as_completed([pool.submit(run, name) for name in due]):
                 progress.update(1, done.result())
         except KeyboardInterrupt:
-            stopping.set()
-            for process in list(running):
-                process.send_signal(signal.SIGINT)
+            running.stop()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
     return list(failures.values())
 
 
-def run_stage(stage: Stage, running: set[subprocess.Popen]) -> None:
+def run_stage(stage: Stage, running: Running) -> None:
     """Run a command that has not ended well yet.
-
-    Args:
-        running: holds its process meanwhile. A session of its own keeps the terminal's Ctrl-C from it: whoever holds
-            the set passes it on, wherever it came from.
 
     Raises:
         RunFailed: it did not this time either; with its last line.
@@ -109,16 +139,8 @@ def run_stage(stage: Stage, running: set[subprocess.Popen]) -> None:
     command = (*stage.command, "--resume") if begun else stage.command
     log, start = stage.name.with_suffix(".log"), time.monotonic()
     with log.open("a") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flow_policy_rl.cli", *command],
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-            start_new_session=True,
-        )
-        running.add(process)
+        process = running.begin(command, said)
         printed, _ = process.communicate()
-        running.discard(process)
     diverged = stage.diverged is not None and stage.diverged.is_file()
     diverged = diverged and stage.diverged.with_name(POLICY_FILE).is_file()  # something to judge
     if process.returncode in INTERRUPTED:
@@ -131,7 +153,7 @@ def run_stage(stage: Stage, running: set[subprocess.Popen]) -> None:
 
 
 def finished(stage: Stage) -> bool:
-    """Whether there is nothing to do, or not yet."""
+    """Whether a stage has nothing to run: it ended well, or there is nothing yet that it needs."""
     needs_nothing = stage.needs is None or stage.needs.is_file()
     return stage.name.with_suffix(".done").is_file() or not needs_nothing
 

@@ -82,7 +82,7 @@ class Arm:
         self._now = lambda: peer.node.get_clock().now().nanoseconds
         self.controller = TrajectoryController(JOINTS, START)
         self.way: list[np.ndarray] = []
-        self.times: list[float] = []  # s, of `way`; a busy machine leaves some out
+        self.fastest = 0.0  # rad/s, in and between the points of a command; a late one is taken up at any speed
         self._pub = peer.node.create_publisher(JointState, "/joint_states", 10)
         topic = "/joint_trajectory_controller/joint_trajectory"
         peer.node.create_subscription(
@@ -95,13 +95,13 @@ class Arm:
         positions, velocities = (
             np.array([getattr(p, what) for p in msg.points]) for what in ("positions", "velocities")
         )
+        between = np.diff(positions, axis=0) / np.diff(times)[:, None]
+        self.fastest = max(self.fastest, *np.abs([*velocities, *between]).ravel())
         self.controller.accept(msg.joint_names, times, positions, velocities, self._now() / 1e9)
 
     def _publish(self) -> None:
-        now = self._now() / 1e9
-        position, velocity, _ = self.controller.sample(now)
+        position, velocity, _ = self.controller.sample(self._now() / 1e9)
         self.way.append(position)
-        self.times.append(now)
         names, order = list(JOINTS)[::-1], [1, 0]  # another order than the policy's
         msg = messages.joint_state(names, position[order], velocity[order], self._now())
         self._pub.publish(msg)
@@ -128,5 +128,4 @@ def test_a_filled_template_runs_and_its_tool_stays_in_the_box(
     way = tip(np.array(arm.way))
     assert ((way >= low - 1e-3) & (way <= high + 1e-3)).all()
     assert way[-1, 1] > tip(START)[1] + 0.02  # it went some way
-    steps = np.abs(np.diff(np.array(arm.way), axis=0))
-    assert (steps <= 1.5 * np.diff(arm.times)[:, None] + 1e-3).all(), "as fast as the URDF allows"
+    assert 0.5 < arm.fastest <= 1.5 + 1e-6, "as fast as the URDF allows"
