@@ -101,10 +101,14 @@ OTHERS = {"rldt": Variant("rldt"), "gaussian_ppo": Variant("gaussian_ppo")}
 # The preset explores as narrowly as ScoRe-Flow. What a Gaussian of the usual width does to a policy that works already:
 WIDE = {"gaussian_ppo, wide sigma": Variant("gaussian_ppo", ("--gaussian.sigma-max", "0.3"))}
 MATCHED = {"score_flow matched": Variant("score_flow", ("--score-flow.drift", "matched"))}
-# The settings of the released code, and what its base policies predict.
-VELOCITY = ("--network.predicts", "velocity")
+# The settings of the released code, and what its base policies predict. Released runs have a thousand iterations and
+# hold the noise for the first 350.
 RELEASED = {
-    f"{name}, as released": Variant(name, ("--preset", "paper"), imitate=VELOCITY)
+    f"{name}, as released": Variant(
+        name,
+        ("--preset", "paper", "--score-flow.sigma-decay", "0"),
+        imitate=("--network.predicts", "velocity"),
+    )
     for name in SCORE_FLOW
 }
 # The field divided by the number of particles, and with it the step. Most ablations of RLDT ran with it.
