@@ -67,6 +67,16 @@ class Peer:
         while time.monotonic() < deadline:
             self._executor.spin_once(timeout_sec=0.02)
 
+    def until_quiet(self, received: list, what: str, seconds: float = 0.8) -> None:
+        """Serve callbacks until nothing has arrived for a while, in which a policy that goes on sends two commands."""
+        deadline, count, since = time.monotonic() + SOON_S, len(received), time.monotonic()
+        while time.monotonic() < since + seconds:
+            if time.monotonic() > deadline:
+                pytest.fail(f"{what}: something came within {SOON_S:.0f} s, again and again")
+            self._executor.spin_once(timeout_sec=0.02)
+            if len(received) > count:
+                count, since = len(received), time.monotonic()
+
     def call(self, kind: type, name: str, request):
         """Call a service and return its response."""
         client = self.node.create_client(kind, name)
