@@ -3,7 +3,6 @@
 Exit codes: 0 ok; 1 a gate failed or the work came to no good end; 2 wrong input, in one line.
 """
 
-import _thread
 import contextlib
 import dataclasses
 import importlib
@@ -144,9 +143,13 @@ def interruptions() -> Iterator[list[int]]:
         seen.append(number)
         raise KeyboardInterrupt
 
+    def again():
+        if signal.getsignal(signal.SIGINT) is note:  # the command goes on
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
     def dropped(unraisable):
         if unraisable.exc_type is KeyboardInterrupt:
-            threading.Timer(0.05, _thread.interrupt_main).start()
+            threading.Timer(0.05, again).start()
         else:
             drop(unraisable)
 

@@ -195,18 +195,21 @@ def test_ctrl_c_stays_one_whatever_compiled_code_makes_of_it(error, said, capsys
 
 def test_ctrl_c_that_python_drops_comes_again(capsys, monkeypatch):
     """What is raised in the callback of a weak reference goes nowhere, and imports have such callbacks."""
+    finished = []
 
     def work(config):
         owner = set()
         reference = weakref.ref(owner, lambda _: os.kill(os.getpid(), signal.SIGINT))
         del owner
         assert reference() is None
-        time.sleep(60)
+        time.sleep(30)
+        finished.append(True)
 
     monkeypatch.setattr("flow_policy_rl.listing.main", work)
     hook = sys.unraisablehook
     assert cli.main(["list"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+    assert not finished
     assert sys.unraisablehook is hook
 
 

@@ -227,7 +227,7 @@ def training_length(
         arguments: of `train`, its algorithm first; they decide the size of a rollout.
         execute_horizon: of the policy that it starts from; None: from scratch.
     """
-    from flow_policy_rl import cli  # with torch, which --help does without
+    from flow_policy_rl import cli  # which starts this module
 
     _, config = cli.parse_train(list(arguments), None)
     algorithm, loop = arguments[0], config.loop

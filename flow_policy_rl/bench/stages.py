@@ -42,7 +42,7 @@ class Stage:
 
 
 class Running:
-    """The commands that run now, so that whoever stops can pass it on to each of them; after that none begins."""
+    """The commands that were begun, so that whoever stops can pass it on to those that run; after that none begins."""
 
     def __init__(self):
         self._lock, self._processes, self._stopped = threading.Lock(), set(), False
@@ -70,7 +70,7 @@ class Running:
             return process
 
     def stop(self) -> None:
-        """Ctrl-C for each."""
+        """Ctrl-C for each that has not ended."""
         with self._lock:
             self._stopped = True
             for process in self._processes:
