@@ -33,9 +33,9 @@ def test_the_node_plans_what_the_replay_predicts(tmp_path):
     assert len(judged.chunks) > 4
     error = np.abs(judged.chunks - judged.recording.measured[:, None]).max(axis=(1, 2))
     assert np.median(error) < 1e-6
-    assert (
-        error.max() < 0.05
-    )  # streams that overtake one another on a busy machine: older joint states
+    # Streams that overtake one another on a busy machine: an older state, but one that was measured.
+    apart = np.abs(judged.chunks[:, None] - judged.recording.measured[:, None]).max(axis=(2, 3))
+    assert apart.min(axis=1).max() < 0.05
     assert (
         judged.numbers["graph"]["compared_with_the_bag"] >= 0.8 * judged.numbers["graph"]["planned"]
     )
