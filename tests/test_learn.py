@@ -183,12 +183,13 @@ def test_what_cells_share_runs_once_and_a_failure_stops_only_what_needs_it(
     broken = python("raise SystemExit('no such joint')", tmp_path / "broken")
     meet = tmp_path / "meet"  # as many at once as there are jobs
     meet.mkdir()
-    cores = (
-        "import os, tempfile, time; "
-        f"tempfile.mkstemp(dir={str(meet)!r}); "
-        f"[time.sleep(0.01) for _ in iter(lambda: len(os.listdir({str(meet)!r})) >= {jobs}, True)]; "
-        "print(sorted(os.sched_getaffinity(0)))"
-    )
+    cores = f"""
+import os, tempfile, time
+tempfile.mkstemp(dir={str(meet)!r})
+while len(os.listdir({str(meet)!r})) < {jobs}:
+    time.sleep(0.01)
+print(sorted(os.sched_getaffinity(0)))
+"""
     chains = {
         str(number): (broken if number == 1 else base, python(cores, tmp_path / f"{number}/train"))
         for number in range(4)

@@ -33,9 +33,12 @@ def test_the_node_plans_what_the_replay_predicts(tmp_path):
     assert len(judged.chunks) > 4
     error = np.abs(judged.chunks - judged.recording.measured[:, None]).max(axis=(1, 2))
     assert np.median(error) < 1e-6
-    # Streams that overtake one another on a busy machine: an older state, but one that was measured.
+    assert np.quantile(error, 0.75) < 0.05
+    # Streams that overtake one another on a busy machine: an older state, of the last half second at most.
     apart = np.abs(judged.chunks[:, None] - judged.recording.measured[:, None]).max(axis=(2, 3))
-    assert apart.min(axis=1).max() < 0.05
+    rows = np.arange(len(apart))  # 12 a second
+    age = rows[:, None] - rows
+    assert np.where((age >= 0) & (age <= 6), apart, np.inf).min(axis=1).max() < 0.05
     assert (
         judged.numbers["graph"]["compared_with_the_bag"] >= 0.8 * judged.numbers["graph"]["planned"]
     )
