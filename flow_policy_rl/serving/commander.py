@@ -2,7 +2,7 @@
 without ROS."""
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -143,10 +143,16 @@ class Commander:
         self._pace = None
         return self.plan
 
-    def stay(self, now: int) -> None:
-        """The clock changed: the plan in force is over, and the robot stands where it was sent last."""
+    def delay(self, time: int) -> None:
+        """The plan in force goes on so much (ns) later: nobody executed it meanwhile."""
+        self.plan = replace(self.plan, start=self.plan.start + time)
+
+    def stay(self, now: int, position: np.ndarray | None = None) -> None:
+        """The clock changed: the plan in force is over, and the robot stands where it was sent last: (A,), else where
+        the plan ends."""
         if self.plan is not None:
-            self.plan = Plan(now, _standing(self.plan.spline.positions[-1]))
+            there = self.plan.spline.positions[-1] if position is None else position
+            self.plan = Plan(now, _standing(there))
         self._pace = None
         self.scheduler.reset()
 

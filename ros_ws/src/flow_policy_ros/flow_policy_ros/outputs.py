@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 
+import numpy as np
 from rclpy.duration import Duration
 from rclpy.node import Node
 from std_msgs.msg import Float64MultiArray
@@ -56,9 +57,8 @@ class Outputs:
             write = self._writers[joints].write
             outlet.publisher.publish(write(times, positions[:, columns], velocities[:, columns]))
 
-    def tick(self, plan: Plan, now: int) -> None:
-        """Where the joints should be at a time (ns)."""
-        position = plan.at(now).position
+    def tick(self, position: np.ndarray) -> None:
+        """Where the joints (A,) should be now."""
         for _, columns, outlet in self._outlets:
             values = messages.doubles(position[columns])
             outlet.publisher.publish(Float64MultiArray(data=values))

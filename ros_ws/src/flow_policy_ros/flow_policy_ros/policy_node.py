@@ -34,6 +34,7 @@ from flow_policy_rl.serving.commander import Plan
 from flow_policy_rl.serving.decode import stamp_ns
 from flow_policy_rl.serving.safety import EmergencyStop, Rejected
 from flow_policy_rl.serving.streams import NotReady
+from flow_policy_rl.serving.tick_stream import TickStream
 from flow_policy_ros import parameters
 from flow_policy_ros.graph import Input, clock_problem, input_type
 from flow_policy_ros.gripper import action_class
@@ -81,7 +82,7 @@ class PolicyNode(LifecycleNode):
         self._run = 0  # counts activations, holds and clock jumps: an inference begun before is not for this run
         self._inputs: list[Input] = []
         self._outputs: Outputs | None = None  # none in a dry run
-        self._ticker = None
+        self._ticker, self._ticks = None, None  # per-tick output
         self._obstacle = ""  # why nothing may be commanded, whatever the policy says
         self._clock_jumped = False
         self._activated = self._last_message = 0.0
@@ -152,6 +153,7 @@ class PolicyNode(LifecycleNode):
             if per_tick:
                 self._tick_due, steady = time.monotonic(), Clock(clock_type=ClockType.STEADY_TIME)
                 period = 1 / self._get("tick_rate_hz")
+                self._ticks = TickStream(served.commander, period)
                 self._ticker = self.create_timer(period, self._tick, clock=steady)
         self._worker = Worker(self._try_to_infer)
 
@@ -199,15 +201,14 @@ class PolicyNode(LifecycleNode):
         if not self._active:
             return
         self._stop()
-        deadline = time.monotonic() + STOP_S
-        plan = self._served.commander.plan
+        deadline, commander = time.monotonic() + STOP_S, self._served.commander
         while self._ticker is not None and time.monotonic() < deadline:  # ramp down by hand
             self._tick()
-            if plan is None or plan.settled(self._now()):
+            if commander.plan is None or commander.plan.settled(self._now()):
                 break
             time.sleep(1 / self._get("tick_rate_hz"))
         if self._outputs is not None:
-            self._outputs.last_words(plan, self._now())
+            self._outputs.last_words(commander.plan, self._now())
 
     def _release(self) -> None:
         """End the inference thread and give back what configure took."""
@@ -216,7 +217,7 @@ class PolicyNode(LifecycleNode):
             self._worker = None
         if self._ticker is not None:
             self.destroy_timer(self._ticker)
-            self._ticker = None
+            self._ticker, self._ticks = None, None
         for neighbour in (*self._inputs, self._outputs):
             if neighbour is not None:
                 neighbour.close()
@@ -258,11 +259,14 @@ class PolicyNode(LifecycleNode):
         with self._lock:
             if self._served is None:
                 return
-            if self._active and self._last_now and not self._holding:
-                self._hold(self._last_now)
+            if self._ticks is not None:
+                self._ticks.stand(self._now(), time.monotonic())
+            else:
+                if self._active and self._last_now and not self._holding:
+                    self._hold(self._last_now)
+                self._served.commander.stay(self._now())
             self._served.streams.clear()
             self._run += 1
-            self._served.commander.stay(self._now())
             self._last_now = 0
             self._last_message = time.monotonic()
         self._clock_jumped = True  # if that is because there are two clocks, it will again
@@ -299,10 +303,11 @@ class PolicyNode(LifecycleNode):
             if self._obstacle:
                 raise Rejected(self._obstacle)
             commander, measured = served.commander, snapshot.obs[MEASURED]
+            now = self._now()
+            self._hold_back(now)
             if self._outputs is not None:
                 limit = self._get("max_tracking_error")
                 commander.check_following(snapshot.stamp, measured, limit)
-            now = self._now()
             outcome = commander.accept(chunk, snapshot.stamp, now, measured)
             limited = time.perf_counter_ns()
             if self._emergency.tripped:
@@ -350,11 +355,21 @@ class PolicyNode(LifecycleNode):
         self._status.counts["deadline_misses"] += now - self._tick_due > period
         self._tick_due = max(self._tick_due + period, now)
         with self._lock:
-            plan = self._served.commander.plan if self._served is not None else None
-            at = self._now()
-            if plan is None or (not self._active and plan.settled(at - round(4 * period * 1e9))):
+            if self._ticks is None:
                 return
-            self._outputs.tick(plan, at)
+            at = self._now()
+            self._hold_back(at)
+            position = self._ticks.next(at, time.monotonic(), self._active)
+            if position is not None:
+                self._outputs.tick(position)
+
+    def _hold_back(self, now: int) -> None:
+        """What ticks missed is not made up for. Before the plan is changed; needs the lock."""
+        if self._ticks is not None and self._ticks.hold_back(now, time.monotonic()):
+            self.get_logger().warning(
+                "no tick for too long: the arm goes on from where it was sent last, from rest",
+                throttle_duration_sec=SELDOM_S,
+            )
 
     # --- holding ---
 
@@ -404,6 +419,7 @@ class PolicyNode(LifecycleNode):
     def _hold(self, now: int | None = None, silent: bool = False) -> None:
         """Come to rest from where the arm is commanded to be. Needs the lock."""
         now = self._now() if now is None else now
+        self._hold_back(now)
         plan = None if silent else self._served.commander.stop(now)
         if plan is None:
             self._served.commander.scheduler.reset()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from flow_policy_rl.serving.model_file import SEAL_KEY, seal
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.serving.safety import KINDS
 from flow_policy_rl.serving.streams import Snapshot
+from flow_policy_rl.serving.tick_stream import MOST
 from flow_policy_rl.spec import METADATA_KEY
 
 
@@ -262,30 +264,65 @@ def test_the_node_serves_while_another_policy_is_loaded(
     peer.until(lambda: len(commands) >= before + 2, "commands of the new policy")
 
 
-def test_per_tick_output_is_the_same_motion_and_ramps_down(start, peer, robot, policy_file):
-    ticks, sent_ns = [], []
+FULL_SPEED = 2.61  # rad/s, of the fastest joint
 
-    def receive(msg: Float64MultiArray, info: dict) -> None:
-        ticks.append(msg.data)
-        sent_ns.append(info["source_timestamp"])
 
+@dataclasses.dataclass
+class Ticks:
+    """What a forward_command_controller gets: values, and their numbers, for a busy machine loses some."""
+
+    values: list = dataclasses.field(default_factory=list)
+    numbers: list = dataclasses.field(default_factory=list)
+
+    def receive(self, msg: Float64MultiArray, info: dict) -> None:
+        self.values.append(msg.data)
+        self.numbers.append(info["publication_sequence_number"])
+
+    def steps(self, last: int = 0) -> np.ndarray:
+        """(n - 1,) rad that the arm is sent at once, from tick to tick; of the `last` ticks or of all."""
+        way = np.abs(np.diff(np.array(self.values[-last:])[:, :7], axis=0)).max(axis=1)
+        return way / np.diff(self.numbers[-last:])
+
+
+@pytest.fixture
+def ticks(peer) -> Ticks:
+    found = Ticks()
     peer.node.create_subscription(
-        Float64MultiArray, "/forward_position_controller/commands", receive, 500
+        Float64MultiArray, "/forward_position_controller/commands", found.receive, 500
     )
+    return found
+
+
+def test_per_tick_output_ramps_down(start, peer, robot, policy_file, ticks):
     options = {"output": "per_tick", "max_tracking_error": 0.0}
     nodes = start(policy_node={"policy": str(policy_file), "armed": True, **options})
-    peer.until(lambda: len(ticks) >= 100, "a second of ticks")
-    nodes["policy_node"].signal(2)
+    peer.until(lambda: len(ticks.values) >= 100, "a second of ticks")
+    nodes["policy_node"].signal(signal.SIGINT)
     peer.until(lambda: not nodes["policy_node"].running, "the end")
-    peer.until(lambda: np.abs(np.subtract(ticks[-1], ticks[-2]))[:7].max() < 0.01, "rest")
+    peer.until(lambda: ticks.steps(3)[-1] < 0.01, "rest")
     peer.spin(0.3)
-    values, sent_s = np.array(ticks), np.array(sent_ns) / 1e9
-    assert values.shape[1] == 8
-    steps = np.abs(np.diff(values[:, :7], axis=0)).max(axis=1)
-    # A value is taken from the plan after the one before was sent: two of them are at most this far apart in time, of
-    # however many ticks a busy machine left out. Full speed is 2.6 rad/s.
-    assert (steps[1:] <= 2.61 * (sent_s[2:] - sent_s[:-2]) + 1e-6).all()
+    assert len(ticks.values[0]) == 8
+    steps = ticks.steps()
+    assert steps.max() <= FULL_SPEED * MOST * 0.01 + 1e-6
     assert steps[-1] < 0.01
+
+
+def test_per_tick_output_does_not_jump_after_a_stall(start, peer, robot, policy_file, ticks):
+    """Whatever the node missed while it was stopped, what it sends then is a tick's way from what it sent last."""
+    options = {"output": "per_tick", "max_tracking_error": 0.0, "soft_start_s": 0.0}
+    node = start(policy_node={"policy": str(policy_file), "armed": True, **options})["policy_node"]
+    peer.until(lambda: len(ticks.values) >= 100, "a second of ticks")
+    moving = lambda: ticks.steps(3).max() > 0.004  # noqa: E731
+    for stalled_s in (0.05, 0.1, 0.5):
+        peer.until(moving, "motion")
+        node.signal(signal.SIGSTOP)
+        peer.spin(stalled_s)
+        node.signal(signal.SIGCONT)
+        before = len(ticks.values)
+        peer.until(lambda before=before: len(ticks.values) >= before + 50, "ticks again")
+    assert "goes on from where it was sent last" in node.log.read_text()
+    steps = ticks.steps()
+    assert steps.max() <= FULL_SPEED * MOST * 0.01 + 1e-6
 
 
 def test_diagnostics_count_messages_and_limits(start, peer, robot, policy_file, facts):
