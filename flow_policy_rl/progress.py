@@ -63,8 +63,11 @@ class Progress:
 
 
 def pace(done: int, total: int, spent_s: float) -> str:
-    """How fast it goes and how long it will take: what is done in a second, or how long one takes."""
-    each = spent_s / max(done, 1)
+    """How fast it goes and how long it will take: what is done in a second, or how long one takes; how long it has
+    gone on while nothing is done."""
+    if done == 0:
+        return f"after {spent_s:.0f} s"
+    each = spent_s / done
     speed = f"{each:.0f} s each" if each >= 10 else f"{1 / max(each, 1e-9):.1f}/s"
     left = max(each * (total - done), 0.0)
     return f"{speed}, {left:.0f} s left" if left < 600 else f"{speed}, {left / 60:.0f} min left"
@@ -85,9 +88,9 @@ class Screen:
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[note]}", markup=False),
         )
-        self._task = self._bar.add_task(label, total=total, completed=done, note="")
+        self._task = self._bar.add_task(label, total=total, completed=done)
+        self._note = ""
         self._history: dict[str, list[float]] = {}
         self._over = False
         console = console or Console(stderr=True)
@@ -104,7 +107,8 @@ class Screen:
 
     def update(self, done: int, note: str, metrics: Mapping[str, float]) -> None:
         """Take in the latest numbers."""
-        self._bar.update(self._task, completed=done, note=note)
+        self._bar.update(self._task, completed=done)
+        self._note = note
         for name, value in metrics.items():
             self._history.setdefault(name, []).append(value)
 
@@ -113,7 +117,8 @@ class Screen:
         from rich.table import Table
         from rich.text import Text
 
-        parts = [] if self._over else [self._bar]
+        note = Text(self._note, style="dim", no_wrap=True, overflow="ellipsis")
+        parts = [] if self._over else [self._bar, *[note] * bool(self._note)]
         if self._history:
             table = Table(box=None, pad_edge=False, header_style="dim")
             for column in ("metric", "now", "lowest", "highest"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flow_policy_rl import cli
+from flow_policy_rl import cli, progress
 from flow_policy_rl.bench import learn, learn_page, stages
 from flow_policy_rl.bench.curves import draw, mean_curve, round_ticks
 from flow_policy_rl.bench.studies import STUDIES, Budget, Variant
@@ -203,6 +203,33 @@ print(sorted(os.sched_getaffinity(0)))
     used = [(tmp_path / f"{n}/train.json").read_text() for n in (0, 2, 3)]
     assert len(set(used)) == jobs
     assert not (tmp_path / "1").exists()
+
+
+def test_progress_tells_what_each_command_said_last(tmp_path, plain_python, capsys, monkeypatch):
+    monkeypatch.setattr(stages, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    read = tmp_path / "read"  # the command goes on until it was shown
+    code = f"""
+import os, sys, time
+print("first\\ntrain fpo: 3/9 it", file=sys.stderr, flush=True)
+while not os.path.exists({str(read)!r}):
+    time.sleep(0.01)
+"""
+    shown = stages.last_line
+
+    def last_line(stage):
+        line = shown(stage)
+        if "3/9" in line:
+            read.touch()
+        return line
+
+    monkeypatch.setattr(stages, "last_line", last_line)
+    chains = {"hopper-fpo-0": (python(code, tmp_path / "cell"),), "done": ()}
+    stages.run_chains(chains, 1, "study")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("study: 1/2 cell, after 0 s")
+    assert any("hopper-fpo-0: train fpo: 3/9 it" in line for line in lines)
+    assert lines[-1].startswith("study: 2/2 cell")
 
 
 def test_nothing_begins_after_a_stop(tmp_path, plain_python):

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -20,6 +20,7 @@ from flow_policy_rl.run_folder import POLICY_FILE
 
 # Exit codes of a command after Ctrl-C; the second where Python did not run yet.
 INTERRUPTED = (130, -signal.SIGINT)
+LOOK_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -91,32 +92,41 @@ def run_chains(chains: Mapping[str, Sequence[Stage]], jobs: int, title: str) -> 
     """
     locks = {stage.name: threading.Lock() for chain in chains.values() for stage in chain}
     failures: dict[Path, str] = {}
-    running = Running()
+    running, at_work = Running(), {}
     cores = sorted(os.sched_getaffinity(0))
     shares = iter([cores[i::jobs] for i in range(jobs)])
 
     def take_cores() -> None:  # of this thread, and so of the processes that it starts
         os.sched_setaffinity(0, next(shares))
 
-    def run(name: str) -> str:
+    def run(name: str) -> None:
         for stage in chains[name]:
             with locks[stage.name]:
                 if stage.name in failures:
                     break
+                at_work[name] = stage
                 try:
                     run_stage(stage, running)
                 except RunFailed as error:
                     failures[stage.name] = str(error)
                     print(f"failed: {error}", file=sys.stderr, flush=True)
                     break
-        return name
+                finally:
+                    del at_work[name]
 
     pool = ThreadPoolExecutor(jobs, initializer=take_cores)
     due = [name for name, chain in chains.items() if not all(map(finished, chain))]
     with Progress(title, len(chains), "cell", done=len(chains) - len(due)) as progress:
         try:
-            for done in as_completed([pool.submit(run, name) for name in due]):
-                progress.update(1, done.result())
+            waiting = {pool.submit(run, name) for name in due}
+            while waiting:
+                done, waiting = wait(waiting, LOOK_EVERY_S, FIRST_COMPLETED)
+                for cell in done:
+                    cell.result()
+                said = (
+                    f"{name}: {last_line(stage)}" for name, stage in sorted(at_work.copy().items())
+                )
+                progress.update(len(done), " | ".join(said))
         except KeyboardInterrupt:
             running.stop()
             raise
@@ -156,6 +166,13 @@ def finished(stage: Stage) -> bool:
     """Whether a stage has nothing to run: it ended well, or there is nothing yet that it needs."""
     needs_nothing = stage.needs is None or stage.needs.is_file()
     return stage.name.with_suffix(".done").is_file() or not needs_nothing
+
+
+def last_line(stage: Stage) -> str:
+    """What the command of a stage said last; its name where it said nothing yet."""
+    log = stage.name.with_suffix(".log")
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    return next((line for line in reversed(lines) if line.strip()), stage.name.name)
 
 
 def result_of(stage_name: Path) -> dict:
