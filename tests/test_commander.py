@@ -3,45 +3,15 @@ and of the scheduler what only a sequence of calls shows."""
 
 import numpy as np
 import pytest
+from commander_toys import HERE, MS, START, STEP, chunk, make_commander
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import small_spec
 
 from flow_policy_rl.serving.chunk_scheduler import METHODS, ChunkScheduler
-from flow_policy_rl.serving.commander import Commander
 from flow_policy_rl.serving.pace import Pace
-from flow_policy_rl.serving.robot import JointLimits, Robot, Topics
-from flow_policy_rl.serving.safety import EmergencyStop, Rejected, SafetyFilter
+from flow_policy_rl.serving.safety import EmergencyStop, Rejected
 from flow_policy_rl.serving.trajectory_controller import TrajectoryController
-
-MS = 1_000_000
-START = 50_000 * MS
-STEP = 50 * MS
-HERE = np.zeros(3)
-
-
-def make_commander(
-    joining: str = "replace",
-    soft_start_s: float = 0.0,
-    lead_s: float = 0.01,
-    emergency: EmergencyStop | None = None,
-) -> Commander:
-    """Two quick arm joints and a gripper, chunks of six actions of which four are executed."""
-    spec = small_spec(
-        joint_names=("a", "b", "g"),
-        action_low=(-9.0,) * 3,
-        action_high=(9.0,) * 3,
-        prefix_horizon=2 if joining == "rtc" else 0,
-    )
-    limits = JointLimits((-3, 3), 2.0, 20.0, 10_000.0)
-    robot = Robot("toy", {"a": limits, "b": limits}, {"g": limits}, Topics("/j", "/c"))
-    safety = SafetyFilter(robot, spec.joint_names, 0.05)
-    return Commander(ChunkScheduler(spec, lead_s, joining), safety, emergency, soft_start_s)
-
-
-def chunk(level: float) -> np.ndarray:
-    """On the way to a level, a step at a time."""
-    return level * np.linspace(1 / 6, 1, 6)[:, None] * np.ones(3)
 
 
 def same(one, other) -> bool:

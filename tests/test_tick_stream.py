@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from commander_toys import HERE, MS, START, chunk, make_commander
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_commander import HERE, MS, START, chunk, make_commander
 
 from flow_policy_rl.serving.tick_stream import MOST, STANDS_S, TickStream
 
