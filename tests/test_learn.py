@@ -227,7 +227,7 @@ while not os.path.exists({str(read)!r}):
     chains = {"hopper-fpo-0": (python(code, tmp_path / "cell"),), "done": ()}
     stages.run_chains(chains, 1, "study")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("study: 1/2 cell, after 0 s")
+    assert re.match(r"study: 1/2 cell, after \d+ s", lines[0])  # nothing is known of the pace yet
     assert any("hopper-fpo-0: train fpo: 3/9 it" in line for line in lines)
     assert lines[-1].startswith("study: 2/2 cell")
 
