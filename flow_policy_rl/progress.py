@@ -117,8 +117,9 @@ class Screen:
         from rich.table import Table
         from rich.text import Text
 
-        note = Text(self._note, style="dim", no_wrap=True, overflow="ellipsis")
-        parts = [] if self._over else [self._bar, *[note] * bool(self._note)]
+        parts = [] if self._over else [self._bar]
+        if self._note and not self._over:
+            parts.append(Text(self._note, style="dim", no_wrap=True, overflow="ellipsis"))
         if self._history:
             table = Table(box=None, pad_edge=False, header_style="dim")
             for column in ("metric", "now", "lowest", "highest"):

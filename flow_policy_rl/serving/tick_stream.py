@@ -1,5 +1,6 @@
 """Positions one at a time, for a controller that knows no time: it goes at once wherever it is sent."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,10 +27,15 @@ class TickStream:
     A trajectory controller follows its plan while this process is held up; here nobody does, and what was missed must
     not be made up for in one tick. So the plan waits for a late tick, and after `STANDS_S`, or when the plans' clock
     jumps, a new run begins where the robot was sent last.
+
+    Args:
+        on_stand: called when that ends a motion.
     """
 
-    def __init__(self, commander: Commander, period_s: float):
-        self._commander, self._period_s = commander, period_s
+    def __init__(
+        self, commander: Commander, period_s: float, on_stand: Callable[[], None] = lambda: None
+    ):
+        self._commander, self._period_s, self._on_stand = commander, period_s, on_stand
         self._stands_s = max(STANDS_S, FEW * period_s)
         self._last: Tick | None = None
 
@@ -43,26 +49,22 @@ class TickStream:
         over = plan.settled(now - round(FEW * self._period_s * 1e9))
         return self._last.position if active or not over else None
 
-    def hold_back(self, now: int, steady: float) -> bool:
-        """Take from the plan's progress what nobody executed. To be called before the plan is changed, too.
-
-        Returns:
-            Whether that ended its motion: the robot stands, and a new run begins.
-        """
+    def hold_back(self, now: int, steady: float) -> None:
+        """Take from the plan's progress what nobody executed. To be called before the plan is changed, too."""
         plan, last = self._commander.plan, self._last_sent()
         if plan is None or last is None:
             self._last = Tick(steady, now, None)
-            return False
+            return
         gap, passed = steady - last.steady, now - last.now
         longest = MOST * self._period_s
         if gap > self._stands_s or not 0 <= passed <= self._stands_s * 1e9:
             self.stand(now, steady)
-            return not plan.settled(last.now)
-        if gap > longest:
+            if not plan.settled(last.now):
+                self._on_stand()
+        elif gap > longest:
             kept = round(passed * longest / gap)
             self._commander.delay(passed - kept)
             self._last = replace(last, steady=steady - longest, now=now - kept)
-        return False
 
     def stand(self, now: int, steady: float) -> None:
         """The plan in force is over; the robot stands where it was sent last."""

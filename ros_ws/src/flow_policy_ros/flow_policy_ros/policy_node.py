@@ -153,7 +153,7 @@ class PolicyNode(LifecycleNode):
             if per_tick:
                 self._tick_due, steady = time.monotonic(), Clock(clock_type=ClockType.STEADY_TIME)
                 period = 1 / self._get("tick_rate_hz")
-                self._ticks = TickStream(served.commander, period)
+                self._ticks = TickStream(served.commander, period, self._say_stalled)
                 self._ticker = self.create_timer(period, self._tick, clock=steady)
         self._worker = Worker(self._try_to_infer)
 
@@ -357,19 +357,20 @@ class PolicyNode(LifecycleNode):
         with self._lock:
             if self._ticks is None:
                 return
-            at = self._now()
-            self._hold_back(at)
-            position = self._ticks.next(at, time.monotonic(), self._active)
+            position = self._ticks.next(self._now(), time.monotonic(), self._active)
             if position is not None:
                 self._outputs.tick(position)
 
     def _hold_back(self, now: int) -> None:
         """What ticks missed is not made up for. Before the plan is changed; needs the lock."""
-        if self._ticks is not None and self._ticks.hold_back(now, time.monotonic()):
-            self.get_logger().warning(
-                "no tick for too long: the arm goes on from where it was sent last, from rest",
-                throttle_duration_sec=SELDOM_S,
-            )
+        if self._ticks is not None:
+            self._ticks.hold_back(now, time.monotonic())
+
+    def _say_stalled(self) -> None:
+        self.get_logger().warning(
+            "no tick for too long: the arm goes on from where it was sent last, from rest",
+            throttle_duration_sec=SELDOM_S,
+        )
 
     # --- holding ---
 
