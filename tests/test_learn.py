@@ -330,14 +330,14 @@ def test_ticks_are_round_and_inside(low, high):
     assert np.allclose(ticks / step, np.round(ticks / step))
 
 
-def test_curves_share_a_grid_and_their_interval_holds_their_mean():
+def test_curves_are_means_at_every_look_and_their_interval_holds_them():
     runs = [[(0, 0.0), (10, 1.0)], [(2, 0.0), (8, 0.6), (12, 1.0)]]
-    curve = mean_curve("lift", "rldt", "env_steps", runs, points=5)
-    assert curve.x.tolist() == [2, 4, 6, 8, 10]
-    assert curve.mean[3] == pytest.approx((0.8 + 0.6) / 2)
+    curve = mean_curve("lift", "rldt", "env_steps", runs)
+    assert curve.x.tolist() == [2, 8, 10]
+    assert curve.mean == pytest.approx([(0.2 + 0) / 2, (0.8 + 0.6) / 2, (1 + 0.8) / 2])
     assert (curve.low <= curve.mean).all()
     assert (curve.mean <= curve.high).all()
-    assert curve.low[3] == pytest.approx(0.6)
+    assert curve.low[1] == pytest.approx(0.6)
     picture = draw([curve], "a < b", "steps", "success")
     assert picture.startswith("<svg")
     assert "a &lt; b" in picture
@@ -374,7 +374,11 @@ def fake_cell(root: Path, label: str, seed: int, rates: list[float]) -> learn.Ce
     result = {"return_mean": rates[-1], "success_rate": rates[-1], "episodes": 100}
     for noise in learn.NOISES:
         (where / f"eval_{noise}.json").write_text(json.dumps(result))
-    return learn.Cell("lift", label, seed, where, (), 0.9)
+    base = root / "bases" / f"lift-{seed}"
+    base.mkdir(parents=True, exist_ok=True)
+    result |= {"return_mean": 0.25, "success_rate": 0.25}
+    (base / "eval_zero.json").write_text(json.dumps(result))
+    return learn.Cell("lift", label, seed, where, base, (), 0.9)
 
 
 def test_results_and_page_say_what_the_cells_did(tmp_path):
@@ -396,10 +400,19 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
         "return_mean",
         "success_rate",
     } <= set(rows[0])
-    study = dataclasses.replace(STUDIES["manipulation"], base=None)
+    study = STUDIES["manipulation"]
     curves = learn_page.learning_curves(learn.histories(cells), "success_rate")
+    for curve in curves:  # from what the base policies do
+        assert curve.x[0] == 0
+        assert curve.mean[0] == curve.low[0] == curve.high[0] == 0.25
+    assert curves[0].x[-1] == 3000
+    from_nothing = [dataclasses.replace(cell, base=None) for cell in cells]
+    assert learn.base_line(from_nothing) == "From scratch. "
+    first = learn.histories(from_nothing)["lift", "rldt"][0][0]
+    assert (first["time/env_steps"], first["eval/success_rate"]) == (1000, 0.5)
+    assert curves[0].mean[-1] == pytest.approx((0.95 + 0.91) / 2)
     pictures = learn_page.write_pictures(tmp_path, study, curves)
-    said = learn.paragraphs(learn.Config(seeds=2, out=tmp_path), study, rows, ["lamp"])
+    said = learn.paragraphs(learn.Config(seeds=2, out=tmp_path), study, cells, rows, ["lamp"])
     page = learn_page.markdown("manipulation", study, rows, said, pictures)
     line = next(part for part in page.splitlines() if part.startswith("| rldt"))
     assert "93.0% (88.6% to 95.8%)" in line  # 186 of 200
@@ -422,6 +435,7 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
     said_so = learn_page.summarize(exploded, "lift", "fpo", ["success_rate"])
     assert said_so[0] == "fpo (1 of 2 seeds diverged)"
     assert "hence not run: lamp" in page
+    assert "Base policies at zero noise, by seed: 25.0%, 25.0%." in page
     first = "**lift**: best at the end rldt (93.0%). Threshold first: rldt, after 2,500 steps"
     assert page.splitlines()[4].startswith(first)
     level = [r | {"success_rate": 0.9} if r["algorithm"] == "fpo" else r for r in rows]

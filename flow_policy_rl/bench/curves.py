@@ -42,15 +42,14 @@ class Curve:
         ]
 
 
-def mean_curve(
-    task: str, label: str, axis: str, runs: Sequence[Run], points: int = 40, draws: int = 1000
-) -> Curve:
-    """Runs on a common grid over the range that all of them cover; the interval resamples runs."""
+def mean_curve(task: str, label: str, axis: str, runs: Sequence[Run], draws: int = 1000) -> Curve:
+    """Mean of runs wherever one of them was looked at, over the range that all cover; the interval resamples runs."""
     if not runs:
         nothing = np.zeros(0)
         return Curve(task, label, axis, nothing, nothing, nothing, nothing, 0)
     first, last = max(run[0][0] for run in runs), min(run[-1][0] for run in runs)
-    x = np.linspace(first, last, points) if last > first else np.array([last])
+    seen = np.unique([x for run in runs for x, _ in run])
+    x = seen[(first <= seen) & (seen <= last)] if last > first else np.array([last])
     values = np.stack([np.interp(x, *np.array(run).T) for run in runs])  # (seeds, n)
     rng = np.random.default_rng(0)
     resampled = values[rng.integers(len(runs), size=(draws, len(runs)))].mean(1)

@@ -75,12 +75,17 @@ class Config:
 
 @dataclass(frozen=True)
 class Cell:
-    """One algorithm on one task with one seed."""
+    """One algorithm on one task with one seed.
+
+    Attributes:
+        base: folder of its base policy; None: from scratch.
+    """
 
     task: str
     label: str
     seed: int
     dir: Path
+    base: Path | None
     stages: tuple[Stage, ...]
     threshold: float | None
 
@@ -124,9 +129,10 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
         for label in chosen_variants(config, study):
             for seed in range(config.seeds):
                 where = root / "cells" / f"{task}-{slug(label)}-{seed}"
-                base_dir = root / "bases" / f"{task}-{seed}"
-                stages = cell_stages(study, label, task, seed, budget, base_dir, where)
-                cells.append(Cell(task, label, seed, where, stages, threshold))
+                common = root / "bases" / f"{task}-{seed}"
+                stages = cell_stages(study, label, task, seed, budget, common, where)
+                base = base_folder(common, study.variants[label]) if study.base else None
+                cells.append(Cell(task, label, seed, where, base, stages, threshold))
     return study, cells, missing
 
 
@@ -279,7 +285,7 @@ def main(config: Config) -> dict:
         for cell in cells:
             write_result(cell, study.delays)
         rows = [json.loads((cell.dir / "result.json").read_text()) for cell in cells]
-        said = paragraphs(config, study, rows, missing)
+        said = paragraphs(config, study, cells, rows, missing)
         learn_page.write(root, config.study, study, histories(cells), rows, said, config.page)
     return {"study": config.study, "rows": rows, "page": str(config.page or root / "README.md")}
 
@@ -332,14 +338,21 @@ def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:
 
 
 def histories(cells: Sequence[Cell]) -> learn_page.Histories:
-    """Metrics of all seeds, by task and label."""
+    """Metrics of all seeds, by task and label; what the base policy does on the test episodes comes first."""
     found: dict[tuple[str, str], list] = {}
     for cell in cells:
-        found.setdefault((cell.task, cell.label), []).append(read_metrics(cell.dir / "metrics.csv"))
+        history = read_metrics(cell.dir / "metrics.csv")
+        if cell.base is not None:
+            level = result_of(cell.base / "eval_zero")
+            seen = {"eval/return": level["return_mean"], "eval/success_rate": level["success_rate"]}
+            history.insert(0, {"time/env_steps": 0.0, "time/wall_s": 0.0, **seen})
+        found.setdefault((cell.task, cell.label), []).append(history)
     return found
 
 
-def paragraphs(config: Config, study: Study, rows: list[dict], missing: list[str]) -> dict:
+def paragraphs(
+    config: Config, study: Study, cells: Sequence[Cell], rows: list[dict], missing: list[str]
+) -> dict:
     """What the page says of how the study ran, and where the policies of each task start and shall arrive."""
     command = f"flow-policy bench learn --study {config.study} --budget {config.budget} --seeds {config.seeds}"
     command += f" --env-steps {config.env_steps}" if config.env_steps else ""
@@ -353,24 +366,28 @@ def paragraphs(config: Config, study: Study, rows: list[dict], missing: list[str
         "Success pools the seeds' episodes (Wilson, 95 %); the interval of the return resamples seeds. The full "
         f"budget: the same command with `--budget full` ({study.full.env_steps:,} control steps a cell)."
     }
-    for task in dict.fromkeys(row["task"] for row in rows):
+    if study.base:
+        said["how"] += (
+            " Curves begin with the base policies on these episodes, and go on with others."
+        )
+    for task in dict.fromkeys(cell.task for cell in cells):
         threshold = f"{study.metric.replace('_', ' ')} of {by_task(study.threshold, task):g}"
-        said[task] = f"{base_line(config, study, task)}Threshold: {threshold}."
+        said[task] = f"{base_line([c for c in cells if c.task == task])}Threshold: {threshold}."
     if missing:
         said["missing"] = f"Not in this installation, hence not run: {', '.join(missing)}."
     return said
 
 
-def base_line(config: Config, study: Study, task: str) -> str:
+def base_line(cells: Sequence[Cell]) -> str:
     """What the base policies of a task do, one number per seed: everybody's, then those of variants with their own."""
-    if study.base is None:
+    if cells[0].base is None:
         return "From scratch. "
     said: dict[Path, str] = {}
-    for label in chosen_variants(config, study):
-        common = [folder(config) / "bases" / f"{task}-{seed}" for seed in range(config.seeds)]
-        where = [base_folder(path, study.variants[label]) for path in common]
-        numbers = ", ".join(base_level(path) for path in where)
-        said.setdefault(where[0], numbers if where == common else f"that of {label}: {numbers}")
+    for label in dict.fromkeys(cell.label for cell in cells):
+        mine = [cell for cell in cells if cell.label == label]
+        numbers = ", ".join(base_level(cell.base) for cell in mine)
+        shared = mine[0].base.name == f"{mine[0].task}-{mine[0].seed}"
+        said.setdefault(mine[0].base, numbers if shared else f"that of {label}: {numbers}")
     return f"Base policies at zero noise, by seed: {'; '.join(said.values())}. "
 
 
