@@ -17,13 +17,9 @@ from flow_policy_rl.errors import InputError
 from flow_policy_rl.nesting import flat, nested
 
 FORMAT = "flow_policy_rl.state.2"
-MAY_DIFFER = (
-    "track",
-    "resume",
-    "json",
-    "run_dir",
-    "peer_timeout_s",
-)  # in a resumed run; and num_iterations
+# In a resumed run, and num_iterations: nothing that is learned depends on them.
+MAY_DIFFER = ("track", "resume", "json", "run_dir", "peer_timeout_s")
+MAY_DIFFER += ("eval_every", "eval_episodes", "save_every", "stop_at")
 
 
 def save(path: Path, learner, settings: dict, env_steps: int, wall_s: float) -> None:
@@ -57,7 +53,7 @@ def load(path: Path, learner, settings: dict) -> tuple[int, float]:
         raise InputError(f"nothing to resume: '{path}' does not exist")
     tensors, texts = tensor_file.read(path, "state", FORMAT)
     facts = json.loads(texts["facts"])
-    found, wanted = flat(facts["settings"], "."), flat(comparable(settings), ".")
+    found, wanted = (flat(comparable(s), ".") for s in (facts["settings"], settings))
     different = sorted(k for k in found.keys() | wanted if found.get(k) != wanted.get(k))
     if facts["processes"] != distributed.world_size():
         different.append("number of processes")

@@ -49,9 +49,8 @@ def tiny(algorithm: str, folder, task: str = "hopper", **changes) -> train.Train
     return dataclasses.replace(
         train.default_config(algorithm, task),
         run_dir=folder,
-        eval_every=0,
         ppo=dataclasses.replace(TINY, **ppo_changes),
-        **{"scratch": SCRATCH} | changes,
+        **{"scratch": SCRATCH, "eval_every": 0} | changes,
     )
 
 
@@ -106,6 +105,18 @@ def test_only_the_same_run_can_be_resumed(tmp_path):
     train.main(tiny("fpo", tmp_path / "run"))
     with pytest.raises(InputError, match=r"other settings: ppo\.clip_range, seed"):
         train.main(tiny("fpo", tmp_path / "run", resume=True, seed=1, ppo={"clip_range": 0.3}))
+
+
+def test_how_often_a_run_is_looked_at_may_change_and_changes_nothing_else(tmp_path):
+    """Four iterations without a look, and two with one and two with three episodes at each, end bit for bit alike."""
+    train.main(tiny("fpo", tmp_path / "unseen", ppo={"num_iterations": 4}))
+    train.main(tiny("fpo", tmp_path / "seen", eval_every=2, eval_episodes=1, save_every=1))
+    more = {"eval_every": 1, "eval_episodes": 3, "stop_at": 1e6, "ppo": {"num_iterations": 4}}
+    train.main(tiny("fpo", tmp_path / "seen", resume=True, **more))
+    unseen, seen = (weights(tmp_path / run, "state.safetensors") for run in ("unseen", "seen"))
+    assert [k for k in unseen if not torch.equal(unseen[k], seen[k])] == []
+    looks = ["eval/return" in row for row in read_metrics(tmp_path / "seen/metrics.csv")]
+    assert looks == [False, True, True, True]
 
 
 @pytest.mark.parametrize("term", ["policy loss", "value loss"])

@@ -187,8 +187,8 @@ def base_stages(
         algorithm, *flags = base.expert
         length = training_length((algorithm, *common, *flags), budget.expert_steps, None, 0)
         if task in base.skill:
-            length += ("--stop-at", str(base.skill[task]), "--eval-every", "5")
-            length += ("--eval-episodes", "20")
+            length += ("--stop-at", str(base.skill[task]), "--eval-episodes", "20")
+            length += ("--eval-every", str(by_task(base.looks, task)))
         stages.append(training(("train", algorithm, *common, *length, *flags), expert))
         demonstrator = ("--policy", str(expert / POLICY_FILE))
     demos = where / "demos.hdf5"

@@ -29,6 +29,8 @@ class Base:
         collect, imitate: flags of `collect` and `train bc`. These three by task, `*` for all others.
         expert: `train` arguments of a policy that demonstrates, its algorithm first (default: the scripted expert).
         skill: return at which that policy stops to learn, by task.
+        looks: iterations between looks at whether it has. With episodes of a thousand steps from the start, as Ant has
+            them, a look takes longer than four iterations.
         action_horizon, execute_horizon: chunks of everybody's policy.
     """
 
@@ -37,6 +39,7 @@ class Base:
     imitate: dict[str, tuple[str, ...]]
     expert: tuple[str, ...] = ()
     skill: dict[str, float] = field(default_factory=dict)
+    looks: dict[str, int] = field(default_factory=lambda: {"*": 5})
     action_horizon: int = 12
     execute_horizon: int = 8
 
@@ -137,6 +140,7 @@ STUDIES = {
             expert=("gaussian_ppo", "--scratch.num-flow-steps", "1"),
             skill={"hopper": 1400.0, "walker2d": 2700.0, "halfcheetah": 4500.0, "ant": 2000.0}
             | {"humanoid": 1900.0},
+            looks={"ant": 20, "*": 5},
             episodes={"*": 100},
             collect={"*": ("--noise", "0")},
             imitate={"*": IMITATE},
