@@ -76,7 +76,7 @@ setup(
         "rerun": ["rerun-sdk", "opencv-python-headless"],
         "docs": DOCS,
         "all": sorted({*SIM, *KITCHEN, *SERVE, *DATA, *REPORT, *TRAIN}),
-        "test": ["pytest", "hypothesis"],
+        "test": ["pytest", "pytest-xdist", "hypothesis"],
         "dev": ["ruff", "mypy", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["flow-policy = flow_policy_rl.cli:main"]},
