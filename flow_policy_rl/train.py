@@ -129,6 +129,8 @@ class TrainRL:
             with -pixels it draws the pictures too (docs/simulation.md).
         randomize: each episode of training in a world, senses and links that differ: nominal, mild or hard. Evaluations
             stay nominal.
+        time_limit: control steps after which an episode of training is cut off (default: the task's, which evaluations
+            always have). Where success comes early, what follows a failure teaches little and takes long.
         peer_timeout_s: how long the processes of torchrun wait for one another.
         scratch: the policy, where there is no checkpoint.
         track: send metrics to these as well: wandb, trackio.
@@ -150,6 +152,7 @@ class TrainRL:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: BackendName = "cpu"
     randomize: PresetName = "nominal"
+    time_limit: int | None = None
     peer_timeout_s: float = 60.0
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     track: tuple[Tracker, ...] = ()
@@ -548,6 +551,7 @@ def own_environments(task, config: TrainRL) -> VecEnv:
         num_threads=threads,
         first_env=first,
         backend=config.backend,
+        time_limit=config.time_limit,
     )
 
 

@@ -72,6 +72,8 @@ class VecEnv:
 
     `backend` says what computes the physics (`sim.backends.make_backend`). `draws[i]` is what the running episode of
     environment i drew, empty unless its world is randomised (`sim/randomize.py`).
+
+    Episodes are truncated after `time_limit` control steps, the task's own unless another is given.
     """
 
     def __init__(
@@ -84,9 +86,15 @@ class VecEnv:
         first_env: int = 0,
         dump_dir: Path | None = DUMP_DIR,
         backend: BackendName = "cpu",
+        time_limit: int | None = None,
     ):
         self.first_env = first_env
         self.task = task
+        self.time_limit = task.episode_steps if time_limit is None else time_limit
+        if not 1 <= self.time_limit <= task.episode_steps:
+            raise SimulationError(
+                f"time_limit must be 1 to {task.episode_steps}, the control steps of '{task.name}', not {time_limit}"
+            )
         self.world = task.world
         self.num_envs = num_envs
         self.seed = seed
@@ -140,7 +148,7 @@ class VecEnv:
         beginnings, or nothing but time limits.
         """
         everyone = self.first_env + np.arange(self.num_envs)
-        self._steps[:] = everyone * GOLDEN_RATIO % 1 * self.task.episode_steps
+        self._steps[:] = everyone * GOLDEN_RATIO % 1 * self.time_limit
 
     def _observe(self, state: np.ndarray, envs: np.ndarray) -> Observation:
         """What the policy sees of states (n, state_size) of some environments (n,).
@@ -179,7 +187,7 @@ class VecEnv:
         succeeded = self._succeeded(states, diverged_at)
         failed = task.is_failure(states) & ~diverged_at
         step_number = self._steps[:, None] + 1 + np.arange(actions.shape[1])
-        out_of_time = step_number >= task.episode_steps
+        out_of_time = step_number >= self.time_limit
 
         # The first of these ends the episode; what comes after it inside the chunk does not count.
         ends = succeeded | failed | diverged_at | out_of_time  # (N, h)

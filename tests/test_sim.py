@@ -242,8 +242,9 @@ def test_success_needs_ten_steps_in_a_row_and_ends_the_episode(task):
     env.close()
 
 
-def test_time_limit_truncates_and_masks(task):
-    env = VecEnv(task, 1)
+@pytest.mark.parametrize("limit", [None, 110])
+def test_time_limit_truncates_and_masks(task, limit):
+    env, due = VecEnv(task, 1, time_limit=limit), limit or task.episode_steps
     env.reset([0])
     hold = np.tile(env.command[:, None], (1, 50, 1))
     first, second, third = (env.step(hold) for _ in range(3))
@@ -251,23 +252,34 @@ def test_time_limit_truncates_and_masks(task):
     assert not second.ended.any()
     assert third.truncated.all()
     assert not third.terminated.any()
-    assert third.valid.sum() == task.episode_steps - 100
+    assert third.valid.sum() == due - 100
     env.close()
 
 
-def test_staggered_episodes_run_out_of_time_evenly(task):
+@pytest.mark.parametrize("limit", [0, 121])
+def test_a_time_limit_beyond_the_tasks_is_refused(task, limit):
+    with pytest.raises(
+        SimulationError, match=f"1 to 120, the control steps of 'lift', not {limit}"
+    ):
+        VecEnv(task, 1, time_limit=limit)
+
+
+@pytest.mark.parametrize("limit", [None, 60])
+def test_staggered_episodes_run_out_of_time_evenly(task, limit):
     """In any eighth of an episode an eighth of the episodes ends, in any process; then each has its full time."""
-    env, later = VecEnv(task, 64), VecEnv(task, 24, first_env=40)
+    env = VecEnv(task, 64, time_limit=limit)
+    later = VecEnv(task, 24, first_env=40, time_limit=limit)
     env.reset(range(64)), later.reset(range(40, 64))
     env.stagger(), later.stagger()
     assert np.array_equal(env._steps[40:], later._steps)
-    assert np.abs(np.histogram(env._steps, 8, (0, task.episode_steps))[0] - 8).max() <= 1
-    started, length = env._steps.copy(), task.episode_steps // 3
+    due_after = limit or task.episode_steps
+    assert np.abs(np.histogram(env._steps, 8, (0, due_after))[0] - 8).max() <= 1
+    started, length = env._steps.copy(), due_after // 3
     chunk = np.tile(env.command[:, None], (1, length, 1))
     for k in range(1, 4):
         step = env.step(chunk)
         gone = started + k * length
-        due = (gone >= task.episode_steps) & (gone - length < task.episode_steps)
+        due = (gone >= due_after) & (gone - length < due_after)
         assert np.array_equal(step.truncated, due)
         chunk = np.tile(env.command[:, None], (1, length, 1))
     env.close(), later.close()
