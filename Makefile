@@ -17,11 +17,11 @@ demo: $(STAMP)  ## the whole product, from demonstrations to a ROS 2 arm and a r
 # What listens to the clock has the machine for itself; everything else shares it, a process per core.
 ROS_TESTS := ros_ws/src/flow_policy_ros/test
 test: lint  ## lint and every quick test
-	@.venv/bin/python -m pytest -m "not slow" -n logical tests
+	@.venv/bin/python -m pytest -m "not slow" -n logical --maxprocesses 8 tests
 	@.venv/bin/python -m pytest -m "not slow" $(ROS_TESTS)
 
 test-all: lint types  ## the slow tests as well
-	@.venv/bin/python -m pytest -n logical tests
+	@.venv/bin/python -m pytest -n logical --maxprocesses 8 tests
 	@.venv/bin/python -m pytest $(ROS_TESTS)
 
 test-kilted: $(STAMP)  ## the quick ROS tests on the Kilted wheels, in a second environment
