@@ -41,6 +41,13 @@ def test_every_command_of_every_study_parses(study, tmp_path, monkeypatch):
     assert ran
 
 
+def test_help_names_every_study(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "learn", "--help"])
+    said = capsys.readouterr().out
+    assert [name for name in STUDIES if name not in said] == []
+
+
 def checked(parse, ran):
     def call(*arguments):
         ran.append(arguments)

@@ -46,9 +46,10 @@ class Config:
     Example: flow-policy bench learn --study manipulation --tasks lift --seeds 3
 
     Attributes:
-        study: name of the study.
-        budget: `small` ends within half an hour per cell on two cores; `tiny` only shows that everything runs.
-        seeds: of every cell: 0, 1, ...
+        study: locomotion, from-scratch, manipulation, vision or ablations (docs/studies.md says what each asks).
+        budget: `small` ends within half an hour per cell on two cores, `full` takes days; `tiny` only shows that
+            everything runs.
+        seeds: how many of every cell: 0, 1, ...
         tasks: only these (default: all of the study).
         variants: only these labels (default: all of the study).
         out: folder of the study (default: runs/learn/STUDY-BUDGET).
