@@ -107,6 +107,13 @@ def test_only_the_same_run_can_be_resumed(tmp_path):
         train.main(tiny("fpo", tmp_path / "run", resume=True, seed=1, ppo={"clip_range": 0.3}))
 
 
+def test_a_time_limit_ends_episodes_of_training(tmp_path):
+    """Rollouts of 4 environments x 6 chunks of 4 actions, in episodes of 8 control steps: three end in each."""
+    train.main(tiny("score_flow", tmp_path, task="lift", time_limit=8))
+    ended = [row["rollout/episodes"] for row in read_metrics(tmp_path / "metrics.csv")]
+    assert ended == [12, 12]
+
+
 def test_how_often_a_run_is_looked_at_may_change_and_changes_nothing_else(tmp_path):
     """Four iterations without a look, and two with one and two with three episodes at each, end bit for bit alike."""
     train.main(tiny("fpo", tmp_path / "unseen", ppo={"num_iterations": 4}))
