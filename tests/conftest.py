@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from toys import ROOT, scalar_policy
 
 import sim  # noqa: F401  (before mujoco, for which it chooses how to draw)
@@ -17,6 +18,9 @@ from flow_policy_rl.policy import FlowPolicy
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+# A test says what is computed, never how fast: an example may take as long as a crowded machine needs.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 # A shell starts background jobs with SIGINT ignored, and so would be the children of these tests, which must obey it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -29,7 +29,7 @@ def same(one, other) -> bool:
     return all(np.array_equal(a, b) for a, b in curves if a is not None)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     waits=st.lists(st.integers(1, 400), min_size=1, max_size=5),
     joining=st.sampled_from(METHODS),

@@ -334,7 +334,7 @@ def test_violations_and_comparison():
 
 
 @given(st.lists(st.floats(1e-5, 100), min_size=5, max_size=300))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_streamed_percentiles_are_within_a_bin(values):
     durations = Durations()
     for v in values:

@@ -104,7 +104,7 @@ def run(robot: Robot, seed: int, joining: str, margin: float = 0.0, **options):
     return safety, start, position, velocity, acceleration
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     robot=robots(),
     seed=st.integers(0, 2**31),
@@ -160,7 +160,7 @@ def modest_chunk(
     return kinds[rng.integers(len(kinds))]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(robot=robots(), seed=st.integers(0, 2**31))
 def test_plans_are_those_of_the_plain_rules(robot, seed):
     """Chunk after chunk, each from where the plan before it is under way, with and without jerk that binds."""
@@ -187,7 +187,7 @@ def test_plans_are_those_of_the_plain_rules(robot, seed):
         start = Motion(position, velocity, spline.sample(t - 1e-6)[2])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31), still=st.booleans())
 def test_a_spline_stays_between_its_extremes_and_these_within_its_hull(seed, still):
     rng = np.random.default_rng(seed)

@@ -101,7 +101,7 @@ def test_when_a_run_is_over_a_few_ticks_say_where_and_then_none():
     assert stream.next(START + 1000 * MS, 1.0, True) is not None  # a run that is not over goes on
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     gaps=st.lists(
         st.one_of(st.floats(1, 15), st.floats(1, 15), st.floats(15, 600)),
