@@ -17,9 +17,11 @@ from flow_policy_rl.errors import InputError
 from flow_policy_rl.nesting import flat, nested
 
 FORMAT = "flow_policy_rl.state.2"
-# In a resumed run, and num_iterations: nothing that is learned depends on them.
-MAY_DIFFER = ("track", "resume", "json", "run_dir", "peer_timeout_s")
-MAY_DIFFER += ("eval_every", "eval_episodes", "save_every", "stop_at")
+# Settings that a resumed run may change, as it may `num_iterations`: what an iteration learns does not depend on them.
+MAY_DIFFER = (
+    *("track", "resume", "json", "run_dir", "peer_timeout_s"),
+    *("eval_every", "eval_episodes", "save_every", "stop_at"),
+)
 
 
 def save(path: Path, learner, settings: dict, env_steps: int, wall_s: float) -> None:

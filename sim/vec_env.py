@@ -93,7 +93,8 @@ class VecEnv:
         self.time_limit = task.episode_steps if time_limit is None else time_limit
         if not 1 <= self.time_limit <= task.episode_steps:
             raise SimulationError(
-                f"time_limit must be 1 to {task.episode_steps}, the control steps of '{task.name}', not {time_limit}"
+                f"the time limit must be 1 to {task.episode_steps} control steps, as '{task.name}' has them, "
+                f"not {time_limit}"
             )
         self.world = task.world
         self.num_envs = num_envs

@@ -381,6 +381,12 @@ def fake_cell(root: Path, label: str, seed: int, rates: list[float]) -> learn.Ce
     result = {"return_mean": rates[-1], "success_rate": rates[-1], "episodes": 100}
     for noise in learn.NOISES:
         (where / f"eval_{noise}.json").write_text(json.dumps(result))
+    environment = {
+        "machine": {"cpu": f"cpu of {label}", "cores": 1, "system": "Linux"},
+        "git_revision": "c0ffee",
+        "versions": {"torch": "2.13.0", "mujoco": "3.9.0"},
+    }
+    (where / "environment.json").write_text(json.dumps(environment))
     base = root / "bases" / f"lift-{seed}"
     base.mkdir(parents=True, exist_ok=True)
     result |= {"return_mean": 0.25, "success_rate": 0.25}
@@ -442,6 +448,10 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
     said_so = learn_page.summarize(exploded, "lift", "fpo", ["success_rate"])
     assert said_so[0] == "fpo (1 of 2 seeds diverged)"
     assert "hence not run: lamp" in page
+    assert (  # what the cells ran on, whatever writes the page
+        "Machine: cpu of rldt, cores a cell: 1, Linux (2 cells); cpu of fpo, cores a cell: 1, Linux (2 cells). "
+        "Code: c0ffee. Versions: torch 2.13.0, mujoco 3.9.0."
+    ) in page
     assert "Base policies at zero noise, by seed: 25.0%, 25.0%." in page
     first = "**lift**: best at the end rldt (93.0%). Threshold first: rldt, after 2,500 steps"
     assert page.splitlines()[4].startswith(first)

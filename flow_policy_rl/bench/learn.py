@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flow_policy_rl import provenance
 from flow_policy_rl.bench import learn_page
 from flow_policy_rl.bench.stages import Stage, result_of, run_chains
 from flow_policy_rl.bench.studies import STUDIES, Budget, Study, Variant
@@ -126,14 +125,8 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
     for task in tasks:
         if task in missing:
             continue
-        threshold = by_task(study.threshold, task)
         for label in chosen_variants(config, study):
-            for seed in range(config.seeds):
-                where = root / "cells" / f"{task}-{slug(label)}-{seed}"
-                common = root / "bases" / f"{task}-{seed}"
-                stages = cell_stages(study, label, task, seed, budget, common, where)
-                base = base_folder(common, study.variants[label]) if study.base else None
-                cells.append(Cell(task, label, seed, where, base, stages, threshold))
+            cells += [cell(study, task, label, seed, budget, root) for seed in range(config.seeds)]
     return study, cells, missing
 
 
@@ -157,56 +150,59 @@ def slug(label: str) -> str:
     return re.sub(r"[^a-z0-9_]+", "-", label.lower()).strip("-")
 
 
-def cell_stages(
-    study: Study, label: str, task: str, seed: int, budget: Budget, base_dir: Path, where: Path
-) -> tuple[Stage, ...]:
-    """All that one cell needs: its base policy if the study has one, training, evaluation."""
-    variant, stages, start, horizon = study.variants[label], (), (), None
+def cell(study: Study, task: str, label: str, seed: int, budget: Budget, root: Path) -> Cell:
+    """One cell and all that it needs: its base policy if the study has one, training, evaluation."""
+    variant, where = study.variants[label], root / "cells" / f"{task}-{slug(label)}-{seed}"
+    base, stages, start, horizon = None, (), (), None
     if study.base:
-        policy, stages = base_stages(study, variant, task, seed, budget, base_dir)
-        start = ("--checkpoint", str(policy / POLICY_FILE))
+        common = root / "bases" / f"{task}-{seed}"
+        base = base_folder(common, variant)
+        stages = base_stages(study, variant, task, seed, budget, common, base)
+        start = ("--checkpoint", str(base / "base" / POLICY_FILE))
         horizon = variant.execute_horizon or study.base.execute_horizon
     watch = ("--eval-episodes", str(min(100, budget.episodes)))
     command = (variant.algorithm, "--task", task, "--seed", str(seed), *start)
     length = training_length((*command, *variant.flags), budget.env_steps, horizon, budget.points)
     learning = training(("train", *command, *length, *watch, *variant.flags), where)
     learning = dataclasses.replace(learning, diverged=failed_file(where))
-    return (*stages, learning, *evaluations(where, task, where, budget, study.delays))
+    stages += (learning, *evaluations(where, task, where, budget, study.delays))
+    return Cell(task, label, seed, where, base, stages, by_task(study.threshold, task))
 
 
 def base_stages(
-    study: Study, variant: Variant, task: str, seed: int, budget: Budget, where: Path
-) -> tuple[Path, tuple[Stage, ...]]:
-    """Expert if it has to be learned, demonstrations, imitation, evaluation; and the run folder of the imitation.
+    study: Study, variant: Variant, task: str, seed: int, budget: Budget, common: Path, own: Path
+) -> tuple[Stage, ...]:
+    """Expert if it has to be learned, demonstrations, imitation, evaluation.
 
-    A base policy of a variant's own learns from the demonstrations of the others'.
+    Args:
+        common: folder of expert and demonstrations, which are everybody's.
+        own: folder of the variant's base policy, as `base_folder` names it.
     """
     base, stages, demonstrator = study.base, [], ()
-    common = ("--task", task, "--seed", str(seed))
+    which = ("--task", task, "--seed", str(seed))
     if base.expert:
-        expert = where / "expert"
+        expert = common / "expert"
         algorithm, *flags = base.expert
-        length = training_length((algorithm, *common, *flags), budget.expert_steps, None, 0)
+        length = training_length((algorithm, *which, *flags), budget.expert_steps, None, 0)
         if task in base.skill:
             length += ("--stop-at", str(base.skill[task]), "--eval-episodes", "20")
             length += ("--eval-every", str(by_task(base.looks, task)))
-        stages.append(training(("train", algorithm, *common, *length, *flags), expert))
+        stages.append(training(("train", algorithm, *which, *length, *flags), expert))
         demonstrator = ("--policy", str(expert / POLICY_FILE))
-    demos = where / "demos.hdf5"
-    collect = ("collect", *common, *demonstrator, "--episodes", str(by_task(base.episodes, task)))
+    demos = common / "demos.hdf5"
+    collect = ("collect", *which, *demonstrator, "--episodes", str(by_task(base.episodes, task)))
     collect += (*by_task(base.collect, task), "--out", str(demos), "--json")
-    stages.append(Stage(collect, where / "collect"))
+    stages.append(Stage(collect, common / "collect"))
 
-    where = base_folder(where, variant)
     horizon = str(variant.execute_horizon or base.execute_horizon)
-    run_dir = where / "base"
-    imitate = ("train", "bc", *common, "--demos", str(demos), "--run-dir", str(run_dir), "--json")
+    run_dir = own / "base"
+    imitate = ("train", "bc", *which, "--demos", str(demos), "--run-dir", str(run_dir), "--json")
     imitate += ("--action-horizon", str(base.action_horizon), "--execute-horizon", horizon)
     imitate += (*by_task(base.imitate, task), *variant.imitate)
     if budget.imitation_steps is not None:  # a later flag wins
         imitate += ("--bc.num-steps", str(budget.imitation_steps))
-    stages.append(Stage(imitate, where / "imitate"))
-    return run_dir, (*stages, *evaluations(run_dir, task, where, budget, study.delays))
+    stages.append(Stage(imitate, own / "imitate"))
+    return (*stages, *evaluations(run_dir, task, own, budget, study.delays))
 
 
 def base_folder(common: Path, variant: Variant) -> Path:
@@ -303,7 +299,6 @@ def begin(root: Path, config: Config) -> None:
         raise InputError(f"'{root}' holds a study with other settings: choose another --out")
     root.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings) + "\n")
-    (root / "environment.json").write_text(json.dumps(provenance.environment(), indent=2) + "\n")
 
 
 def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:
@@ -374,6 +369,8 @@ def paragraphs(
     for task in dict.fromkeys(cell.task for cell in cells):
         threshold = f"{study.metric.replace('_', ' ')} of {by_task(study.threshold, task):g}"
         said[task] = f"{base_line([c for c in cells if c.task == task])}Threshold: {threshold}."
+    environments = [json.loads((cell.dir / "environment.json").read_text()) for cell in cells]
+    said["where"] = learn_page.where_made(environments)
     if missing:
         said["missing"] = f"Not in this installation, hence not run: {', '.join(missing)}."
     return said

@@ -1,14 +1,13 @@
 """The page of a study: curves, a verdict and a table per task, with intervals over seeds."""
 
 import csv
-import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from flow_policy_rl import provenance
 from flow_policy_rl.bench.curves import Curve, draw, mean_curve
 from flow_policy_rl.bench.studies import Study
 from flow_policy_rl.evaluate import wilson_interval
@@ -182,7 +181,6 @@ def markdown(
     pictures: list[Path],
 ) -> str:
     """The page."""
-    environment = provenance.environment()
     shown = columns(study)
     header = ["algorithm", *shown]
     header += ["control steps to threshold (median of all seeds)", "control steps", "seconds"]
@@ -201,9 +199,23 @@ def markdown(
         parts += [f"## {task}", paragraphs[task], table(header, lines), drawn]
     if "missing" in paragraphs:
         parts.append(paragraphs["missing"])
-    versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
-    parts.append(f"Machine: {json.dumps(environment['machine'])}. Versions: {versions}.")
+    parts.append(paragraphs["where"])
     return "\n\n".join(parts) + "\n"
+
+
+def where_made(environments: Sequence[dict]) -> str:
+    """Machines, code and versions of the cells' trainings, as their run folders say; how many cells, if they differ."""
+    told = {
+        "Machine": lambda e: "{cpu}, cores a cell: {cores}, {system}".format(**e["machine"]),
+        "Code": lambda e: e["git_revision"] or "no revision known",
+        "Versions": lambda e: ", ".join(f"{k} {v}" for k, v in e["versions"].items()),
+    }
+    sentences = []
+    for what, tell in told.items():
+        cells = Counter(map(tell, environments))
+        texts = [f"{text} ({n} cells)" for text, n in cells.items()] if len(cells) > 1 else cells
+        sentences.append(f"{what}: {'; '.join(texts)}.")
+    return " ".join(sentences)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
