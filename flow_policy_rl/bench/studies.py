@@ -122,6 +122,8 @@ IMITATE = ("--bc.num-steps", "3500", "--bc.ema-decay", "0.999")
 # LESS_BRIEFLY does for `stack`.
 BRIEFLY = ("--bc.num-steps", "300", "--bc.ema-decay", "0.999")
 LESS_BRIEFLY = ("--bc.num-steps", "800", "--bc.ema-decay", "0.999")
+# The same 200 demonstrations would do: 800 steps of `pick_place` succeed in 95 %, 350 in 82 %, 200 in 23 %.
+THROUGH_CAMERA = ("--bc.batch-size", "128", "--bc.ema-decay", "0.998")
 # A part that fits by millimetres: noise would undo the demonstration, and a small network blurs it.
 FINELY = ("--bc.num-steps", "8000", "--bc.ema-decay", "0.999", "--network.width", "512")
 # The expert of `one_leg` always succeeds with this noise, in half of its attempts with twice as much.
@@ -189,7 +191,8 @@ STUDIES = {
             episodes={"*": 200},
             collect={"*": (*NOISY, "--cameras")},
             imitate={
-                "*": ("--bc.num-steps", "400", "--bc.batch-size", "128", "--bc.ema-decay", "0.998")
+                "lift": (*THROUGH_CAMERA, "--bc.num-steps", "400"),
+                "pick_place": (*THROUGH_CAMERA, "--bc.num-steps", "250"),
             },
         ),
         small=Budget(300_000, episodes=100, points=10),
