@@ -50,11 +50,11 @@ def tiles(result: dict) -> list[tuple[str, str, str]]:
         low, high = result["success_ci95"]
         small = f"95 % interval {low:.1%} to {high:.1%}"
         found.append((f"{result['success_rate']:.1%}", "success", small))
-    spread = f"standard deviation {result['return_std']:.3g}"
+    spread = f"standard deviation {result['return_std']:,.4g}"
     seeds = f"seeds from {result['seed']}"
     return [
         *found,
-        (f"{result['return_mean']:.3g}", "return", spread),
+        (f"{result['return_mean']:,.4g}", "return", spread),
         (f"{result['steps_mean']:.0f}", "control steps", "mean length of an episode"),
         (str(result["episodes"]), "episodes", seeds),
     ]

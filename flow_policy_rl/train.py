@@ -511,7 +511,7 @@ def exploring(metrics: dict[str, float], succeeds: bool) -> str:
         return "no whole episode ended yet"
     if succeeds:
         return f"success {metrics['rollout/success_rate']:.0%} while exploring"
-    return f"return {metrics['rollout/return']:.3g} while exploring"
+    return f"return {metrics['rollout/return']:,.4g} while exploring"
 
 
 def reached(skill: float | None, enough: float) -> bool:
