@@ -31,7 +31,7 @@ class Rollout:
         executed: (T, N, H), the actions of the chunk that ran.
         num_env_steps: valid control steps in all.
         episodes, successes: whole episodes that ended in this rollout.
-        return_sum: undiscounted returns of these, added up.
+        return_sum, length_sum: undiscounted returns and control steps of these, added up.
     """
 
     obs: TensorDict
@@ -48,6 +48,7 @@ class Rollout:
     episodes: int
     successes: int
     return_sum: float
+    length_sum: int
 
     def metrics(self, steps_before: int = 0) -> dict[str, float]:
         """Counts over all processes, and means if an episode ended.
@@ -56,14 +57,15 @@ class Rollout:
             steps_before: control steps made before, only to look around.
         """
         steps = steps_before + self.num_env_steps
-        counts = (steps, self.episodes, self.successes, self.return_sum)
-        steps, episodes, successes, return_sum = distributed.sums(counts)
+        counts = (steps, self.episodes, self.successes, self.return_sum, self.length_sum)
+        steps, episodes, successes, return_sum, length_sum = distributed.sums(counts)
         counts = {"rollout/episodes": episodes, "rollout/env_steps": steps}
         if not episodes:
             return counts
         means = {
             "rollout/success_rate": successes / episodes,
             "rollout/return": return_sum / episodes,
+            "rollout/episode_steps": length_sum / episodes,
         }
         return means | counts
 
@@ -129,9 +131,10 @@ class Collector:
     @torch.no_grad()
     def collect(self, act: ActFn, num_steps: int) -> Rollout:
         """Run `num_steps` chunks everywhere, executing the first `execute_horizon` actions of each."""
-        rows, returns, counts = [], [], np.zeros(3, dtype=int)
+        rows, returns, counts = [], [], np.zeros(4, dtype=int)
         for _ in range(num_steps):
             action_chunk, trace = act(self._obs)
+            elapsed = self.env.elapsed
             step = self.env.step(action_chunk[:, : self.execute_horizon].cpu().numpy())
             reward, discount = chunk_return(step, self.gamma)
             final_obs = self._encode(to_tensors(step.final_obs, self._device))
@@ -158,7 +161,10 @@ class Collector:
             )
             counted = step.ended & self._whole
             returns.extend(self._return[counted])
-            counts += [step.valid.sum(), counted.sum(), (step.success & counted).sum()]
+            valid = step.valid.sum(axis=1)
+            successes = step.success & counted
+            lengths = (elapsed + valid)[counted]
+            counts += [valid.sum(), counted.sum(), successes.sum(), lengths.sum()]
             self._return[step.ended] = 0.0
             self._whole |= step.ended
             self._obs = self._next_obs(step, final_obs)
@@ -170,6 +176,7 @@ class Collector:
             episodes=int(counts[1]),
             successes=int(counts[2]),
             return_sum=float(np.sum(returns)),
+            length_sum=int(counts[3]),
         )
 
     def state(self) -> dict[str, np.ndarray]:

@@ -27,6 +27,7 @@ CURVES = (
     "eval/return",
     "rollout/success_rate",
     "rollout/return",
+    "rollout/episode_steps",
     "eval/cfm_loss",
 )
 GROUPS = {"eval/": "Evaluation", "rollout/": "Roll-outs", "train/": "Optimisation", "time/": "Time"}

@@ -151,6 +151,11 @@ class VecEnv:
         everyone = self.first_env + np.arange(self.num_envs)
         self._steps[:] = everyone * GOLDEN_RATIO % 1 * self.time_limit
 
+    @property
+    def elapsed(self) -> np.ndarray:
+        """Control steps of the running episodes so far, (N,); what `stagger` took from them counts as over."""
+        return self._steps.copy()
+
     def _observe(self, state: np.ndarray, envs: np.ndarray) -> Observation:
         """What the policy sees of states (n, state_size) of some environments (n,).
 

@@ -36,6 +36,10 @@ class PointEnv:
     def stagger(self) -> None:
         """Time limits stay as they are: all episodes count."""
 
+    @property
+    def elapsed(self) -> np.ndarray:
+        return self.age.copy()
+
     def _start(self, who: np.ndarray) -> None:
         self.position[who] = self.rng.uniform(-0.1, 0.1, (who.sum(), 2))
         self.age[who] = 0

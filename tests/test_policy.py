@@ -300,7 +300,28 @@ def test_rollouts_see_all_parts_of_an_episode_and_count_whole_ones():
     first = rollouts[0].metrics()
     assert first["rollout/episodes"] == 0
     assert "rollout/success_rate" not in first
-    assert rollouts[-1].metrics()["rollout/success_rate"] == 0.0
+    last = rollouts[-1].metrics()
+    assert last["rollout/success_rate"] == 0.0
+    assert (
+        last["rollout/episode_steps"] == env.task.episode_steps
+    )  # an arm that holds still never ends one
+
+
+def test_episodes_are_as_long_as_their_rewards_are_many():
+    """Of a robot that falls: each control step pays one for being healthy, the one in which it falls does not."""
+    env = VecEnv(make_task("hopper"), 8)
+    env.task.forward_weight = env.task.control_weight = 0.0
+    collector = Collector(env, 4, 0.99)
+    generator = torch.Generator().manual_seed(0)
+    rollouts = [
+        collector.collect(lambda obs: (2 * torch.rand(8, 4, 3, generator=generator) - 1, {}), 100)
+        for _ in range(2)
+    ]
+    env.close()
+    for rollout in rollouts:
+        seen = rollout.metrics()
+        assert seen["rollout/episodes"] > 8
+        assert seen["rollout/episode_steps"] == pytest.approx(seen["rollout/return"] + 1)
 
 
 def test_rollouts_of_a_slow_policy_carry_the_actions_under_way():
