@@ -369,8 +369,9 @@ def paragraphs(
     for task in dict.fromkeys(cell.task for cell in cells):
         threshold = f"{study.metric.replace('_', ' ')} of {by_task(study.threshold, task):g}"
         said[task] = f"{base_line([c for c in cells if c.task == task])}Threshold: {threshold}."
-    environments = [json.loads((cell.dir / "environment.json").read_text()) for cell in cells]
-    said["where"] = learn_page.where_made(environments)
+    if cells:
+        environments = [json.loads((c.dir / "environment.json").read_text()) for c in cells]
+        said["where"] = learn_page.where_made(environments)
     if missing:
         said["missing"] = f"Not in this installation, hence not run: {', '.join(missing)}."
     return said

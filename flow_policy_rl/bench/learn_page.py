@@ -197,9 +197,7 @@ def markdown(
         mine = [p for p in pictures if p.stem.startswith(f"curve_{task}_")]
         drawn = " ".join(f"![{p.stem}]({p.name})" for p in mine)
         parts += [f"## {task}", paragraphs[task], table(header, lines), drawn]
-    if "missing" in paragraphs:
-        parts.append(paragraphs["missing"])
-    parts.append(paragraphs["where"])
+    parts += [paragraphs[last] for last in ("missing", "where") if last in paragraphs]
     return "\n\n".join(parts) + "\n"
 
 
