@@ -259,7 +259,7 @@ def test_time_limit_truncates_and_masks(task, limit):
 @pytest.mark.parametrize("limit", [0, 121])
 def test_a_time_limit_beyond_the_tasks_is_refused(task, limit):
     with pytest.raises(
-        SimulationError, match=f"1 to 120, the control steps of 'lift', not {limit}"
+        SimulationError, match=f"1 to 120 control steps, as 'lift' has them, not {limit}"
     ):
         VecEnv(task, 1, time_limit=limit)
 
