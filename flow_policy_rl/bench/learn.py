@@ -126,7 +126,9 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
         if task in missing:
             continue
         for label in chosen_variants(config, study):
-            cells += [cell(study, task, label, seed, budget, root) for seed in range(config.seeds)]
+            cells += [
+                make_cell(study, task, label, seed, budget, root) for seed in range(config.seeds)
+            ]
     return study, cells, missing
 
 
@@ -150,7 +152,7 @@ def slug(label: str) -> str:
     return re.sub(r"[^a-z0-9_]+", "-", label.lower()).strip("-")
 
 
-def cell(study: Study, task: str, label: str, seed: int, budget: Budget, root: Path) -> Cell:
+def make_cell(study: Study, task: str, label: str, seed: int, budget: Budget, root: Path) -> Cell:
     """One cell and all that it needs: its base policy if the study has one, training, evaluation."""
     variant, where = study.variants[label], root / "cells" / f"{task}-{slug(label)}-{seed}"
     base, stages, start, horizon = None, (), (), None
