@@ -18,6 +18,7 @@ from flow_policy_rl.bench import learn, learn_page, stages
 from flow_policy_rl.bench.curves import draw, mean_curve, round_ticks
 from flow_policy_rl.bench.studies import STUDIES, Budget, Variant
 from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.presets import PRESETS
 from flow_policy_rl.run_folder import claimed
 
 
@@ -477,6 +478,15 @@ def test_what_people_wrote_above_the_page_stays(tmp_path):
     assert page.read_text() == (
         f"# Walkers\n\nSeed 2 limps.\n\n{learn_page.REMARKS_END}\n\nnew numbers\n"
     )
+
+
+@pytest.mark.parametrize("from_scratch", [True, False])
+def test_on_policy_algorithms_look_equally_far_ahead(from_scratch):
+    """Another discount is another objective, and no comparison."""
+    names = ("score_flow", "reinflow", "fpo", "fpo_plus_plus", "gaussian_ppo")
+    for task in STUDIES["locomotion"].tasks:
+        settings = [PRESETS[name](task, "clean", from_scratch) for name in names]
+        assert len({each["ppo"].gamma for each in settings}) == 1
 
 
 @pytest.mark.slow
