@@ -37,30 +37,29 @@ FINE = dataclasses.replace(SPARSE, actor_learning_rate=6e-6)
 
 
 def _locomotion(
-    actor_learning_rate: float, num_minibatches: int = 16, gamma: float = 0.99, **changes
+    task: str,
+    from_scratch: bool,
+    actor_learning_rate: float,
+    num_minibatches: int = 16,
+    **changes,
 ) -> PPOConfig:
-    """Dense rewards, from scratch or from a medium policy."""
+    """Dense rewards, from scratch or from a medium policy.
+
+    A medium Ant that looks a hundred steps ahead learns to run faster and to fall over (docs/log.md).
+    """
     return PPOConfig(
         num_iterations=150,
         num_envs=64,
         num_steps=64,
         num_epochs=5,
         num_minibatches=num_minibatches,
-        gamma=gamma,
+        gamma=0.999 if task == "ant" and not from_scratch else 0.99,
         actor_learning_rate=actor_learning_rate,
         target_kl=0.1,
         critic_warmup=0,
         scale_rewards=True,
         **changes,
     )
-
-
-def _discount(task: str, from_scratch: bool) -> float:
-    """Gamma per control step on walkers, of every on-policy algorithm alike.
-
-    A medium Ant that looks a hundred steps ahead learns to run faster and to fall over (docs/log.md).
-    """
-    return 0.999 if task == "ant" and not from_scratch else 0.99
 
 
 def bc(task: str, preset: Preset = "clean", from_scratch: bool = True) -> BCConfig:
@@ -73,9 +72,8 @@ def score_flow(task: str, preset: Preset = "clean", from_scratch: bool = False) 
     if preset == "paper":
         return _score_flow_paper(task)
     if task in LOCOMOTION:
-        gamma = _discount(task, from_scratch)
         return {
-            "ppo": _locomotion(1e-4, num_minibatches=8, gamma=gamma),
+            "ppo": _locomotion(task, from_scratch, 1e-4, num_minibatches=8),
             "score_flow": ScoreFlowConfig(0.1, 0.3),
         }
     if task in PRECISE:
@@ -200,8 +198,7 @@ def fpo(task: str, preset: Preset = "clean", from_scratch: bool = False) -> dict
     if task in LOCOMOTION:
         # Without noise that stays, one ratio per action narrows the flow until nothing is tried any more.
         ratio = FPOConfig(ratio="per_action", action_noise=0.15)
-        gamma = _discount(task, from_scratch)
-        return {"ppo": _locomotion(3e-4, gamma=gamma, clip_range=0.1), "fpo": ratio}
+        return {"ppo": _locomotion(task, from_scratch, 3e-4, clip_range=0.1), "fpo": ratio}
     ratio = FPOConfig(ratio="per_action", action_noise=0.005 if task in PRECISE else 0.02)
     # One ratio per action follows its draws closely: at 3e-5 and 0.05 success falls again after eight iterations.
     ppo = dataclasses.replace(SPARSE, actor_learning_rate=1e-5, clip_range=0.02)
@@ -255,8 +252,7 @@ def fpo_plus_plus(task: str, preset: Preset = "clean", from_scratch: bool = Fals
         )
         return {"ppo": ppo, "fpo": ratio}
     if task in LOCOMOTION:
-        gamma = _discount(task, from_scratch)
-        ppo = _locomotion(5e-4, gamma=gamma, clip_range=0.3, trust_region="aspo")
+        ppo = _locomotion(task, from_scratch, 5e-4, clip_range=0.3, trust_region="aspo")
         # aspo squares the ratio: at exp(10) one draw's gradient is beyond what counts as exploded.
         return {"ppo": ppo, "fpo": FPOConfig(action_noise=0.15, log_ratio_clamp=5.0)}
     ppo = dataclasses.replace(
@@ -268,7 +264,7 @@ def fpo_plus_plus(task: str, preset: Preset = "clean", from_scratch: bool = Fals
 def gaussian_ppo(task: str, preset: Preset = "clean", from_scratch: bool = False) -> dict:
     """The control: noise and steps of ScoRe-Flow, but from scratch on walkers, where so little noise finds nothing."""
     if task in LOCOMOTION and from_scratch:
-        return {"ppo": _locomotion(3e-4), "gaussian": GaussianConfig(0.2, 1.5)}
+        return {"ppo": _locomotion(task, from_scratch, 3e-4), "gaussian": GaussianConfig(0.2, 1.5)}
     same = score_flow(task)
     noise = same["score_flow"]
     return {"ppo": same["ppo"], "gaussian": GaussianConfig(noise.sigma_min, noise.sigma_max)}

@@ -302,9 +302,7 @@ def test_rollouts_see_all_parts_of_an_episode_and_count_whole_ones():
     assert "rollout/success_rate" not in first
     last = rollouts[-1].metrics()
     assert last["rollout/success_rate"] == 0.0
-    assert (
-        last["rollout/episode_steps"] == env.task.episode_steps
-    )  # an arm that holds still never ends one
+    assert last["rollout/episode_steps"] == env.task.episode_steps  # whoever holds still ends none
 
 
 def test_episodes_are_as_long_as_their_rewards_are_many():
