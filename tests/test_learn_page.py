@@ -1,0 +1,176 @@
+"""The page of a study: its arithmetic, its curves, and what it says of the cells."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flow_policy_rl.bench import learn, learn_page
+from flow_policy_rl.bench.curves import draw, mean_curve, round_ticks
+from flow_policy_rl.bench.studies import STUDIES
+
+
+def test_interquartile_mean_and_its_interval():
+    assert learn_page.interquartile_mean(np.array([0.0, 1, 2, 3, 4, 5, 6, 100])) == 3.5
+    assert learn_page.interquartile_mean(np.array([1.0, 5.0, 6.0])) == 4.0
+    low, high = learn_page.bootstrap_interval(np.array([1.0, 2.0, 3.0, 4.0]))
+    assert 1 <= low < 2.5 < high <= 4
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (3880, 5680), (245_760, 2e6), (-0.5, 0.5), (7e-4, 8e-4)]
+)
+def test_ticks_are_round_and_inside(low, high):
+    ticks = np.array(round_ticks(low, high))
+    assert 3 <= len(ticks) <= 8
+    assert ticks.min() >= low
+    assert ticks.max() <= high * (1 + 1e-9)
+    step = ticks[1] - ticks[0]
+    assert np.allclose(np.diff(ticks), step)
+    assert np.isclose(step / 10 ** np.floor(np.log10(step * 1.001)), [1, 2, 5]).any()
+    assert np.allclose(ticks / step, np.round(ticks / step))
+
+
+def test_curves_are_means_at_every_look_and_their_interval_holds_them():
+    runs = [[(0, 0.0), (10, 1.0)], [(2, 0.0), (8, 0.6), (12, 1.0)]]
+    curve = mean_curve("lift", "rldt", "env_steps", runs)
+    assert curve.x.tolist() == [2, 8, 10]
+    assert curve.mean == pytest.approx([(0.2 + 0) / 2, (0.8 + 0.6) / 2, (1 + 0.8) / 2])
+    assert (curve.low <= curve.mean).all()
+    assert (curve.mean <= curve.high).all()
+    assert curve.low[1] == pytest.approx(0.6)
+    picture = draw([curve], "a < b", "steps", "success")
+    assert picture.startswith("<svg")
+    assert "a &lt; b" in picture
+    import xml.etree.ElementTree as ElementTree
+
+    ElementTree.fromstring(picture)
+    assert draw([mean_curve("t", "l", "a", [])], "t", "x", "y").startswith("<svg")
+
+
+def test_more_curves_than_colours_are_drawn_by_algorithm(tmp_path):
+    """Each curve once, in the line of its key, and no two lines alike."""
+    labels = [
+        f"{a}{v}" for a in ("rldt", "fpo") for v in ("", *(f", change {i}" for i in range(8)))
+    ]
+    curves = [mean_curve("lift", n, "env_steps", [[(0, 0.0), (9, 1.0)]]) for n in labels]
+    pictures = learn_page.write_pictures(tmp_path, STUDIES["ablations"], curves)
+    assert [p.name for p in pictures] == [f"curve_lift_{a}_env_steps.svg" for a in ("rldt", "fpo")]
+    drawn = [p.read_text() for p in pictures]
+    assert all(sum(f">{n}</text>" in text for text in drawn) == 1 for n in labels)
+    for text in drawn:
+        lines = re.findall(r'<(polyline|path) [^>]*(stroke="#(?!ddd)[^/]*?) stroke-width', text)
+        curves, keys = ([s for tag, s in lines if tag == name] for name in ("polyline", "path"))
+        assert curves == keys
+        assert len(set(curves)) == len(curves) == 9
+
+
+def fake_cell(root: Path, label: str, seed: int, rates: list[float]) -> learn.Cell:
+    """A cell whose commands have run, with these success rates on the way and the last at the end."""
+    where = root / "cells" / f"lift-{label}-{seed}"
+    where.mkdir(parents=True)
+    lines = ["step,time/env_steps,time/wall_s,eval/success_rate"]
+    lines += [f"{i},{1000 * i},{10 * i},{rate}" for i, rate in enumerate(rates, start=1)]
+    (where / "metrics.csv").write_text("\n".join(lines) + "\n")
+    result = {"return_mean": rates[-1], "success_rate": rates[-1], "episodes": 100}
+    for noise in learn.NOISES:
+        (where / f"eval_{noise}.json").write_text(json.dumps(result))
+    environment = {
+        "machine": {"cpu": f"cpu of {label}", "cores": 1, "system": "Linux"},
+        "git_revision": "c0ffee",
+        "versions": {"torch": "2.13.0", "mujoco": "3.9.0"},
+    }
+    (where / "environment.json").write_text(json.dumps(environment))
+    base = root / "bases" / f"lift-{seed}"
+    base.mkdir(parents=True, exist_ok=True)
+    result |= {"return_mean": 0.25, "success_rate": 0.25}
+    (base / "eval_zero.json").write_text(json.dumps(result))
+    return learn.Cell("lift", label, seed, where, base, (), 0.9)
+
+
+def test_results_and_page_say_what_the_cells_did(tmp_path):
+    rates = {
+        "rldt": [[0.5, 0.92, 0.95], [0.4, 0.6, 0.91]],
+        "fpo": [[0.4, 0.5, 0.5], [0.5, 0.6, 0.9]],
+    }
+    cells = [fake_cell(tmp_path, n, s, r) for n, both in rates.items() for s, r in enumerate(both)]
+    for cell in cells:
+        learn.write_result(cell)
+    rows = [json.loads((c.dir / "result.json").read_text()) for c in cells]
+    assert [r["steps_to_threshold"] for r in rows] == [2000, 3000, None, 3000]
+    assert {
+        "algorithm",
+        "task",
+        "seed",
+        "env_steps",
+        "wall_s",
+        "return_mean",
+        "success_rate",
+    } <= set(rows[0])
+    study = STUDIES["manipulation"]
+    curves = learn_page.learning_curves(learn.histories(cells), "success_rate")
+    for curve in curves:  # from what the base policies do
+        assert curve.x[0] == 0
+        assert curve.mean[0] == curve.low[0] == curve.high[0] == 0.25
+    assert curves[0].x[-1] == 3000
+    from_nothing = [dataclasses.replace(cell, base=None) for cell in cells]
+    assert learn.base_line(from_nothing) == "From scratch. "
+    first = learn.histories(from_nothing)["lift", "rldt"][0][0]
+    assert (first["time/env_steps"], first["eval/success_rate"]) == (1000, 0.5)
+    assert curves[0].mean[-1] == pytest.approx((0.95 + 0.91) / 2)
+    pictures = learn_page.write_pictures(tmp_path, study, curves)
+    said = learn.paragraphs(learn.Config(seeds=2, out=tmp_path), study, cells, rows, ["lamp"])
+    page = learn_page.markdown("manipulation", study, rows, said, pictures)
+    line = next(part for part in page.splitlines() if part.startswith("| rldt"))
+    assert "93.0% (88.6% to 95.8%)" in line  # 186 of 200
+    assert "2,500 (2 of 2 seeds, a look every 1 k)" in line
+    assert (
+        "| not reached (1 of 2 seeds, a look every 1 k) |" in page
+    )  # fpo: the median of all seeds, not of those that arrived
+    assert "return" not in page.split("| --- |")[0].split("| algorithm")[1]
+    of_returns = learn_page.summarize(
+        [r | {"success_rate": None, "return_mean_random_noise": 2.0} for r in rows],
+        "lift",
+        "rldt",
+        learn_page.COLUMNS["return"].values(),
+    )
+    assert of_returns[1:3] == ["1 (1 to 1)", "2 (2 to 2)"]  # 0.95 and 0.91
+    late = learn_page.columns(STUDIES["ablations"])["success, inference takes 2"]
+    of_delay = learn_page.summarize([r | {late: 0.5} for r in rows], "lift", "rldt", [late])
+    assert of_delay[1] == "50.0% (43.1% to 56.9%)"
+    exploded = [r | {"diverged": r["seed"] == 1} for r in rows]
+    said_so = learn_page.summarize(exploded, "lift", "fpo", ["success_rate"])
+    assert said_so[0] == "fpo (1 of 2 seeds diverged)"
+    assert "hence not run: lamp" in page
+    assert (  # what the cells ran on, whatever writes the page
+        "Machine: cpu of rldt, cores a cell: 1, Linux (2 cells); cpu of fpo, cores a cell: 1, Linux (2 cells). "
+        "Code: c0ffee. Versions: torch 2.13.0, mujoco 3.9.0."
+    ) in page
+    assert "Base policies at zero noise, by seed: 25.0%, 25.0%." in page
+    first = "**lift**: best at the end rldt (93.0%). Threshold first: rldt, after 2,500 steps"
+    assert page.splitlines()[4].startswith(first)
+    level = [r | {"success_rate": 0.9} if r["algorithm"] == "fpo" else r for r in rows]
+    assert "rldt (93.0%), not told apart from fpo" in learn_page.verdict(
+        level, "lift", "success_rate"
+    )
+    together = [r | {"steps_to_threshold": 3000} for r in rows]
+    told = learn_page.verdict(together, "lift", "success_rate")
+    assert "Threshold first: rldt; fpo, after 3,000 steps" in told
+    learn_page.copy_page(tmp_path / "docs/learn.md", page, pictures)
+    copied = (tmp_path / "docs/learn.md").read_text()
+    for name in {part.split(")")[0] for part in copied.split("](")[1:]}:
+        assert (tmp_path / "docs" / name).is_file()
+
+
+def test_what_people_wrote_above_the_page_stays(tmp_path):
+    page = tmp_path / "learn.md"
+    new = f"# Study: x\n\n{learn_page.REMARKS_END}\n\n"
+    learn_page.copy_page(page, f"{new}old numbers\n", [])
+    page.write_text(page.read_text().replace("# Study: x\n", "# Walkers\n\nSeed 2 limps.\n"))
+    learn_page.copy_page(page, f"{new}new numbers\n", [])
+    assert page.read_text() == (
+        f"# Walkers\n\nSeed 2 limps.\n\n{learn_page.REMARKS_END}\n\nnew numbers\n"
+    )
