@@ -16,7 +16,7 @@ from flow_policy_rl import distributed, tensor_file
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.nesting import flat, nested
 
-FORMAT = "flow_policy_rl.state.2"
+FORMAT = "flow_policy_rl.state.3"
 # Settings that a resumed run may change, as it may `num_iterations`: what an iteration learns does not depend on them.
 MAY_DIFFER = (
     *("track", "resume", "json", "run_dir", "peer_timeout_s"),

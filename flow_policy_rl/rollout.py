@@ -30,8 +30,8 @@ class Rollout:
         terminated, truncated: how the episode ended within the chunk, if it did.
         executed: (T, N, H), the actions of the chunk that ran.
         num_env_steps: valid control steps in all.
-        episodes, successes: whole episodes that ended in this rollout.
-        return_sum, length_sum: undiscounted returns and control steps of these, added up.
+        outcomes: (M, 3), success, undiscounted return and control steps of the whole episodes whose time was up by the
+            end of this rollout, and not of one before.
     """
 
     obs: TensorDict
@@ -45,19 +45,16 @@ class Rollout:
     truncated: Tensor
     executed: Tensor
     num_env_steps: int
-    episodes: int
-    successes: int
-    return_sum: float
-    length_sum: int
+    outcomes: np.ndarray
 
     def metrics(self, steps_before: int = 0) -> dict[str, float]:
-        """Counts over all processes, and means if an episode ended.
+        """Counts over all processes, and means if an episode counts.
 
         Args:
             steps_before: control steps made before, only to look around.
         """
         steps = steps_before + self.num_env_steps
-        counts = (steps, self.episodes, self.successes, self.return_sum, self.length_sum)
+        counts = (steps, len(self.outcomes), *self.outcomes.sum(axis=0))
         steps, episodes, successes, return_sum, length_sum = distributed.sums(counts)
         counts = {"rollout/episodes": episodes, "rollout/env_steps": steps}
         if not episodes:
@@ -89,7 +86,9 @@ class Collector:
     """Keeps environments going from one rollout to the next.
 
     Time limits are moved apart (`VecEnv.stagger`), so that a rollout sees all parts of an episode. What it shortens,
-    the first episode of each environment, is learned from as any other that ran out of time, but not counted.
+    the first episode of each environment, is learned from as any other that ran out of time, but not counted. Others
+    count when their time is up, however early they ended: counted as they end, the first were all successes, which
+    are quick, and no failure.
 
     With a prefix horizon P the robot of the rollouts is one whose inference takes time: each chunk after an episode's
     first one starts with d ~ U{0..P} actions of the chunk before it, which are in the observation (see `policy.Obs`).
@@ -119,7 +118,11 @@ class Collector:
         with torch.no_grad():
             self._obs = encode(to_tensors(env.reset(), device))
         env.stagger()
-        self._whole = np.zeros(env.num_envs, dtype=bool)  # the running episode has all its time
+        self._clock = 0  # control steps since then
+        self._begun = np.full(env.num_envs, -1)  # of the running episode, if it has all its time
+        self._outcomes = np.zeros(
+            (0, 4)
+        )  # of what has ended: when its time is up, success, return, control steps
         if prefix_horizon:
             shape = (env.num_envs, prefix_horizon, len(env.world.joint_names))
             self._obs |= {
@@ -131,7 +134,7 @@ class Collector:
     @torch.no_grad()
     def collect(self, act: ActFn, num_steps: int) -> Rollout:
         """Run `num_steps` chunks everywhere, executing the first `execute_horizon` actions of each."""
-        rows, returns, counts = [], [], np.zeros(4, dtype=int)
+        rows, num_env_steps = [], 0
         for _ in range(num_steps):
             action_chunk, trace = act(self._obs)
             elapsed = self.env.elapsed
@@ -159,24 +162,26 @@ class Collector:
                     ),
                 }
             )
-            counted = step.ended & self._whole
-            returns.extend(self._return[counted])
             valid = step.valid.sum(axis=1)
-            successes = step.success & counted
-            lengths = (elapsed + valid)[counted]
-            counts += [valid.sum(), counted.sum(), successes.sum(), lengths.sum()]
+            num_env_steps += int(valid.sum())
+            outcomes = (
+                self._begun + self.env.time_limit,
+                step.success,
+                self._return,
+                elapsed + valid,
+            )
+            whole = step.ended & (self._begun >= 0)
+            self._outcomes = np.concatenate([self._outcomes, np.stack(outcomes, axis=1)[whole]])
+            self._clock += self.execute_horizon
+            self._begun[step.ended] = self._clock
             self._return[step.ended] = 0.0
-            self._whole |= step.ended
             self._obs = self._next_obs(step, final_obs)
             if self._prefix_horizon:
                 self._obs = self._obs | self._under_way(step, action_chunk)
         return Rollout(
             **stack(rows),
-            num_env_steps=int(counts[0]),
-            episodes=int(counts[1]),
-            successes=int(counts[2]),
-            return_sum=float(np.sum(returns)),
-            length_sum=int(counts[3]),
+            num_env_steps=num_env_steps,
+            outcomes=self._outcomes_due(),
         )
 
     def state(self) -> dict[str, np.ndarray]:
@@ -185,7 +190,9 @@ class Collector:
         delays = json.dumps(self._delays.bit_generator.state).encode()
         return obs | {
             "return": self._return,
-            "whole": self._whole,
+            "clock": np.array(self._clock),
+            "begun": self._begun,
+            "outcomes": self._outcomes,
             "delays": np.frombuffer(delays, np.uint8),
             **{f"env.{name}": values for name, values in self.env.snapshot().items()},
         }
@@ -195,11 +202,18 @@ class Collector:
         self._obs = {
             name: torch.as_tensor(state[f"obs.{name}"], device=self._device) for name in self._obs
         }
-        self._return, self._whole = state["return"].copy(), state["whole"].copy()
+        self._return, self._begun = state["return"].copy(), state["begun"].copy()
+        self._clock, self._outcomes = int(state["clock"]), state["outcomes"]
         self._delays.bit_generator.state = json.loads(state["delays"].tobytes())
         self.env.restore(
             {name[4:]: values for name, values in state.items() if name.startswith("env.")}
         )
+
+    def _outcomes_due(self) -> np.ndarray:
+        """Outcomes (M, 3) of the episodes whose time is up now; they are forgotten."""
+        due = self._outcomes[:, 0] <= self._clock
+        counted, self._outcomes = self._outcomes[due, 1:], self._outcomes[~due]
+        return counted
 
     def _next_obs(self, step: ChunkStep, final_obs: TensorDict) -> TensorDict:
         """The observation after a chunk, encoded; it differs from the final one only where an episode ended."""

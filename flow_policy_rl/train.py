@@ -508,7 +508,7 @@ def train_rl(config: TrainRL) -> dict:
 def exploring(metrics: dict[str, float], succeeds: bool) -> str:
     """How the last rollout went, for the progress line."""
     if not metrics["rollout/episodes"]:
-        return "no whole episode ended yet"
+        return "no episode's time is up yet"
     if succeeds:
         return f"success {metrics['rollout/success_rate']:.0%} while exploring"
     return f"return {metrics['rollout/return']:,.4g} while exploring"

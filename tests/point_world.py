@@ -37,6 +37,10 @@ class PointEnv:
         """Time limits stay as they are: all episodes count."""
 
     @property
+    def time_limit(self) -> int:
+        return self.episode_steps
+
+    @property
     def elapsed(self) -> np.ndarray:
         return self.age.copy()
 

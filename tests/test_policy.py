@@ -296,13 +296,41 @@ def test_rollouts_see_all_parts_of_an_episode_and_count_whole_ones():
     env.close()
     ended = torch.cat([rollout.truncated | rollout.terminated for rollout in rollouts])
     assert all(rollout.truncated.any() for rollout in rollouts)
-    assert sum(rollout.episodes for rollout in rollouts) == int(ended.sum()) - 32
+    assert sum(len(rollout.outcomes) for rollout in rollouts) == int(ended.sum()) - 32
     first = rollouts[0].metrics()
     assert first["rollout/episodes"] == 0
     assert "rollout/success_rate" not in first
     last = rollouts[-1].metrics()
     assert last["rollout/success_rate"] == 0.0
     assert last["rollout/episode_steps"] == env.task.episode_steps  # whoever holds still ends none
+
+
+class Apart(PointEnv):
+    """Many control steps, and time limits that are moved apart."""
+
+    episode_steps = 24
+
+    def stagger(self):
+        self.age[:] = np.arange(self.num_envs) % self.episode_steps
+
+
+def test_every_rollout_counts_successes_and_failures_as_often_as_they_happen():
+    """Three of ten succeed, after a seventh of the time that the others fail in; in whichever rollout one looks."""
+
+    def act(obs):
+        going = obs["position"][:, 0] > 0.04  # starts are even on -0.1 to 0.1
+        return torch.where(going, 0.25, 0.0)[:, None, None] * torch.tensor([[[1.0, 0.0]] * 2]), {}
+
+    collector = Collector(Apart(2000, episode_steps=24), 2, 0.99)
+    seen = [collector.collect(act, 8).metrics() for _ in range(6)]
+    assert seen[0]["rollout/episodes"] == 0  # nobody's time is up
+    for rollout in seen[1:]:
+        spread = np.sqrt(0.3 * 0.7 / rollout["rollout/episodes"])
+        assert rollout["rollout/success_rate"] == pytest.approx(0.3, abs=4 * spread)
+        # Four strides of 0.25 reach a goal within 0.2 of 1 from 0.04 to 0.05, three from further on.
+        quick = 3 + (0.05 - 0.04) / 0.06
+        mean = 0.3 * quick + 0.7 * 24
+        assert rollout["rollout/episode_steps"] == pytest.approx(mean, rel=0.05)
 
 
 def test_episodes_are_as_long_as_their_rewards_are_many():
@@ -312,7 +340,7 @@ def test_episodes_are_as_long_as_their_rewards_are_many():
     collector = Collector(env, 4, 0.99)
     generator = torch.Generator().manual_seed(0)
     rollouts = [
-        collector.collect(lambda obs: (2 * torch.rand(8, 4, 3, generator=generator) - 1, {}), 100)
+        collector.collect(lambda obs: (2 * torch.rand(8, 4, 3, generator=generator) - 1, {}), 300)
         for _ in range(2)
     ]
     env.close()

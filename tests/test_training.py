@@ -278,8 +278,8 @@ def launch(arguments: list[str], rank: int, processes: int, port: int) -> subpro
 
 
 COMMON = (
-    "--task hopper --eval-every 0 --scratch.num-flow-steps 2 --scratch.network.width 16 --scratch.network.depth 2 "
-    "--device cpu --json"
+    "--task hopper --time-limit 60 --eval-every 0 --scratch.num-flow-steps 2 --scratch.network.width 16 "
+    "--scratch.network.depth 2 --device cpu --json"
 )
 SEVERAL = {
     "fpo_plus_plus": (
