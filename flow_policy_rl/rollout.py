@@ -119,10 +119,9 @@ class Collector:
             self._obs = encode(to_tensors(env.reset(), device))
         env.stagger()
         self._clock = 0  # control steps since then
-        self._begun = np.full(env.num_envs, -1)  # of the running episode, if it has all its time
-        self._outcomes = np.zeros(
-            (0, 4)
-        )  # of what has ended: when its time is up, success, return, control steps
+        self._begun = np.full(env.num_envs, -1)  # when the episode did; -1: it has not all its time
+        # Of each whole episode that ended: when its time is up, success, return, control steps.
+        self._outcomes = np.zeros((0, 4))
         if prefix_horizon:
             shape = (env.num_envs, prefix_horizon, len(env.world.joint_names))
             self._obs |= {
@@ -164,12 +163,8 @@ class Collector:
             )
             valid = step.valid.sum(axis=1)
             num_env_steps += int(valid.sum())
-            outcomes = (
-                self._begun + self.env.time_limit,
-                step.success,
-                self._return,
-                elapsed + valid,
-            )
+            due = self._begun + self.env.time_limit
+            outcomes = (due, step.success, self._return, elapsed + valid)
             whole = step.ended & (self._begun >= 0)
             self._outcomes = np.concatenate([self._outcomes, np.stack(outcomes, axis=1)[whole]])
             self._clock += self.execute_horizon
