@@ -119,7 +119,7 @@ class Collector:
             self._obs = encode(to_tensors(env.reset(), device))
         env.stagger()
         self._clock = 0  # control steps since then
-        self._begun = np.full(env.num_envs, -1)  # when the episode did; -1: it has not all its time
+        self._begun = np.full(env.num_envs, -1)  # clock when the episode began; -1: it is shortened
         # Of each whole episode that ended: when its time is up, success, return, control steps.
         self._outcomes = np.zeros((0, 4))
         if prefix_horizon:
