@@ -102,6 +102,15 @@ def test_a_variant_with_a_base_policy_of_its_own_shares_demonstrations_only(tmp_
     assert late == ["1", "2"] == [str(n) for n in study.delays]
 
 
+def test_what_a_study_trains_a_task_with_reaches_every_row_and_no_evaluation(tmp_path):
+    for cell in learn.plan(learn.Config(tasks=("lift", "insert"), seeds=1, out=tmp_path))[1]:
+        limits = ["--time-limit" in stage.command for stage in cell.stages]
+        trains = [
+            stage.command[0] == "train" and "bc" not in stage.command for stage in cell.stages
+        ]
+        assert limits == [cell.task == "insert" and t for t in trains]
+
+
 def test_fewer_looks_change_how_often_a_cell_is_judged_and_nothing_else(tmp_path):
     plain, fewer = (
         learn.plan(

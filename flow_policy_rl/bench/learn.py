@@ -164,6 +164,7 @@ def make_cell(study: Study, task: str, label: str, seed: int, budget: Budget, ro
         horizon = variant.execute_horizon or study.base.execute_horizon
     watch = ("--eval-episodes", str(min(100, budget.episodes)))
     command = (variant.algorithm, "--task", task, "--seed", str(seed), *start)
+    command += by_task(study.train, task) or ()
     length = training_length((*command, *variant.flags), budget.env_steps, horizon, budget.points)
     learning = training(("train", *command, *length, *watch, *variant.flags), where)
     learning = dataclasses.replace(learning, diverged=failed_file(where))
