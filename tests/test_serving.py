@@ -136,6 +136,22 @@ def test_missing_stale_and_broken_streams_are_named_and_never_filled(streams):
     )  # as of the pose, which is older
 
 
+def test_stamps_of_another_clock_are_told_from_late_ones(streams):
+    """Real time in Unix seconds, simulated time from zero; a node on the one hears stamps of the other."""
+    unix = 1_800_000_000 * 1000 * MS
+    for stamp, now, says in (
+        (0, 300 * MS, "0.300 s old, limit 0.200 s$"),
+        (0, unix, "old.*another clock"),
+        (300 * MS, 0, "0.300 s in the future: do the clocks agree"),
+        (unix, 0, "in the future: use_sim_time is set, but .*nobody publishes /clock"),
+    ):
+        streams.clear()
+        streams.push("/joints", stamp, joint_state(ABC, [0] * 3))
+        streams.push("/cube", stamp, pose(UP))
+        with pytest.raises(NotReady, match=says):
+            streams.snapshot(now)
+
+
 def test_the_newest_message_is_used_whatever_came_before_and_counted_once(streams):
     """A burst after a pause: nothing of the backlog is used."""
     for ns in range(0, 100 * MS, 10 * MS):

@@ -125,8 +125,13 @@ class Streams:
                     f"{topic}: newest message is {age / 1e9:.3f} s old, limit {self.max_age / 1e9:.3f} s{why}"
                 )
             if -age > self.max_age:
+                why = (
+                    "use_sim_time is set, but this is no simulated time, or nobody publishes /clock"
+                    if -age > OTHER_CLOCK_S * 1e9
+                    else "do the clocks agree?"
+                )
                 raise NotReady(
-                    f"{topic}: newest message is stamped {-age / 1e9:.3f} s in the future: do the clocks agree?"
+                    f"{topic}: newest message is stamped {-age / 1e9:.3f} s in the future: {why}"
                 )
         reference = min(samples[-1][0] for samples in self._samples.values())
         obs: dict[str, np.ndarray] = {}

@@ -408,6 +408,14 @@ def test_a_clock_that_jumps_back_starts_again(start, peer, policy_file, commands
     assert robot.fastest <= 2.62
 
 
+def test_a_clock_that_nobody_publishes_is_named(start, peer, policy_file, commands, status):
+    """`use_sim_time` beside a real robot."""
+    Robot(peer)
+    start(policy_node={"policy": str(policy_file), "armed": True, "use_sim_time": True})
+    peer.until(lambda: "nobody publishes /clock" in status(), "diagnostics name it")
+    assert not commands
+
+
 def test_a_second_clock_is_named(start, peer, policy_file, commands, status):
     """Two simulations at once: time goes back and forth, and nothing is commanded until there is one of them."""
     other = peer.second_node("sim")
