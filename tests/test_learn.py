@@ -72,6 +72,11 @@ def test_everybody_of_a_task_and_seed_starts_from_the_same_file(tmp_path):
     )
 
 
+def value(command, flag: str) -> str:
+    """What a command gives a flag; the last one wins."""
+    return command[len(command) - command[::-1].index(flag)]
+
+
 def test_a_variant_with_a_base_policy_of_its_own_shares_demonstrations_only(tmp_path):
     """Other flow steps or another execute horizon: imitated apart from the same demonstrations, trained as long."""
     config = learn.Config(study="ablations", seeds=1, out=tmp_path)
@@ -80,9 +85,6 @@ def test_a_variant_with_a_base_policy_of_its_own_shares_demonstrations_only(tmp_
 
     def commands(label, name):
         return [s.command for s in cell[label].stages if s.name.name == name]
-
-    def value(command, flag):
-        return command[len(command) - 1 - command[::-1].index(flag) + 1]
 
     usual, other = "score_flow", ("score_flow, 8 flow steps", "score_flow, 4 of 12 executed")
     for label in other:
@@ -109,6 +111,23 @@ def test_what_a_study_trains_a_task_with_reaches_every_row_and_no_evaluation(tmp
             stage.command[0] == "train" and "bc" not in stage.command for stage in cell.stages
         ]
         assert limits == [cell.task == "insert" and t for t in trains]
+
+
+def test_where_less_of_a_chunk_is_executed_rollouts_are_shorter_and_more(tmp_path):
+    config = learn.Config(
+        tasks=("lift", "kitchen"),
+        variants=("score_flow",),
+        seeds=1,
+        out=tmp_path,
+        env_steps=400_000,
+    )
+    iterations = {}
+    for cell in learn.plan(config)[1]:
+        imitate, train = (s.command for s in cell.stages if s.command[0] == "train")
+        horizon = int(value(imitate, "--execute-horizon"))
+        iterations[horizon] = int(value(train, "--ppo.num-iterations"))
+    assert sorted(iterations) == [4, 8]
+    assert iterations[4] == pytest.approx(2 * iterations[8], abs=1)
 
 
 def test_fewer_looks_change_how_often_a_cell_is_judged_and_nothing_else(tmp_path):

@@ -161,7 +161,7 @@ def make_cell(study: Study, task: str, label: str, seed: int, budget: Budget, ro
         base = base_folder(common, variant)
         stages = base_stages(study, variant, task, seed, budget, common, base)
         start = ("--checkpoint", str(base / "base" / POLICY_FILE))
-        horizon = variant.execute_horizon or study.base.execute_horizon
+        horizon = variant.execute_horizon or by_task(study.base.execute_horizon, task)
     watch = ("--eval-episodes", str(min(100, budget.episodes)))
     command = (variant.algorithm, "--task", task, "--seed", str(seed), *start)
     command += by_task(study.train, task) or ()
@@ -197,7 +197,7 @@ def base_stages(
     collect += (*by_task(base.collect, task), "--out", str(demos), "--json")
     stages.append(Stage(collect, common / "collect"))
 
-    horizon = str(variant.execute_horizon or base.execute_horizon)
+    horizon = str(variant.execute_horizon or by_task(base.execute_horizon, task))
     run_dir = own / "base"
     imitate = ("train", "bc", *which, "--demos", str(demos), "--run-dir", str(run_dir), "--json")
     imitate += ("--action-horizon", str(base.action_horizon), "--execute-horizon", horizon)

@@ -26,7 +26,8 @@ class Base:
 
     Attributes:
         episodes: of the demonstrations.
-        collect, imitate: flags of `collect` and `train bc`. These three by task, `*` for all others.
+        collect, imitate: flags of `collect` and `train bc`. These three and `execute_horizon` by task, `*` for all
+            others.
         expert: `train` arguments of a policy that demonstrates, its algorithm first (default: the scripted expert).
         skill: return at which that policy stops to learn, by task.
         looks: iterations between looks at whether it has. With episodes of a thousand steps from the start, as Ant has
@@ -41,7 +42,7 @@ class Base:
     skill: dict[str, float] = field(default_factory=dict)
     looks: dict[str, int] = field(default_factory=lambda: {"*": 5})
     action_horizon: int = 12
-    execute_horizon: int = 8
+    execute_horizon: dict[str, int] = field(default_factory=lambda: {"*": 8})
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ STUDIES = {
             collect={"*": ("--noise", "0")},
             imitate={"*": IMITATE},
             action_horizon=4,
-            execute_horizon=4,
+            execute_horizon={"*": 4},
         ),
         small=Budget(1_000_000, episodes=100, points=8),
         full=Budget(5_000_000, expert_steps=5_000_000),
@@ -176,12 +177,14 @@ STUDIES = {
         metric="success_rate",
         threshold={"*": 0.9},
         base=Base(
-            episodes={"lift": 50, "pick_place": 100, "stack": 100, "*": 300},
+            episodes={"lift": 50, "kitchen": 50, "pick_place": 100, "stack": 100, "*": 300},
             collect={"lift": NOISY, "pick_place": NOISY, "stack": NOISY}
-            | {"insert": ("--noise", "0.003"), "*": NEARLY_EXACT},
+            | {"insert": ("--noise", "0.003"), "kitchen": ("--noise", "0.05"), "*": NEARLY_EXACT},
             imitate={"lift": BRIEFLY, "pick_place": BRIEFLY, "stack": LESS_BRIEFLY}
-            | {"insert": FINELY_INSERT}
+            | {"insert": FINELY_INSERT, "kitchen": (*IMITATE, "--bc.num-steps", "3000")}
             | {"one_leg": (*FINELY, "--bc.num-steps", "5500"), "*": FINELY},
+            # An error of a joint velocity adds up until the next observation: of 20 episodes none succeeds with 8.
+            execute_horizon={"kitchen": 4, "*": 8},
         ),
         small=Budget(720_000),
         full=Budget(5_000_000),
