@@ -200,14 +200,10 @@ def fpo(task: str, preset: Preset = "clean", from_scratch: bool = False) -> dict
         ratio = FPOConfig(ratio="per_action", action_noise=0.15)
         return {"ppo": _locomotion(task, from_scratch, 3e-4, clip_range=0.1), "fpo": ratio}
     # One ratio per action follows its draws closely: at 3e-5 and 0.05 success falls again after eight iterations.
-    return _fpo_sparse(task, 1e-5, "per_action", clip_range=0.02)
-
-
-def _fpo_sparse(task: str, actor_learning_rate: float, ratio: str, **changes) -> dict:
-    """A quarter of the noise and a fifth of the rate where parts fit by millimetres, which no ratio sees (docs/log.md)."""
-    part, noise = (5, 0.005) if task in PRECISE else (1, 0.02)
-    ppo = dataclasses.replace(SPARSE, actor_learning_rate=actor_learning_rate / part, **changes)
-    return {"ppo": ppo, "fpo": FPOConfig(ratio=ratio, action_noise=noise)}
+    # Where parts fit by millimetres, which no ratio sees, 1e-5 loses everything (docs/log.md).
+    rate, noise = (2e-6, 0.005) if task in PRECISE else (1e-5, 0.02)
+    ppo = dataclasses.replace(SPARSE, actor_learning_rate=rate, clip_range=0.02)
+    return {"ppo": ppo, "fpo": FPOConfig(ratio="per_action", action_noise=noise)}
 
 
 def fpo_plus_plus(task: str, preset: Preset = "clean", from_scratch: bool = False) -> dict:
@@ -260,7 +256,11 @@ def fpo_plus_plus(task: str, preset: Preset = "clean", from_scratch: bool = Fals
         ppo = _locomotion(task, from_scratch, 5e-4, clip_range=0.3, trust_region="aspo")
         # aspo squares the ratio: at exp(10) one draw's gradient is beyond what counts as exploded.
         return {"ppo": ppo, "fpo": FPOConfig(action_noise=0.15, log_ratio_clamp=5.0)}
-    return _fpo_sparse(task, 3e-5, "per_sample", clip_range=0.05, trust_region="aspo")
+    rate, noise = (6e-6, 0.005) if task in PRECISE else (3e-5, 0.02)
+    ppo = dataclasses.replace(
+        SPARSE, actor_learning_rate=rate, clip_range=0.05, trust_region="aspo"
+    )
+    return {"ppo": ppo, "fpo": FPOConfig(action_noise=noise)}
 
 
 def gaussian_ppo(task: str, preset: Preset = "clean", from_scratch: bool = False) -> dict:
