@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from flow_policy_rl import __version__, config_file, plugins
 from flow_policy_rl.errors import InputError, RunFailed, unknown_name
+from flow_policy_rl.run_folder import end_with_parent
 
 
 class Command(NamedTuple):
@@ -118,6 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     with interruptions() as seen:
         try:
+            end_with_parent()
             code = answer(arguments[0], arguments[1:])
             if code == 0 or not seen:
                 return code

@@ -1,9 +1,11 @@
 """The folder of a run: the names of its files, that it belongs to one run at a time, and how a run is ended."""
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from flow_policy_rl.errors import InputError, output_folder
 
 POLICY_FILE = "policy.safetensors"
 RAW_POLICY_FILE = "policy_raw.safetensors"  # where POLICY_FILE is a moving average
+PARENT = "FLOW_POLICY_PARENT"  # the process that began a command and stops it
 
 
 def state_file(run_dir: Path, rank: int = 0) -> Path:
@@ -57,3 +60,20 @@ def end_like_ctrl_c() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def end_with_parent() -> None:
+    """Of a command that another one began, which it says in `PARENT`: Ctrl-C when that is gone, even if it was killed.
+
+    On Linux only. The kernel goes by the thread that began the command; it has to wait for its end.
+
+    Raises:
+        KeyboardInterrupt: it is gone already.
+    """
+    parent = os.environ.pop(PARENT, None)
+    if parent is None or sys.platform != "linux":
+        return
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGINT))
+    if os.getppid() != int(parent):
+        raise KeyboardInterrupt

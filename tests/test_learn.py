@@ -313,6 +313,24 @@ def test_a_study_that_is_stopped_stops_what_it_runs(number, background, tmp_path
     assert not log.with_suffix(".done").exists()
 
 
+def test_what_a_killed_study_ran_ends_too(tmp_path):
+    """A study begun by a process that gets SIGKILL: it ends as after Ctrl-C, and so does what it runs."""
+    study = ("bench", "learn", "--tasks", "lift", "--seeds", "1", "--budget", "tiny")
+    study += ("--out", str(tmp_path))
+    begin = f"import sys; from flow_policy_rl.bench.stages import Running; Running().begin({study}, sys.stdout).wait()"
+    parent = subprocess.Popen([sys.executable, "-c", begin], stdout=subprocess.PIPE, text=True)
+    log = tmp_path / "bases/lift-0/collect.log"
+    while not log.exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    said, _ = parent.communicate(timeout=60)  # until the study has closed its end
+    assert said.strip().splitlines()[-1] == "interrupted"
+    assert not log.with_suffix(".done").exists()
+    with claimed(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

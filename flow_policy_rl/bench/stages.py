@@ -16,7 +16,7 @@ from typing import TextIO
 
 from flow_policy_rl.errors import RunFailed
 from flow_policy_rl.progress import Progress
-from flow_policy_rl.run_folder import POLICY_FILE
+from flow_policy_rl.run_folder import PARENT, POLICY_FILE
 
 # Exit codes of a command after Ctrl-C; the second where Python did not run yet.
 INTERRUPTED = (130, -signal.SIGINT)
@@ -65,6 +65,7 @@ class Running:
                 stdout=subprocess.PIPE,
                 stderr=said,
                 text=True,
+                env={**os.environ, PARENT: str(os.getpid())},
                 start_new_session=True,
             )
             self._processes.add(process)
