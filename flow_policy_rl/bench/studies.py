@@ -129,7 +129,7 @@ LESS_BRIEFLY = ("--bc.num-steps", "800", "--bc.ema-decay", "0.999")
 THROUGH_CAMERA = ("--bc.batch-size", "128", "--bc.ema-decay", "0.998")
 # A part that fits by millimetres: noise would undo the demonstration, and a small network blurs it.
 FINELY = ("--bc.num-steps", "8000", "--bc.ema-decay", "0.999", "--network.width", "512")
-# 20,000 steps of `insert` succeed in 81.5 %, 8,000 in 16 to 30 %.
+# 20,000 steps of `insert` succeed in 81.5 %, 8,000 in 14 to 30 %.
 FINELY_INSERT = (*FINELY, "--bc.num-steps", "12000")
 # The expert of `one_leg` always succeeds with this noise, in half of its attempts with twice as much.
 NEARLY_EXACT = ("--noise", "0.001")
