@@ -75,5 +75,5 @@ def end_with_parent() -> None:
         return
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
     ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGINT))
-    if os.getppid() != int(parent):
+    if str(os.getppid()) != parent:
         raise KeyboardInterrupt
