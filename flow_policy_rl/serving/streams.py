@@ -126,7 +126,7 @@ class Streams:
                 )
             if -age > self.max_age:
                 why = (
-                    "use_sim_time is set, but this is no simulated time, or nobody publishes /clock"
+                    "another clock? use_sim_time is set beside real time, or nobody publishes /clock"
                     if -age > OTHER_CLOCK_S * 1e9
                     else "do the clocks agree?"
                 )
