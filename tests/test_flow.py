@@ -130,3 +130,19 @@ def test_gaussian_log_prob_agrees_with_torch(generator):
     std = torch.rand(50, generator=generator) + 0.1
     expected = torch.distributions.Normal(mean, std).log_prob(x)
     assert torch.allclose(flow.gaussian_log_prob(x, mean, std), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_flow_steps", [1, 4, 8])
+def test_the_last_step_of_a_drift_leaves_its_share_of_the_noise(num_flow_steps):
+    """Of a policy that knows its action: to first order gain / K of the noise, and nothing of zero noise."""
+    noise, action = torch.randn(2, 3, 5, 2, dtype=torch.float64, generator=torch.manual_seed(0))
+    gain = torch.tensor(1e-4, dtype=torch.float64)
+
+    def velocity(x, t):
+        to_action = (action - x) / (1 - t.unsqueeze(-1))
+        return flow.score_drift(x, to_action, t, gain)
+
+    left = flow.integrate(velocity, noise, num_flow_steps) - action
+    torch.testing.assert_close(left, -gain / num_flow_steps * noise, rtol=1e-3, atol=1e-9)
+    exact = flow.integrate(velocity, torch.zeros_like(noise), num_flow_steps)
+    torch.testing.assert_close(exact, action)
