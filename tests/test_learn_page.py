@@ -1,5 +1,6 @@
 """The page of a study: its arithmetic, its curves, and what it says of the cells."""
 
+import csv
 import dataclasses
 import json
 import re
@@ -126,7 +127,7 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
     page = learn_page.markdown("manipulation", study, rows, said, pictures)
     line = next(part for part in page.splitlines() if part.startswith("| rldt"))
     assert "93.0% (88.6% to 95.8%)" in line  # 186 of 200
-    assert "2,500 (2 of 2 seeds, a look every 1 k)" in line
+    assert "| 95.0%, 91.0% | 2,500 (2 of 2 seeds, a look every 1 k)" in line
     assert (
         "| not reached (1 of 2 seeds, a look every 1 k) |" in page
     )  # fpo: the median of all seeds, not of those that arrived
@@ -137,7 +138,7 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
         "rldt",
         learn_page.COLUMNS["return"].values(),
     )
-    assert of_returns[1:3] == ["1 (1 to 1)", "2 (2 to 2)"]  # 0.95 and 0.91
+    assert of_returns[1:4] == ["1 (1 to 1)", "2 (2 to 2)", "1, 1"]  # 0.95 and 0.91
     late = learn_page.columns(STUDIES["ablations"])["success, inference takes 2"]
     of_delay = learn_page.summarize([r | {late: 0.5} for r in rows], "lift", "rldt", [late])
     assert of_delay[1] == "50.0% (43.1% to 56.9%)"
@@ -159,10 +160,17 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
     together = [r | {"steps_to_threshold": 3000} for r in rows]
     told = learn_page.verdict(together, "lift", "success_rate")
     assert "Threshold first: rldt; fpo, after 3,000 steps" in told
-    learn_page.copy_page(tmp_path / "docs/learn.md", page, pictures)
-    copied = (tmp_path / "docs/learn.md").read_text()
-    for name in {part.split(")")[0] for part in copied.split("](")[1:]}:
-        assert (tmp_path / "docs" / name).is_file()
+    docs, made = tmp_path / "docs", learn.histories(cells)
+    learn_page.write(tmp_path, "manipulation", study, made, rows, said, docs / "learn.md")
+    linked = set(re.findall(r"\]\((.*?)\)", (docs / "learn.md").read_text()))
+    assert linked == {f.name for f in docs.iterdir()} - {"learn.md"}
+    with (docs / "learn_results.csv").open() as file:
+        assert [float(row["success_rate"]) for row in csv.DictReader(file)] == [
+            0.95,
+            0.91,
+            0.5,
+            0.9,
+        ]
 
 
 def test_what_people_wrote_above_the_page_stays(tmp_path):

@@ -15,7 +15,7 @@ from toys import (
     two_mode_bandit,
 )
 
-from flow_policy_rl import checkpoint, flow
+from flow_policy_rl import checkpoint, flow, presets
 from flow_policy_rl.algorithms.score_flow import ScoreFlow, ScoreFlowConfig
 from flow_policy_rl.errors import InputError
 
@@ -469,6 +469,19 @@ def test_improves_a_policy_with_two_modes(bimodal, drift):
     assert good > 0.75
     if drift != "learned":
         assert 0.25 < right < 0.75
+
+
+@pytest.mark.parametrize("task", presets.PRECISE)
+def test_where_parts_fit_by_millimetres_what_is_deployed_is_the_plain_flow(task, generator):
+    """From any starting noise: a drift would leave gain / K of it in the action (tests/test_flow.py)."""
+    base, kernel = small_policy(), presets.score_flow(task)["score_flow"]
+    obs, noise = (
+        random_obs(base, 8, generator),
+        torch.randn(8, *base.chunk_shape, generator=generator),
+    )
+    with torch.no_grad():
+        deployed = ScoreFlow.prepare(base, kernel).sample(obs, noise)
+        assert torch.equal(deployed, base.sample(obs, noise))
 
 
 def test_a_drift_is_not_dropped_and_bad_settings_are_refused():

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from flow_policy_rl.evaluate import wilson_interval
 from flow_policy_rl.report import COLORS
 
 REMARKS_END = "<!-- From here on `flow-policy bench learn` writes; what stands above is kept. -->"
+RESULTS, CURVES = "results.csv", "curves.csv"
 Histories = Mapping[tuple[str, str], list[list[dict]]]  # (task, label) -> metrics of each seed
 
 
@@ -26,20 +27,20 @@ def write(
     paragraphs: Mapping[str, str],
     copy: Path | None,
 ) -> None:
-    """Tables, curves and README.md in the folder of the study, and a copy of the page.
+    """Tables, curves and README.md in the folder of the study, and a copy of all that somewhere else.
 
     Args:
         rows: results of the cells.
         paragraphs: what is said below the question, and at the beginning of each task.
     """
     curves = learning_curves(histories, study.metric)
-    write_csv(root / "results.csv", rows)
-    write_csv(root / "curves.csv", [point for c in curves for point in c.rows()])
+    write_csv(root / RESULTS, rows)
+    write_csv(root / CURVES, [point for c in curves for point in c.rows()])
     pictures = write_pictures(root, study, curves)
     page = markdown(title, study, rows, paragraphs, pictures)
     (root / "README.md").write_text(page)
     if copy is not None:
-        copy_page(copy, page, pictures)
+        copy_page(copy, page, [*pictures, root / RESULTS, root / CURVES])
 
 
 def learning_curves(histories: Histories, metric: str) -> list[Curve]:
@@ -150,8 +151,14 @@ def columns(study: Study) -> dict[str, str]:
     return COLUMNS[study.metric] | late
 
 
-def summarize(rows: list[dict], task: str, label: str, keys: Iterable[str]) -> list[str]:
-    """One line of the page: label, these results, steps to the threshold, all steps, wall time."""
+def by_seed(rows: list[dict], key: str) -> str:
+    """A result of each seed. All algorithms begin with a seed's base policy, so seeds are what to compare them by."""
+    form = "{:,.0f}" if key.startswith("return") else "{:.1%}"
+    return ", ".join(form.format(r[key]) for r in sorted(rows, key=lambda r: r["seed"]))
+
+
+def summarize(rows: list[dict], task: str, label: str, keys: Collection[str]) -> list[str]:
+    """One line of the page: label, these results, the first of them by seed, steps to the threshold, all, wall time."""
     mine = [r for r in rows if (r["task"], r["algorithm"]) == (task, label)]
     diverged = sum(r["diverged"] for r in mine)
     cells = [f"{label} ({diverged} of {len(mine)} seeds diverged)" if diverged else label]
@@ -162,6 +169,7 @@ def summarize(rows: list[dict], task: str, label: str, keys: Iterable[str]) -> l
             else "{:.1%} ({:.1%} to {:.1%})"
         )
         cells.append(form.format(*pooled(mine, key)))
+    cells.append(by_seed(mine, next(iter(keys))))
     steps = [r["steps_to_threshold"] for r in mine]
     reached = sum(s is not None for s in steps)
     median = np.median([math.inf if s is None else s for s in steps])
@@ -182,7 +190,7 @@ def markdown(
 ) -> str:
     """The page."""
     shown = columns(study)
-    header = ["algorithm", *shown]
+    header = ["algorithm", *shown, "zero noise, by seed"]
     header += ["control steps to threshold (median of all seeds)", "control steps", "seconds"]
     tasks, labels = (list(dict.fromkeys(r[key] for r in rows)) for key in ("task", "algorithm"))
     parts = [
@@ -197,6 +205,7 @@ def markdown(
         mine = [p for p in pictures if p.stem.startswith(f"curve_{task}_")]
         drawn = " ".join(f"![{p.stem}]({p.name})" for p in mine)
         parts += [f"## {task}", paragraphs[task], table(header, lines), drawn]
+    parts.append(f"Numbers: [of each cell]({RESULTS}), [of the curves]({CURVES}).")
     parts += [paragraphs[last] for last in ("missing", "where") if last in paragraphs]
     return "\n\n".join(parts) + "\n"
 
@@ -222,16 +231,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def copy_page(page: Path, body: str, pictures: list[Path]) -> None:
-    """The page and its pictures somewhere else, the pictures named after the page.
+def copy_page(page: Path, body: str, files: list[Path]) -> None:
+    """The page and the files that it links to somewhere else, these named after the page.
 
     What people wrote at the beginning of a page that is there, down to `REMARKS_END`, stays.
     """
     page.parent.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        name = f"{page.stem}_{picture.name}"
-        (page.parent / name).write_text(picture.read_text())
-        body = body.replace(f"({picture.name})", f"({name})")
+    for file in files:
+        name = f"{page.stem}_{file.name}"
+        (page.parent / name).write_text(file.read_text())
+        body = body.replace(f"({file.name})", f"({name})")
     remarks, written, _ = (
         page.read_text().partition(REMARKS_END) if page.is_file() else ("", "", "")
     )
