@@ -485,7 +485,7 @@ def test_where_parts_fit_by_millimetres_what_is_deployed_is_the_plain_flow(task,
 
 
 def test_a_drift_is_not_dropped_and_bad_settings_are_refused():
-    with pytest.raises(InputError, match="score drift"):
+    with pytest.raises(InputError, match="score drift.*--score-flow.drift learned"):
         ScoreFlow.prepare(small_policy(score_drift=True), ScoreFlowConfig(drift="none"))
     fixed = {"drift": "fixed", "fixed_gain": 0.0}
     for wrong in ({"sigma_min": 0.2}, fixed, {"sigma_min": 0.0}, {"noisy_steps": -1}):

@@ -140,7 +140,8 @@ class ScoreFlow(nn.Module):
         """A policy with the weights of `base` and room for what the drift needs."""
         if base.network.score_drift and config.drift != "learned":
             raise InputError(
-                f"the checkpoint has a score drift, which drift `{config.drift}` would drop; use drift `learned`"
+                f"the checkpoint has a score drift, which drift `{config.drift}` would drop: train it with "
+                "--score-flow.drift learned"
             )
         drifts = config.drift in ("learned", "fixed")
         anchored = config.score == "base" and config.drift != "none"
