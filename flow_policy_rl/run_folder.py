@@ -28,7 +28,7 @@ def failed_file(run_dir: Path, rank: int = 0) -> Path:
 
 @contextlib.contextmanager
 def claimed(folder: Path, flag: str = "--run-dir") -> Iterator[None]:
-    """Make the folder, and keep other runs out of it until the end, however that comes.
+    """Make the folder, and keep other runs out of it until the end, however that comes. Empty, it is not left behind.
 
     Args:
         flag: with which another folder would be named.
@@ -36,6 +36,7 @@ def claimed(folder: Path, flag: str = "--run-dir") -> Iterator[None]:
     Raises:
         InputError: it cannot be made or written to, or another run has it.
     """
+    ours = not folder.exists()
     descriptor = os.open(output_folder(folder), os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,6 +50,9 @@ def claimed(folder: Path, flag: str = "--run-dir") -> Iterator[None]:
     try:
         yield
     finally:
+        if ours:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
         os.close(descriptor)
 
 

@@ -141,6 +141,18 @@ def test_a_folder_belongs_to_one_run_at_a_time(place, tmp_path, capsys, line):
         pass
 
 
+def test_a_folder_that_nothing_was_written_to_is_left_as_it_was(place, tmp_path, capsys):
+    line = training(place, "fresh", "--task", "lift")  # found out after the folder was made
+    assert "lift" in refused(capsys, " ".join(line))
+    assert not (place / "fresh").exists()
+    with claimed(tmp_path):  # somebody else's
+        pass
+    assert tmp_path.is_dir()
+    with claimed(tmp_path / "used"):
+        (tmp_path / "used" / "metrics.csv").touch()
+    assert (tmp_path / "used" / "metrics.csv").is_file()
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path):
     """The system refuses files of over 60 kB, as it would a file on a full disk; HDF5 alone would crash."""
     line = "ulimit -f 60 && exec $0 -m flow_policy_rl.cli collect --task reach --episodes 20 --out x.hdf5"
