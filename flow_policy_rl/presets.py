@@ -77,7 +77,7 @@ def score_flow(task: str, preset: Preset = "clean", from_scratch: bool = False) 
             "score_flow": ScoreFlowConfig(0.1, 0.3),
         }
     if task in PRECISE:
-        # A learned drift leaves millimetres of the starting noise in what is deployed (docs/log.md).
+        # A learned drift leaves a thirtieth of the starting noise in what is deployed (docs/log.md).
         kernel = ScoreFlowConfig(0.005, 0.02, drift="matched", start_noise=0.0)
         return {"ppo": FINE, "score_flow": kernel}
     return {"ppo": SPARSE, "score_flow": ScoreFlowConfig(0.03, 0.08, start_noise=0.0)}
