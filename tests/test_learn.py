@@ -268,6 +268,21 @@ while not os.path.exists({str(read)!r}):
     assert lines[-1].startswith("study: 2/2 cell")
 
 
+def test_what_a_command_said_in_an_earlier_run_is_not_shown_as_its_own(tmp_path, plain_python):
+    stage = python(
+        "import sys; sys.exit('interrupted' if len(sys.argv) == 1 else 2)", tmp_path / "cell"
+    )
+    stage = dataclasses.replace(stage, state=tmp_path / "state")
+    with pytest.raises(RunFailed, match="interrupted"):
+        stages.run_stage(stage, stages.Running())
+    stage.state.touch()  # from here on it resumes, and says nothing
+    with pytest.raises(RunFailed, match="--resume: exit code 2"):
+        stages.run_stage(stage, stages.Running())
+    assert stages.last_line(stage) == ""
+    begun = [line for line in (tmp_path / "cell.log").read_text().splitlines() if "$" in line]
+    assert [line.endswith("--resume") for line in begun] == [False, True]
+
+
 def test_nothing_begins_after_a_stop(tmp_path, plain_python):
     running = stages.Running()
     running.stop()

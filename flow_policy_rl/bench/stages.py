@@ -21,6 +21,7 @@ from flow_policy_rl.run_folder import PARENT, POLICY_FILE
 # Exit codes of a command after Ctrl-C; the second where Python did not run yet.
 INTERRUPTED = (130, -signal.SIGINT)
 LOOK_EVERY_S = 10.0
+BEGUN = "$ "  # before each command in its log
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def run_chains(chains: Mapping[str, Sequence[Stage]], jobs: int, title: str) -> 
                 for cell in done:
                     cell.result()
                 said = (
-                    f"{name}: {last_line(stage)}" for name, stage in sorted(at_work.copy().items())
+                    f"{name}: {last_line(stage) or stage.name.name}"
+                    for name, stage in sorted(at_work.copy().items())
                 )
                 progress.update(len(done), " | ".join(said))
         except KeyboardInterrupt:
@@ -150,6 +152,8 @@ def run_stage(stage: Stage, running: Running) -> None:
     command = (*stage.command, "--resume") if begun else stage.command
     log, start = stage.name.with_suffix(".log"), time.monotonic()
     with log.open("a") as said:
+        said.write(f"{BEGUN}{shlex.join(('flow-policy', *command))}\n")
+        said.flush()
         process = running.begin(command, said)
         printed, _ = process.communicate()
     diverged = stage.diverged is not None and stage.diverged.is_file()
@@ -157,8 +161,8 @@ def run_stage(stage: Stage, running: Running) -> None:
     if process.returncode in INTERRUPTED:
         raise KeyboardInterrupt
     if process.returncode != 0 and not diverged:
-        lines = log.read_text().strip().splitlines() or [f"exit code {process.returncode}"]
-        raise RunFailed(f"{shlex.join(('flow-policy', *command))}: {lines[-1]} (log: {log})")
+        why = last_line(stage) or f"exit code {process.returncode}"
+        raise RunFailed(f"{shlex.join(('flow-policy', *command))}: {why} (log: {log})")
     stage.name.with_suffix(".json").write_text(printed)
     stage.name.with_suffix(".done").write_text(f"{time.monotonic() - start:.1f} s\n")
 
@@ -170,10 +174,11 @@ def finished(stage: Stage) -> bool:
 
 
 def last_line(stage: Stage) -> str:
-    """What the command of a stage said last; its name where it said nothing yet."""
+    """What the command of a stage said last since it began; empty where it said nothing yet."""
     log = stage.name.with_suffix(".log")
     lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
-    return next((line for line in reversed(lines) if line.strip()), stage.name.name)
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return "" if last.startswith(BEGUN) else last
 
 
 def result_of(stage_name: Path) -> dict:
