@@ -7,6 +7,7 @@ import pytest
 import torch
 from point_world import PointEnv, point_policy
 
+from flow_policy_rl import presets
 from flow_policy_rl.advantages import lambda_returns
 from flow_policy_rl.algorithms import rldt
 from flow_policy_rl.algorithms.rldt import RLDT, CriticConfig, RLDTConfig
@@ -180,6 +181,22 @@ def test_targets_are_held_to_the_known_range(generator):
     rollout, targets = targets_of(learner, PointEnv(16), generator)
     running = ~(rollout.terminated | rollout.truncated) & (rollout.reward == 0)
     assert torch.allclose(targets[running], torch.tensor(0.81))
+
+
+@pytest.mark.parametrize(
+    ("preset", "task", "held"),
+    [("clean", "lift", -1.0), ("clean", "one_leg", -1.0), ("paper", "one_leg", 0.0)],
+)
+def test_a_pessimistic_critic_has_its_say_but_in_the_released_settings(
+    preset, task, held, generator
+):
+    """Below the least that can be earned: held up to that, it would say the same of all that it doubts."""
+    said = presets.rldt(task, preset)["rldt"].critic
+    known = {"value_low": said.value_low, "value_high": said.value_high}
+    learner = constant_value_learner(-1.0, generator, **known)
+    rollout, targets = targets_of(learner, PointEnv(16), generator)
+    running = ~(rollout.terminated | rollout.truncated) & (rollout.reward == 0)
+    assert torch.allclose(targets[running], torch.tensor(0.81 * held))
 
 
 def test_the_critic_takes_the_least_of_its_members(generator):

@@ -89,7 +89,8 @@ class CriticConfig:
         split_data: each member is fitted to its own share of the segments.
         target: how the members' values become one target.
         pessimism: weight of the members' spread in `pessimistic`.
-        value_low, value_high: range that returns can have, where it is known; targets are held to it.
+        value_low, value_high: targets are held to this range, e.g. what returns can be (the released rule). It takes
+            the critic's pessimism away (docs/log.md).
         num_target_actions: policy samples per next state.
         td_lambda: per chunk.
         normalize_reward: divide by a running mean of |chunk reward|.
