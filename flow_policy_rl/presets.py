@@ -297,8 +297,8 @@ def rldt(task: str, preset: Preset = "clean", from_scratch: bool = False) -> dic
             start_noise=(0.0, 1.0),
             # Divided by P as published, it is up to eight times shorter, and the base policy holds it back.
             transport=TransportConfig(row_normalized=not precise),
-            # Targets stay open even where returns are known to lie in [0, 1]: held to it, a pessimistic critic calls
-            # most that it has not seen 0, and cannot say what is worse (docs/log.md).
+            # Targets stay open even where returns are known to lie in [0, 1]: held to that, less is learned, whether a
+            # target is the least of the critics or their mean (docs/log.md).
             critic=CriticConfig(layer_norm=True, stage_input=task in STAGED),
         )
     }

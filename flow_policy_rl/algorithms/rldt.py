@@ -17,6 +17,7 @@ Deviations from the paper and the released code; the `paper` presets undo those 
 - Steps of the chain and t' are stratified over the particles of a state: the same expectation, less variance.
 - v_ref is the policy of the previous iteration, as in the code, in the `paper` presets; the paper's words suggest the
   base policy, which is what `clean` takes: without it success on `lift` falls again after its peak.
+- Targets are held to no range; the released code holds them to that of returns on sparse tasks.
 - The landing point is that of the differentiated call: no second call, the same number.
 - Actions of a chunk that are not executed get no field (the released code pads the wrong axis; it never showed).
 - Segments of a block are dealt to the members of the ensemble in turn, so that each sees fresh and old ones.
@@ -89,8 +90,8 @@ class CriticConfig:
         split_data: each member is fitted to its own share of the segments.
         target: how the members' values become one target.
         pessimism: weight of the members' spread in `pessimistic`.
-        value_low, value_high: targets are held to this range, e.g. what returns can be (the released rule). It takes
-            the critic's pessimism away (docs/log.md).
+        value_low, value_high: targets are held to this range, e.g. what returns can be, which is the released rule on
+            sparse tasks and made it worse here (docs/log.md).
         num_target_actions: policy samples per next state.
         td_lambda: per chunk.
         normalize_reward: divide by a running mean of |chunk reward|.

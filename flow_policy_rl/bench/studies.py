@@ -226,6 +226,9 @@ STUDIES = {
             "fpo_plus_plus, plain clip": Variant("fpo_plus_plus", ("--ppo.trust-region", "ppo")),
             "fpo_plus_plus, 16 draws": Variant("fpo_plus_plus", ("--fpo.num-mc-samples", "16")),
             "rldt": Variant("rldt"),
+            "rldt, targets in [0, 1]": Variant(
+                "rldt", ("--rldt.critic.value-low", "0", "--rldt.critic.value-high", "1")
+            ),
             "rldt, no kernel": Variant("rldt", ("--rldt.transport.kernel", "delta")),
             "rldt, published step": Variant("rldt", PUBLISHED),
             "rldt, no repulsion": Variant(
