@@ -17,7 +17,7 @@ Deviations from the paper and the released code; the `paper` presets undo those 
 - Steps of the chain and t' are stratified over the particles of a state: the same expectation, less variance.
 - v_ref is the policy of the previous iteration, as in the code, in the `paper` presets; the paper's words suggest the
   base policy, which is what `clean` takes: without it success on `lift` falls again after its peak.
-- Targets are held to no range; the released code holds them to that of returns on sparse tasks.
+- Targets are held to no range, but on `insert`; the released code holds them to that of returns on sparse tasks.
 - The landing point is that of the differentiated call: no second call, the same number.
 - Actions of a chunk that are not executed get no field (the released code pads the wrong axis; it never showed).
 - Segments of a block are dealt to the members of the ensemble in turn, so that each sees fresh and old ones.
@@ -91,7 +91,7 @@ class CriticConfig:
         target: how the members' values become one target.
         pessimism: weight of the members' spread in `pessimistic`.
         value_low, value_high: targets are held to this range, e.g. what returns can be, which is the released rule on
-            sparse tasks and made it worse here (docs/log.md).
+            sparse tasks and teaches less on most of ours (docs/log.md). Not for a dense reward.
         num_target_actions: policy samples per next state.
         td_lambda: per chunk.
         normalize_reward: divide by a running mean of |chunk reward|.
