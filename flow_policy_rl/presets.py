@@ -281,7 +281,8 @@ def rldt(task: str, preset: Preset = "clean", from_scratch: bool = False) -> dic
     if task in LOCOMOTION:
         return {"rldt": _rldt_locomotion()}
     precise = task in PRECISE
-    # Targets held to what returns can be, [0, 1], teach less on other tasks; on `insert` open ones lost more.
+    # Held to what returns can be, [0, 1], targets taught less on `pick_place` and `one_leg`; on `insert` open ones lost
+    # more (docs/log.md).
     held = {"value_low": 0.0, "value_high": 1.0} if task == "insert" else {}
     return {
         "rldt": RLDTConfig(

@@ -416,8 +416,18 @@ def build_estimator(config: TrainOnPolicy, base: FlowPolicy) -> torch.nn.Module:
 def build_learner(
     config: TrainRL, base: FlowPolicy, env: VecEnv, generator: torch.Generator
 ) -> PPO | RLDT:
-    """What iterates: an object with `policy`, `average` (what is evaluated) and `iterate() -> metrics`."""
+    """What iterates: an object with `policy`, `average` (what is evaluated) and `iterate() -> metrics`.
+
+    Raises:
+        InputError: RLDT's targets are held to 0 and more, and the task's reward has costs.
+    """
     if isinstance(config, TrainRLDT):
+        low, reward = config.rldt.critic.value_low, getattr(env.task, "reward", "sparse")
+        if reward != "sparse" and low is not None and low >= 0:
+            raise InputError(
+                f"rldt.critic.value_low is {low:g}, and reward '{reward}' of task '{env.task.name}' has costs: give "
+                "--rldt.critic.value-low=-inf --rldt.critic.value-high=inf, or a range that holds its returns"
+            )
         return RLDT(base.to(generator.device), env, config.rldt, generator)
     estimator = build_estimator(config, base).to(generator.device)
     scratch = config.checkpoint is None

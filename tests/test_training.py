@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from toys import ROOT, gradient_step
 
-from flow_policy_rl import checkpoint, collect, train
+from flow_policy_rl import checkpoint, cli, collect, train
 from flow_policy_rl.algorithms import ppo
 from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.algorithms.ppo import PPOConfig
@@ -213,6 +213,34 @@ def test_learning_rates_follow_their_schedule():
     assert factors[:20] == factors[20:]
     assert factors[19] == pytest.approx(0.4, abs=0.02)
     assert set(ppo.learning_rate_factor(PPOConfig(), i) for i in range(40)) == {1.0}
+
+
+# --- what RLDT's targets are held to ---
+
+
+@pytest.mark.parametrize(
+    ("task", "reward", "flags", "refused"),
+    [
+        ("insert", "dense", (), True),
+        ("insert", "dense", ("--rldt.critic.value-low=-inf",), False),
+        ("insert", "dense", ("--rldt.critic.value-low=-5",), False),
+        ("insert", "sparse", (), False),
+        ("push", "dense", (), False),
+        ("push", "dense", ("--rldt.critic.value-low", "0"), True),
+    ],
+)
+def test_a_reward_with_costs_is_not_held_above_them(task, reward, flags, refused):
+    command = ["rldt", "--task", task, "--task-options", "reward", reward, *flags]
+    config = cli.parse_train([*command, "--rldt.num-envs", "4"], None)[1]
+    made, base = train.starting_point(config)
+    env, generator = train.own_environments(made, config), torch.Generator()
+    if refused:
+        with pytest.raises(
+            InputError, match=f"value_low is 0, and reward 'dense' of task '{task}'"
+        ):
+            train.build_learner(config, base, env, generator)
+    else:
+        assert train.build_learner(config, base, env, generator).config == config.rldt
 
 
 # --- where tensors live ---

@@ -91,7 +91,7 @@ class CriticConfig:
         target: how the members' values become one target.
         pessimism: weight of the members' spread in `pessimistic`.
         value_low, value_high: targets are held to this range, e.g. what returns can be, which is the released rule on
-            sparse tasks and teaches less on most of ours (docs/log.md). Not for a dense reward.
+            sparse tasks and taught less on two of ours (docs/log.md).
         num_target_actions: policy samples per next state.
         td_lambda: per chunk.
         normalize_reward: divide by a running mean of |chunk reward|.
