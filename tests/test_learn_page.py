@@ -160,9 +160,8 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
     one_seed = [
         r | {"success_rate": 0.92} if r["algorithm"] == "fpo" and r["seed"] else r for r in rows
     ]
-    told = learn_page.verdict(
-        one_seed, "lift", "success_rate"
-    )  # 71 of 100 on average, but not with seed 1
+    # 71 of 100 on average, but not with seed 1
+    told = learn_page.verdict(one_seed, "lift", "success_rate")
     assert "rldt (93.0%), not told apart from fpo" in told
     together = [r | {"steps_to_threshold": 3000} for r in rows]
     told = learn_page.verdict(together, "lift", "success_rate")
