@@ -189,8 +189,9 @@ STUDIES = {
         small=Budget(720_000),
         full=Budget(5_000_000),
         # Half of the base policy's successes take 105 of 300 control steps, nine tenths less than 140; the rest of an
-        # episode is after a mistake. On `one_leg` 300 and 390 of 600.
-        train={"insert": ("--time-limit", "150"), "one_leg": ("--time-limit", "400")},
+        # episode is after a mistake. On `one_leg` 300 and 390 of 600, on `lamp` 380 and 470 of 800.
+        train={"insert": ("--time-limit", "150"), "one_leg": ("--time-limit", "400")}
+        | {"lamp": ("--time-limit", "500")},
     ),
     "vision": Study(
         question="The same through one camera and the joint state.",
