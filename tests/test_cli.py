@@ -10,11 +10,12 @@ import sys
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from toys import ROOT
 
 from flow_policy_rl import cli, config_file, demo
-from flow_policy_rl.evaluate import wilson_interval
+from flow_policy_rl.evaluate import Evaluation, text, wilson_interval
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -440,6 +441,21 @@ def test_a_walker_that_learns_from_nothing_explores_widely(tmp_path):
     settings = tmp_path / "settings.yaml"  # a file decides as flags do
     settings.write_text("task: hopper\ncheckpoint: policy.safetensors\n")
     assert cli.parse_train(["gaussian_ppo"], settings)[1] == pretrained
+
+
+def test_the_time_of_a_success_leaves_out_episodes_that_failed():
+    steps = np.array([100, 800, 120, 300, 110, 800])
+    won = steps < 800
+    result = Evaluation(tuple(range(6)), won, won.astype(float), steps).summary()
+    assert result["success_steps"] == pytest.approx([115, 246])  # of 100, 110, 120, 300
+    assert "within 115 control steps by median, 246 for nine tenths" in text(
+        result | {"policy": "p", "task": "t"}
+    )
+    failed = Evaluation(tuple(range(6)), ~won & won, np.zeros(6), steps).summary()
+    walked = Evaluation(tuple(range(6)), None, np.zeros(6), steps).summary()
+    for result in (failed, walked):
+        assert result["success_steps"] is None
+        assert "within" not in text(result | {"policy": "p", "task": "t"})
 
 
 def test_wilson_interval_against_known_values():
