@@ -255,8 +255,8 @@ def fpo_plus_plus(task: str, preset: Preset = "clean", from_scratch: bool = Fals
         )
         return {"ppo": ppo, "fpo": ratio}
     if task in LOCOMOTION:
-        # One ratio per draw raises the loss of what is to be done less, update after update: what from scratch needs takes
-        # a policy that walks from 2,779 to 291, the paper's rate and clip do not (docs/log.md).
+        # One ratio per draw raises the loss of what is to be done less, update after update: with what scratch needs a
+        # policy that walks loses all (2,779 to 291), with the paper's rate and clip it does not (docs/log.md).
         rate, clip = (5e-4, 0.3) if from_scratch else (1e-4, 0.05)
         ppo = _locomotion(task, from_scratch, rate, clip_range=clip, trust_region="aspo")
         # aspo squares the ratio: at exp(10) one draw's gradient is beyond what counts as exploded.
