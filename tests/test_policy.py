@@ -1,5 +1,7 @@
 """What a policy sees (fields, images) and continues (a prefix of actions already under way)."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -166,6 +168,28 @@ def test_a_rollout_learns_from_the_moved_pictures_it_acted_on(train_encoder, gen
     plain = policy.features(to_tensors(env.reset()))
     seen = policy.features({k: v[0] for k, v in rollout.obs.items()})
     assert (seen - plain).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+@pytest.mark.parametrize("train_encoder", [False, True])
+def test_an_update_from_pictures_moves_the_encoder_only_where_asked(
+    train_encoder, from_scratch, generator
+):
+    task = make_task("lift", cameras=True)
+    torch.manual_seed(0)
+    policy = untrained_policy(task, 4, 2)
+    sizes = {"num_steps": 2, "num_epochs": 1, "num_minibatches": 1, "critic_warmup": 0}
+    config = PPOConfig(train_encoder=train_encoder, **sizes)
+    estimator = ScoreFlow(policy, ScoreFlowConfig(drift="none"))
+    loop = PPO(policy, estimator, VecEnv(task, 2), config, generator, from_scratch)
+    before = copy.deepcopy(policy)
+    loop.iterate()
+    moved = {
+        name.partition(".")[0]
+        for (name, new), old in zip(policy.named_parameters(), before.parameters(), strict=True)
+        if not torch.equal(new, old)
+    }
+    assert moved == {"velocity_field"} | ({"encoders"} if train_encoder else set())
 
 
 def test_one_ratio_cannot_end_an_update(generator):

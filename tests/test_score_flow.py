@@ -437,6 +437,36 @@ def test_a_checkpoint_keeps_all_that_the_robot_needs(kernel, tmp_path, generator
         assert torch.equal(loaded.sample(obs, noise), estimator.policy.sample(obs, noise))
 
 
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [
+        ({"drift": "none"}, {"drift": "none"}),
+        ({"drift": "none"}, {"drift": "matched", "score": "base"}),
+        ({"drift": "matched", "score": "base"}, {"drift": "none"}),
+        ({"drift": "fixed"}, {"drift": "fixed"}),
+        ({"drift": "fixed"}, {"drift": "learned"}),
+        ({"drift": "learned"}, {"drift": "learned"}),
+        ({"drift": "learned"}, {"drift": "learned", "score": "base"}),
+        ({"drift": "learned", "score": "base"}, {"drift": "learned", "score": "base"}),
+    ],
+    ids=str,
+)
+def test_a_fine_tuned_policy_goes_on_as_it_is(was, becomes, generator):
+    """Where the score of the present field becomes that of a base, they are the same at first."""
+    estimator = make(**was)
+    with torch.no_grad():  # trained
+        estimator.policy.velocity_field.head.weight += 0.1
+        if was["drift"] == "learned":
+            estimator.policy.drift_gain.net[-1].weight += 0.3
+    config = ScoreFlowConfig(**becomes)
+    continued = ScoreFlow(ScoreFlow.prepare(estimator.policy, config), config).policy
+    obs = random_obs(continued, 5, generator)
+    noise = torch.randn(5, 6, 2, generator=generator)
+    with torch.no_grad():
+        before = estimator.policy.sample(obs, noise)
+        torch.testing.assert_close(continued.sample(obs, noise), before, rtol=0, atol=1e-6)
+
+
 def test_a_frozen_base_field_is_the_base_and_is_not_trained(generator):
     base = small_policy()
     config = ScoreFlowConfig(score="base")
@@ -487,6 +517,12 @@ def test_where_parts_fit_by_millimetres_what_is_deployed_is_the_plain_flow(task,
 def test_a_drift_is_not_dropped_and_bad_settings_are_refused():
     with pytest.raises(InputError, match="score drift.*--score-flow.drift learned"):
         ScoreFlow.prepare(small_policy(score_drift=True), ScoreFlowConfig(drift="none"))
+    anchored = small_policy(score_drift=True, base_score=True)
+    with pytest.raises(InputError, match="--score-flow.score base"):
+        ScoreFlow.prepare(anchored, ScoreFlowConfig(score="current"))
+    held = make(drift="fixed", fixed_gain=0.2).policy
+    with pytest.raises(InputError, match="score drift"):
+        ScoreFlow.prepare(held, ScoreFlowConfig(drift="fixed", fixed_gain=0.1))
     fixed = {"drift": "fixed", "fixed_gain": 0.0}
     for wrong in ({"sigma_min": 0.2}, fixed, {"sigma_min": 0.0}, {"noisy_steps": -1}):
         with pytest.raises(InputError):

@@ -192,6 +192,11 @@ class PPO:
     def _features(self, obs: TensorDict) -> TensorDict:
         return {"features": self.policy.features(self._raw(obs))}
 
+    def _features_of(self, obs: TensorDict) -> Tensor:
+        """Features (T, N, F) of what a rollout saw (T, N, ...), one step at a time: pictures are large."""
+        steps = len(next(iter(obs.values())))
+        return torch.stack([self.policy.features(select(obs, step)) for step in range(steps)])
+
     def collect(self) -> Rollout:
         """One rollout with the present weights."""
         return self.collector.collect(
@@ -236,11 +241,12 @@ class PPO:
         trace = flatten({**rollout.trace, "executed": rollout.executed})
         obs = rollout.obs
         with torch.no_grad():
+            features = self._features_of(rollout.obs)
             if not config.train_encoder:  # encode and normalise once, not in every epoch
                 obs = {k: v for k, v in obs.items() if k in ("prefix", "inference_delay")}
-                obs["features"] = self.policy.features(rollout.obs)
-            value = self.critic(self.policy.features(obs))
-            next_value = self.critic(self.policy.features(rollout.final_obs))
+                obs["features"] = features
+            value = self.critic(features)
+            next_value = self.critic(self._features_of(rollout.final_obs))
         advantage, returns = generalized_advantages(
             self._scaled(rollout),
             value,
@@ -350,7 +356,7 @@ class PPO:
         """One step on rows of this process, of `count` over all processes."""
         self.critic_optimizer.zero_grad(set_to_none=True)
         loss = returns.new_zeros(())
-        for part in rows.split(self.config.micro_batch):
+        for part in parts(rows, self.config.micro_batch):
             with torch.no_grad():  # the critic does not train the encoder
                 features = self.policy.features(select(obs, part))
             one = 0.5 * (self.critic(features) - returns[part]).square().sum() / count
@@ -367,7 +373,7 @@ class PPO:
         self.actor_optimizer.zero_grad(set_to_none=True)
         sums = advantage.new_zeros(4)  # of surrogate, entropy, KL estimate, clipped
         has_entropy = False
-        for part in rows.split(config.micro_batch):
+        for part in parts(rows, config.micro_batch):
             log_ratio, entropy = self.estimator.evaluate(select(obs, part), select(trace, part))
             gain = surrogate(
                 log_ratio,
@@ -411,6 +417,11 @@ def own_rows(rows: Tensor, num_envs: int) -> Tensor:
     step, env = rows // everywhere, rows % everywhere
     mine = env // num_envs == distributed.rank()
     return (step * num_envs + env % num_envs)[mine]
+
+
+def parts(rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Rows in parts of a size; none where this process has no row of a minibatch."""
+    return rows.split(size) if len(rows) else ()
 
 
 def mean_std(values: Tensor) -> tuple[Tensor, Tensor]:

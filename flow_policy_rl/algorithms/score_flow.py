@@ -137,12 +137,23 @@ class ScoreFlow(nn.Module):
 
     @staticmethod
     def prepare(base: FlowPolicy, config: ScoreFlowConfig) -> FlowPolicy:
-        """A policy with the weights of `base` and room for what the drift needs."""
-        if base.network.score_drift and config.drift != "learned":
-            raise InputError(
-                f"the checkpoint has a score drift, which drift `{config.drift}` would drop: train it with "
-                "--score-flow.drift learned"
-            )
+        """The same policy with room for what the drift needs.
+
+        Raises:
+            InputError: it would be another one: the drift that `base` has is not among those of `config`.
+        """
+        if base.drift_gain is not None:
+            held = config.drift == "fixed" and base.drift_gain.holds(config.fixed_gain)
+            if config.drift != "learned" and not held:
+                raise InputError(
+                    f"the checkpoint has a score drift, which drift `{config.drift}` would drop: train it with "
+                    "--score-flow.drift learned"
+                )
+            if base.network.base_score and config.score != "base":
+                raise InputError(
+                    f"the checkpoint's drift follows the score of a base policy, which score `{config.score}` would "
+                    "drop: train it with --score-flow.score base"
+                )
         drifts = config.drift in ("learned", "fixed")
         anchored = config.score == "base" and config.drift != "none"
         policy = FlowPolicy(
@@ -150,7 +161,7 @@ class ScoreFlow(nn.Module):
             dataclasses.replace(base.network, score_drift=drifts, base_score=anchored),
         )
         weights = base.state_dict()
-        if anchored:
+        if anchored and base.base_field is None:
             weights |= {
                 f"base_field.{name}": value
                 for name, value in base.velocity_field.state_dict().items()
