@@ -273,6 +273,10 @@ def parse_train(arguments: list[str], file: Path | None):
     config = parse(config_type, flags, prog, file, default=default)
     if given.task is None:
         raise InputError(f"{prog} needs --task: a task that flow-policy list tasks names")
+    if getattr(config, "algorithm", algorithm) != algorithm:
+        raise InputError(
+            f"{prog} is not --algorithm {config.algorithm}: the word after `train` decides"
+        )
     return train, config
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.errors import InputError, PeerLost
 
 
 def begin(timeout_s: float) -> None:
@@ -55,15 +55,23 @@ def total(values: Tensor) -> Tensor:
     """Sum over the processes, elementwise.
 
     Raises:
-        RunFailed: another process is gone.
+        PeerLost: another process is gone.
     """
     if world_size() > 1:
         values = values.cpu() if values.is_cuda else values.clone()
         try:
             dist.all_reduce(values)
         except RuntimeError as error:
-            raise RunFailed(f"another process is gone: {first_line(error)}") from None
+            raise lost_peer(error) from None
     return values
+
+
+def lost_peer(error: RuntimeError) -> PeerLost:
+    """What an operation that waits for the others failed with."""
+    return PeerLost(
+        f"another process is gone ({first_line(error)}); once it can start again, --resume goes on from the last "
+        "checkpoint"
+    )
 
 
 def sums(numbers: Iterable[float]) -> list[float]:
@@ -85,7 +93,7 @@ def gather(values: Tensor, dim: int) -> Tensor:
     try:
         dist.all_gather(parts, mine)
     except RuntimeError as error:
-        raise RunFailed(f"another process is gone: {first_line(error)}") from None
+        raise lost_peer(error) from None
     return torch.cat(parts, dim).to(values.device)
 
 

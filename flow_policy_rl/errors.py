@@ -97,3 +97,7 @@ def output_folder(path: Path) -> Path:
 
 class RunFailed(RuntimeError):
     """Right input, but the work came to no good end (training diverged, a gate failed). Exit code 1, one line."""
+
+
+class PeerLost(RunFailed):
+    """Another process of the run is gone, which is no fault of what this one computes."""

@@ -25,7 +25,7 @@ from flow_policy_rl.algorithms.score_flow import ScoreFlow, ScoreFlowConfig
 from flow_policy_rl.data import demonstrations, sources
 from flow_policy_rl.data import recorded as recording
 from flow_policy_rl.data.demonstrations import ChunkDataset, DemoLayout, Demonstrations
-from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.errors import InputError, PeerLost, RunFailed
 from flow_policy_rl.evaluate import check_fits, player, task_of
 from flow_policy_rl.logger import RunLogger, Tracker
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
@@ -419,10 +419,10 @@ def build_learner(
     """What iterates: an object with `policy`, `average` (what is evaluated) and `iterate() -> metrics`.
 
     Raises:
-        InputError: RLDT's targets are held to 0 and more, and the task's reward has costs.
+        InputError: RLDT's values are held to 0 and more, and the task's reward has costs.
     """
     if isinstance(config, TrainRLDT):
-        low, reward = config.rldt.critic.value_low, getattr(env.task, "reward", "sparse")
+        low, reward = config.rldt.critic.value_low, getattr(env.task, "reward", "dense")
         if reward != "sparse" and low is not None and low >= 0:
             raise InputError(
                 f"rldt.critic.value_low is {low:g}, and reward '{reward}' of task '{env.task.name}' has costs: give "
@@ -435,12 +435,21 @@ def build_learner(
 
 
 def starting_point(config: TrainRL):
-    """The task, and the checkpoint or a fresh policy for it."""
+    """The task, and the checkpoint or a fresh policy for it.
+
+    Raises:
+        InputError: the checkpoint is another task's, or there is none and the algorithm needs one.
+    """
     if config.checkpoint is not None:
         policy = checkpoint.load(config.checkpoint)
         task = task_of(policy.spec, config.task, config.task_options)
         check_fits(policy.spec, task, str(config.checkpoint))
         return task, policy
+    if isinstance(config, TrainRLDT):
+        raise InputError(
+            "train rldt needs --checkpoint, a policy to hold on to; from nothing learn fpo, fpo_plus_plus and "
+            "gaussian_ppo"
+        )
     task = make_task(config.task, **config.task_options)
     fields = DemoLayout.of_task(task).observations
     return task, FlowPolicy(policy_spec(task, fields, config.scratch), config.scratch.network)
@@ -456,6 +465,10 @@ def train_rl(config: TrainRL) -> dict:
     task, base = starting_point(config)
     if config.stop_at is not None and not config.eval_every:
         raise InputError("--stop-at needs evaluations: --eval-every must be at least 1")
+    for name, least in (("eval_every", 0), ("eval_episodes", 1), ("save_every", 1)):
+        if getattr(config, name) < least:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} must be at least {least}, not {getattr(config, name)}")
     env = own_environments(task, config)
     learner = build_learner(config, base, env, generator)
     learner.policy.spec = learner.policy.spec.replace(algorithm=config.algorithm)
@@ -477,6 +490,8 @@ def train_rl(config: TrainRL) -> dict:
             try:
                 metrics = learner.iterate()
                 require_finite(metrics)
+            except PeerLost:
+                raise
             except RunFailed as error:
                 failed = failed_file(config.run_dir, distributed.rank())
                 resume.save(failed, learner, settings, env_steps, wall_s)

@@ -64,21 +64,14 @@ def test_a_narrow_kernel_leaves_each_particle_its_own_gradient():
     assert torch.equal(transport_field(x, x, g, delta)[0], g)
 
 
-@pytest.mark.parametrize("particles", [2, 5, 8])
-@pytest.mark.parametrize("of_others", [False, True])
-def test_a_centre_at_the_median_distance_weighs_one_in_particles_plus_one(particles, of_others):
+@pytest.mark.parametrize("particles", [3, 5, 8])
+def test_a_centre_at_the_median_distance_weighs_one_in_particles_plus_one(particles):
     x = cloud(6, particles, 3)
     square = torch.cdist(x, x).square()
-    h = median_bandwidth(square, of_others)
-    k = torch.exp(-square / (2 * h))
-    others = square + torch.diag(torch.full((particles,), math.inf)) if of_others else square
-    count = particles - of_others
-    at = others.argsort(-1)[..., (count - 1) // 2]
+    k = torch.exp(-square / (2 * median_bandwidth(square)))
+    at = square.argsort(-1)[..., (particles - 1) // 2]
     weight = k.gather(-1, at.unsqueeze(-1))
-    if (
-        of_others or particles > 2
-    ):  # with two, the lower median is the particle's own distance, zero
-        assert torch.allclose(weight, torch.full_like(weight, 1 / (particles + 1)))
+    assert torch.allclose(weight, torch.full_like(weight, 1 / (particles + 1)))
 
 
 def settled(x: torch.Tensor, config: TransportConfig, steps: int = 800) -> torch.Tensor:
@@ -89,9 +82,9 @@ def settled(x: torch.Tensor, config: TransportConfig, steps: int = 800) -> torch
 
 
 def test_a_gaussian_target_is_met_in_the_mean_and_as_wide_as_the_theory_says():
-    """Two particles at +-u: u (1 - k) = 2 k u / h with k = 1/3 and h = 4 u^2 / (2 ln 3), hence u^2 = ln(3) / 2."""
+    """Two particles at +-u: u (1 - k) = 2 k u / h with k = exp(-2 u^2 / h) and h = 1, hence u^2 = ln(3) / 2."""
     absolute = TransportConfig(temperature=1.0, temperature_mode="absolute")
-    pair = dataclasses.replace(absolute, median_of_others=True)
+    pair = dataclasses.replace(absolute, bandwidth=1.0)
     x = settled(1.5 * cloud(32, 2, 1, 1) + 0.5, pair)
     assert x.mean().abs() < 1e-6
     assert torch.allclose(x.square(), torch.full_like(x, math.log(3) / 2), atol=1e-6)
@@ -405,7 +398,9 @@ def test_prefix_loss_leaves_given_actions_alone(generator):
         ({"num_envs": 0}, "num_envs must be at least 1"),
         ({"start_noise": (1.0, 0.5)}, "0 <= low <= high"),
         ({"num_envs": 5}, "do not split into 2 equal shares"),
-        ({"num_particles": 1, "transport": TransportConfig(median_of_others=True)}, "at least 2"),
+        ({"segments_per_block": 0}, "segments_per_block must be at least 1"),
+        ({"fresh_share": 1.5}, "fresh_share must be from 0 to 1"),
+        ({"actor_share": -0.1}, "actor_share must be from 0 to 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(wrong, says):

@@ -54,6 +54,15 @@ def tiny(algorithm: str, folder, task: str = "hopper", **changes) -> train.Train
     )
 
 
+def untrained(folder, task: str = "hopper", **options) -> Path:
+    """A checkpoint for what needs one."""
+    config = train.default_config("fpo", task)
+    config = dataclasses.replace(config, scratch=SCRATCH, task_options=options)
+    torch.manual_seed(0)
+    checkpoint.save(folder / "untrained.safetensors", train.starting_point(config)[1])
+    return folder / "untrained.safetensors"
+
+
 def weights(folder, name=train.POLICY_FILE):
     return load_file(folder / name)
 
@@ -227,10 +236,14 @@ def test_learning_rates_follow_their_schedule():
         ("insert", "sparse", (), False),
         ("push", "dense", (), False),
         ("push", "dense", ("--rldt.critic.value-low", "0"), True),
+        ("hopper", "dense", (), False),
+        ("hopper", "dense", ("--rldt.critic.value-low", "0"), True),
     ],
 )
-def test_a_reward_with_costs_is_not_held_above_them(task, reward, flags, refused):
-    command = ["rldt", "--task", task, "--task-options", "reward", reward, *flags]
+def test_a_reward_with_costs_is_not_held_above_them(task, reward, flags, refused, tmp_path):
+    options = [] if task == "hopper" else ["--task-options", "reward", reward]
+    base = untrained(tmp_path, task, **dict([options[1:]] if options else []))
+    command = ["rldt", "--task", task, "--checkpoint", str(base), *options, *flags]
     config = cli.parse_train([*command, "--rldt.num-envs", "4"], None)[1]
     made, base = train.starting_point(config)
     env, generator = train.own_environments(made, config), torch.Generator()
@@ -252,7 +265,7 @@ def test_every_tensor_is_made_where_the_policy_is(algorithm, tmp_path):
     if algorithm == "rldt":
         config = dataclasses.replace(
             train.default_config("rldt", "hopper"),
-            scratch=SCRATCH,
+            checkpoint=untrained(tmp_path),
             rldt=RLDTConfig(
                 num_envs=4,
                 num_steps=6,
@@ -305,14 +318,12 @@ def launch(arguments: list[str], rank: int, processes: int, port: int) -> subpro
     )
 
 
-COMMON = (
-    "--task hopper --time-limit 60 --eval-every 0 --scratch.num-flow-steps 2 --scratch.network.width 16 "
-    "--scratch.network.depth 2 --device cpu --json"
-)
+COMMON = "--task hopper --time-limit 60 --eval-every 0 --device cpu --json"
 SEVERAL = {
     "fpo_plus_plus": (
         "--ppo.num-iterations 3 --ppo.num-envs 4 --ppo.num-steps 24 --ppo.num-epochs 2 --ppo.num-minibatches 3 "
-        "--ppo.critic-warmup 0 --ppo.scale-rewards --ppo.value-width 16 --ppo.value-depth 2",
+        "--ppo.critic-warmup 0 --ppo.scale-rewards --ppo.value-width 16 --ppo.value-depth 2 "
+        "--scratch.num-flow-steps 2 --scratch.network.width 16 --scratch.network.depth 2",
         ("rollout/return", "train/policy_loss", "train/value_loss", "train/approx_kl"),
     ),
     "rldt": (
@@ -329,6 +340,8 @@ def test_two_processes_do_what_one_does_with_as_many_environments(algorithm, tmp
     """Gradients, advantages, normalisers, replay and batches are those of all environments, up to rounding."""
     settings, watched = SEVERAL[algorithm]
     flags = ["train", algorithm, *COMMON.split(), *settings.split()]
+    if algorithm == "rldt":
+        flags += ["--checkpoint", str(untrained(tmp_path))]
     port = free_port()
     runs = [launch([*flags, "--run-dir", str(tmp_path / "two")], r, 2, port) for r in range(2)]
     one = launch([*flags, "--run-dir", str(tmp_path / "one")], 0, 1, port)
@@ -408,6 +421,7 @@ def test_a_checkpoint_of_another_task_names_both(tmp_path):
 
 def test_an_off_policy_run_goes_on_exactly_too(tmp_path):
     """RLDT: replay, targets and references as well."""
+    base = untrained(tmp_path)
 
     def run(folder, iterations, resume=False):
         config = train.default_config("rldt", "hopper")
@@ -423,7 +437,12 @@ def test_an_off_policy_run_goes_on_exactly_too(tmp_path):
         )
         train.main(
             dataclasses.replace(
-                config, run_dir=folder, scratch=SCRATCH, eval_every=0, rldt=rldt, resume=resume
+                config,
+                run_dir=folder,
+                checkpoint=base,
+                eval_every=0,
+                rldt=rldt,
+                resume=resume,
             )
         )
 
@@ -433,6 +452,12 @@ def test_an_off_policy_run_goes_on_exactly_too(tmp_path):
     for name in (train.POLICY_FILE, "state.safetensors"):
         four, two = (weights(tmp_path / folder, name) for folder in ("four", "two"))
         assert [k for k in four if not torch.equal(four[k], two[k])] == []
+
+
+def test_rldt_needs_a_policy_to_hold_on_to(tmp_path):
+    config = dataclasses.replace(train.default_config("rldt", "hopper"), run_dir=tmp_path / "run")
+    with pytest.raises(InputError, match="train rldt needs --checkpoint.*fpo"):
+        train.main(config)
 
 
 STRANGE = {

@@ -13,11 +13,14 @@ to the final action, never through the chain. Norms are sums over the chunk. The
 Deviations from the paper and the released code; the `paper` presets undo those that are settings:
 - Time limits bootstrap from the final observation (`time_limit_is_terminal` for the released rule). Rewards are
   discounted inside a chunk, and by gamma ** (executed steps) across it.
-- The critic sees the executed action, held to the joint limits; its gradient never pushes beyond them.
+- The critic sees actions as they are executed, held to the joint limits, its next ones as well; its gradient never
+  pushes beyond them.
 - Steps of the chain and t' are stratified over the particles of a state: the same expectation, less variance.
 - v_ref is the policy of the previous iteration, as in the code, in the `paper` presets; the paper's words suggest the
   base policy, which is what `clean` takes: without it success on `lift` falls again after its peak.
-- Targets are held to no range, but on `insert`; the released code holds them to that of returns on sparse tasks.
+- Values of next states are held to no range, but on `insert`; the released code holds them to that of returns on
+  sparse tasks.
+- Rollouts know no inference delay, also of a policy that continues given actions: only the prefix loss keeps that.
 - The landing point is that of the differentiated call: no second call, the same number.
 - Actions of a chunk that are not executed get no field (the released code pads the wrong axis; it never showed).
 - Segments of a block are dealt to the members of the ensemble in turn, so that each sees fresh and old ones.
@@ -57,25 +60,19 @@ class TransportConfig:
     Attributes:
         kernel: `rbf` over the executed chunk; `per_action`, one per control step of it (block-diagonal), for long
             chunks; `delta`, no kernel: the critic's gradient at the landing point.
-        centers: the `final` actions, or the `landing` points themselves.
         temperature: T, weight of the repulsion between particles.
         temperature_mode: `relative` to the mean norm of the gradients; `unit_gradient`: they are divided by it;
             `absolute`.
         row_normalized: divide by the sum of a particle's kernel weights instead of P, so that the step is as long
             for any P.
         bandwidth: h; by default the median rule.
-        median_of_others: the median leaves out the particle's own final action.
-        q_gradient: which of the ensemble's values is climbed; `pessimistic` is mean - pessimism * spread.
     """
 
     kernel: Literal["rbf", "per_action", "delta"] = "rbf"
-    centers: Literal["final", "landing"] = "final"
     temperature: float = 1e-3
     temperature_mode: Literal["relative", "unit_gradient", "absolute"] = "relative"
     row_normalized: bool = False
     bandwidth: float | None = None
-    median_of_others: bool = False
-    q_gradient: Literal["mean", "min", "pessimistic"] = "mean"
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,9 @@ class CriticConfig:
         target_decay: of the target network, per gradient step.
         split_data: each member is fitted to its own share of the segments.
         target: how the members' values become one target.
-        pessimism: weight of the members' spread in `pessimistic`.
-        value_low, value_high: targets are held to this range, e.g. what returns can be, which is the released rule on
-            sparse tasks and taught less on two of ours (docs/log.md).
+        value_low, value_high: what next states are worth is held to this range (divided as rewards are, with
+            `normalize_reward`), e.g. what returns can be, which is the released rule on sparse tasks and taught less
+            on two of ours (docs/log.md).
         num_target_actions: policy samples per next state.
         td_lambda: per chunk.
         normalize_reward: divide by a running mean of |chunk reward|.
@@ -107,8 +104,7 @@ class CriticConfig:
     learning_rate: float = 1e-3
     target_decay: float = 0.995
     split_data: bool = True
-    target: Literal["min", "mean", "pessimistic"] = "min"
-    pessimism: float = 0.5
+    target: Literal["min", "mean"] = "min"
     value_low: float | None = None
     value_high: float | None = None
     num_target_actions: int = 2
@@ -136,8 +132,7 @@ class RLDTConfig:
         gamma: discount per control step.
         num_particles: P, actions per state.
         consistency_coef, constraint_coef: l1 and l2.
-        reference: v_ref is the policy of the previous iteration, its moving average, or the base policy.
-        reference_decay: of `average`, per iteration.
+        reference: v_ref is the policy of the previous iteration, or the base policy.
         actor_learning_rate, actor_warmup_steps: of Adam, with a linear warm-up.
         max_grad_norm: of the actor; none by default.
         exploration: noise on the executed chunk: by the `landing_gap` of a late step, `gaussian`, or `none`.
@@ -166,8 +161,7 @@ class RLDTConfig:
     num_particles: int = 8
     consistency_coef: float = 0.5
     constraint_coef: float = 0.2
-    reference: Literal["previous", "average", "base"] = "previous"
-    reference_decay: float = 0.9
+    reference: Literal["previous", "base"] = "previous"
     actor_learning_rate: float = 2e-5
     actor_warmup_steps: int = 32
     max_grad_norm: float = math.inf
@@ -182,14 +176,16 @@ class RLDTConfig:
     critic: CriticConfig = field(default_factory=CriticConfig)
 
     def __post_init__(self):
-        counts = ("num_envs", "num_steps", "num_blocks", "num_particles", "replay_iterations")
-        for name in (*counts, "actor_steps", "critic_steps", "explore_last_steps"):
-            if getattr(self, name) < 1:
+        counts = ("num_iterations", "num_envs", "num_steps", "num_blocks", "segments_per_block")
+        counts += ("num_particles", "replay_iterations", "actor_steps", "critic_steps")
+        for name in (*counts, "explore_last_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"rldt: {name} must be at least 1, not {getattr(self, name)}")
+        for name in ("actor_share", "fresh_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"rldt: {name} must be from 0 to 1, not {getattr(self, name)}")
         if not 0 <= self.start_noise[0] <= self.start_noise[1]:
             raise InputError(f"rldt: start_noise must be 0 <= low <= high, not {self.start_noise}")
-        if self.transport.median_of_others and self.num_particles < 2:
-            raise InputError("rldt: median_of_others needs num_particles of at least 2")
         if self.critic.num_critics < 1 or self.critic.num_target_actions < 1:
             raise InputError("rldt: num_critics and num_target_actions must be at least 1")
 
@@ -236,7 +232,7 @@ def transport_field(
         x.square().sum(-1, keepdim=True) + a.square().sum(-1)[:, None] - 2 * x @ a.transpose(1, 2)
     ).clamp_min(0.0)
     h = (
-        median_bandwidth(square, config.median_of_others)
+        median_bandwidth(square)
         if config.bandwidth is None
         else torch.full_like(square[..., :1], config.bandwidth)
     )
@@ -253,13 +249,10 @@ def transport_field(
     return phi.reshape(queries.shape), {n: v.norm(dim=-1).mean() for n, v in norms.items()}
 
 
-def median_bandwidth(square: Tensor, of_others: bool = False) -> Tensor:
+def median_bandwidth(square: Tensor) -> Tensor:
     """h_i (B, P, 1) of squared distances (B, P, P): a centre at the (lower) median distance weighs 1 / (P + 1)."""
     particles = square.shape[-1]
     rank = (particles - 1) // 2
-    if of_others:
-        square = square + torch.diag(square.new_full((particles,), math.inf))
-        rank = (particles - 2) // 2
     median = square.sort(dim=-1).values[..., rank : rank + 1]  # sorting is deterministic everywhere
     return (median / (2 * math.log(particles + 1))).clamp_min(1e-8)
 
@@ -505,7 +498,7 @@ class RLDT:
         config = self.config.critic
         next_obs = {name: by_segment(value) for name, value in block["final_obs"].items()}
         context = self.policy.embed(next_obs).repeat_interleave(config.num_target_actions, 0)
-        next_action = self._executed(self._chain(self.policy, context, generator)[-1]).flatten(1)
+        next_action = self._held(self._chain(self.policy, context, generator)[-1]).flatten(1)
         next_action = next_action.unflatten(
             0, (block["reward"].shape[1], -1, config.num_target_actions)
         )
@@ -530,7 +523,8 @@ class RLDT:
         shape = batch["reward"].shape
         context = self.target.embed(batch["next_features"].flatten(0, 1))
         q = self.target(context, batch["next_action"].flatten(0, 2))
-        value = aggregate(q, config.target, config.pessimism).unflatten(0, (*shape, -1)).mean(-1)
+        value = q.amin(0) if config.target == "min" else q.mean(0)
+        value = value.unflatten(0, (*shape, -1)).mean(-1)
         if config.value_low is not None or config.value_high is not None:
             value = value.clamp(config.value_low, config.value_high)
         ends = batch["terminated"], batch["truncated"]
@@ -616,8 +610,7 @@ class RLDT:
         obs = {name: by_segment(value) for name, value in obs.items()}
 
         def transport(landing: Tensor, final: Tensor) -> Tensor:
-            own = config.transport.centers == "landing" or config.transport.kernel == "delta"
-            centers = self._executed(landing if own else final)
+            centers = self._executed(landing if config.transport.kernel == "delta" else final)
             gradient, agreement = self.q_gradient(context, centers)
             phi, norms = transport_field(
                 self._executed(landing), centers, gradient, config.transport
@@ -641,18 +634,15 @@ class RLDT:
         return metrics | {"actor_grad_norm": loss.new_tensor(norm)}
 
     def q_gradient(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of the critics' joint value at actions (B, P, h, A), and the mean cosine between members.
+        """Gradient of the critics' mean at actions (B, P, h, A), and the mean cosine between members.
 
         The critic is asked at the action that would be executed; where that is the joint limit, no push beyond it.
         """
-        config = self.config
-        low = self.policy.normalize_action(self.policy.action_low)
-        high = self.policy.normalize_action(self.policy.action_high)
+        low, high = self._limits
         held = actions.clamp(low, high)
         members = held.flatten(0, 1).flatten(1).expand(len(context), -1, -1).clone()
         q = self.critic(context, members.requires_grad_())
-        value = aggregate(q, config.transport.q_gradient, config.critic.pessimism).sum()
-        (parts,) = torch.autograd.grad(value, members)  # (E, B * P, D)
+        (parts,) = torch.autograd.grad(q.mean(0).sum(), members)  # (E, B * P, D)
         gradient = parts.sum(0).view_as(actions)
         outward = ((held >= high) & (gradient > 0)) | ((held <= low) & (gradient < 0))
         unit = torch.nn.functional.normalize(parts, dim=-1)
@@ -663,15 +653,21 @@ class RLDT:
     @torch.no_grad()
     def update_reference(self) -> None:
         """v_ref after an iteration."""
-        kept = {"previous": 0.0, "average": self.config.reference_decay, "base": 1.0}
-        torch._foreach_lerp_(
-            list(self.reference.parameters()),
-            list(self.policy.parameters()),
-            1 - kept[self.config.reference],
-        )
+        if self.config.reference == "previous":
+            self.reference.load_state_dict(self.policy.state_dict())
 
     def _executed(self, chunk: Tensor) -> Tensor:
         return chunk[..., : self.execute_horizon, :]
+
+    @property
+    def _limits(self) -> tuple[Tensor, Tensor]:
+        """Joint limits (A,), normalised."""
+        normalize = self.policy.normalize_action
+        return normalize(self.policy.action_low), normalize(self.policy.action_high)
+
+    def _held(self, chunk: Tensor) -> Tensor:
+        """What of a normalised chunk is executed, as it would be."""
+        return self._executed(chunk).clamp(*self._limits)
 
     def _chain(self, policy: FlowPolicy, context: Tensor, generator: torch.Generator) -> Tensor:
         """Euler chain (K + 1, B, H, A) from fresh noise."""
@@ -733,12 +729,3 @@ def record(seen: dict[str, list[Tensor]], metrics: dict[str, Tensor]) -> None:
     """Keep the metrics of a gradient step for their mean."""
     for name, value in metrics.items():
         seen.setdefault(name, []).append(value)
-
-
-def aggregate(q: Tensor, how: str, pessimism: float) -> Tensor:
-    """One value of an ensemble's, (E, ...) -> (...)."""
-    if how == "min":
-        return q.amin(0)
-    if how == "mean" or len(q) == 1:
-        return q.mean(0)
-    return q.mean(0) - pessimism * q.std(0)

@@ -79,6 +79,8 @@ class ScoreFlowConfig:
             raise InputError(
                 f"need 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}"
             )
+        if not 0 <= self.sigma_hold < 1:
+            raise InputError(f"sigma_hold must be from 0 to less than 1, not {self.sigma_hold}")
         if self.noisy_steps < 0:
             raise InputError(f"noisy_steps must be at least 0 (all), not {self.noisy_steps}")
         if self.drift == "fixed" and self.fixed_gain <= 0:
