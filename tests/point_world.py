@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from flow_policy_rl.algorithms.bc import cfm_loss
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.spec import ObservationField, PolicySpec
 from sim.vec_env import ChunkStep
@@ -113,3 +114,19 @@ def demonstrated(count: int, noise: float, generator: torch.Generator):
     move = STRIDE * way / way.norm(dim=1, keepdim=True).clamp_min(STRIDE)
     chunk = move[:, None] + noise * torch.randn(count, 2, 2, generator=generator)
     return {"position": position}, chunk
+
+
+def weak_point_policy(generator: torch.Generator) -> FlowPolicy:
+    """Imitates wavering demonstrations: it reaches a goal less than half the time."""
+    torch.manual_seed(0)
+    policy = point_policy(width=64, depth=2)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
+    for _ in range(500):
+        obs, chunk = demonstrated(256, 0.25, generator)
+        x_1 = policy.normalize_action(chunk)
+        t = torch.rand(256, 1, generator=generator).expand(-1, 2)
+        loss = cfm_loss(policy, obs, x_1, torch.randn(x_1.shape, generator=generator), t).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return policy

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from point_world import PointEnv, demonstrated, point_policy
+from point_world import PointEnv, weak_point_policy
 from toys import random_obs, small_policy, small_spec
 
 from flow_policy_rl import flow
@@ -522,22 +522,6 @@ def test_constant_field_moves_samples_as_far_as_the_balance_of_losses_says(ring,
     expected = 0.3 * sum(1 / k for k in range(1, 9)) / (2 * 0.2 * 8)
     assert moved[0].item() == pytest.approx(expected, rel=0.2)
     assert abs(moved[1].item()) < 0.1 * expected
-
-
-def weak_point_policy(generator: torch.Generator) -> FlowPolicy:
-    """Imitates wavering demonstrations: it reaches a goal less than half the time."""
-    torch.manual_seed(0)
-    policy = point_policy(width=64, depth=2)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
-    for _ in range(500):
-        obs, chunk = demonstrated(256, 0.25, generator)
-        x_1 = policy.normalize_action(chunk)
-        t = torch.rand(256, 1, generator=generator).expand(-1, 2)
-        loss = cfm_loss(policy, obs, x_1, torch.randn(x_1.shape, generator=generator), t).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return policy
 
 
 SADDLE = RLDTConfig(
