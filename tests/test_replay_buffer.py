@@ -14,6 +14,7 @@ from flow_policy_rl.algorithms.rldt import RLDT, CriticConfig, RLDTConfig
 from flow_policy_rl.buffers import ChunkReplay, rollout_segments
 from flow_policy_rl.errors import RunFailed
 from flow_policy_rl.nesting import flat
+from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.rollout import Collector
 
 
@@ -314,6 +315,59 @@ def test_the_critic_is_asked_about_actions_as_they_would_be_executed():
     assert (action == low).any()  # so the test sees some that were held
     assert (action == high).any()
     assert ((action >= low) & (action <= high)).all()
+
+
+def test_the_target_network_follows_at_its_decay():
+    learner = tiny()
+    learner.iterate()
+    batch = learner.critic_batch(learner.replay.sample(8, learner.generator), learner.generator)
+    before = [p.clone() for p in learner.target.parameters()]
+    learner.critic_step(batch)
+    critic = list(learner.critic.parameters())
+    for new, old, aim in zip(learner.target.parameters(), before, critic, strict=True):
+        torch.testing.assert_close(new, 0.995 * old + 0.005 * aim)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_segments_are_dealt_to_the_members_in_turn(split):
+    """What member 0 learns does not depend on the targets of odd segments, unless all see all."""
+    critic = dataclasses.replace(TINY.critic, split_data=split, td_lambda=0.0)
+
+    def learned(spoiled: slice) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        learner = tiny(dataclasses.replace(TINY, critic=critic))
+        learner.iterate()
+        segments = learner.replay.sample(8, learner.generator)
+        batch = learner.critic_batch(segments, torch.Generator().manual_seed(0))
+        batch["reward"][:, spoiled] += 5.0
+        learner.critic_step(batch)
+        return tuple([p[i].clone() for p in learner.critic.parameters()] for i in range(2))
+
+    plain, odd = learned(slice(0, 0)), learned(slice(1, None, 2))
+    same = [all(map(torch.equal, a, b)) for a, b in zip(plain, odd, strict=True)]
+    assert same == [split, False]
+
+
+def test_actions_that_are_not_executed_get_no_field(monkeypatch):
+    torch.manual_seed(0)
+    spec = point_policy().spec.replace(action_horizon=4)
+    policy = FlowPolicy(spec, NetworkConfig(width=16, depth=2))
+    learner = RLDT(policy, PointEnv(8), TINY, torch.Generator().manual_seed(0))
+    learner.iterate()
+    fields, loss = [], rldt.actor_loss
+
+    def watched(policy, reference, obs, transport, *rest):
+        def field(landing, final):
+            fields.append(transport(landing, final))
+            return fields[-1]
+
+        return loss(policy, reference, obs, field, *rest)
+
+    monkeypatch.setattr(rldt, "actor_loss", watched)
+    learner.iterate()
+    for field in fields:
+        assert field.shape[2:] == (4, 2)
+        assert (field[:, :, :2].abs().amax((0, 1)) > 0).all()
+        assert (field[:, :, 2:] == 0).all()
 
 
 def test_the_field_does_not_push_past_the_joint_limits():
