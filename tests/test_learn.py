@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flow_policy_rl import cli, progress
+from flow_policy_rl import cli, progress, train
 from flow_policy_rl.bench import learn, stages
 from flow_policy_rl.bench.studies import STUDIES, Budget, Variant
 from flow_policy_rl.errors import InputError, RunFailed
@@ -369,6 +369,27 @@ def test_two_budgets_do_not_mix_in_one_folder(tmp_path):
     learn.begin(tmp_path, learn.Config(budget="small", seeds=9))
     with pytest.raises(InputError, match="other settings"):
         learn.begin(tmp_path, learn.Config(budget="full"))
+
+
+def test_a_training_of_another_recipe_is_not_kept(tmp_path):
+    """A preset or a study that has changed since would stand on a page that prints today's command."""
+    run_dir = tmp_path / "cells/hopper-fpo-0"
+    command = ("train", "fpo", "--task", "hopper", "--ppo.num-iterations", "3", "--eval-every", "2")
+    stage = learn.training(command, run_dir)
+    cell = learn.Cell("hopper", "fpo", 0, run_dir, None, (stage,), None)
+    learn.check_recipes([cell])  # nothing was run yet
+    _, config = cli.parse_train(list(stage.command[1:]), None)
+    run_dir.mkdir(parents=True)
+    train.begin_run(config)
+    stage.name.with_suffix(".done").touch()
+    learn.check_recipes([cell])
+    more = learn.training((*command[:-1], "1", "--ppo.num-iterations", "5"), run_dir)
+    learn.check_recipes([dataclasses.replace(cell, stages=(more,))])  # these may change
+    wider = learn.training((*command, "--ppo.clip-range", "0.3"), run_dir)
+    with pytest.raises(
+        InputError, match=r"other settings: ppo.clip_range 0.1 \(now 0.3\); remove '.*hopper-fpo-0'"
+    ):
+        learn.check_recipes([dataclasses.replace(cell, stages=(wider,))])
 
 
 def test_two_runs_of_a_study_do_not_write_into_one_folder(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from flow_policy_rl.bench.stages import Stage, result_of, run_chains
 from flow_policy_rl.bench.studies import STUDIES, Budget, Study, Variant
 from flow_policy_rl.errors import InputError, RunFailed, unknown_name
 from flow_policy_rl.logger import read_metrics
+from flow_policy_rl.nesting import flat
 from flow_policy_rl.run_folder import (
     POLICY_FILE,
     RAW_POLICY_FILE,
@@ -36,6 +37,10 @@ from sim.tasks import task_names
 
 EVAL_SEED = 10_000  # episodes of the table; training watches others
 NOISES = ("zero", "random")
+MAY_MOVE = {
+    "checkpoint",
+    "demos",
+}  # settings that change where a study's folder is moved, or its bases are copied
 
 
 @dataclass(frozen=True)
@@ -275,6 +280,7 @@ def main(config: Config) -> dict:
     end_like_ctrl_c()
     with claimed(root, "--out"):
         begin(root, config)
+        check_recipes(cells)
         chains = {cell.dir.name: cell.stages for cell in cells}
         failures = run_chains(chains, config.jobs, f"study {config.study}")
         if failures:
@@ -302,6 +308,37 @@ def begin(root: Path, config: Config) -> None:
         raise InputError(f"'{root}' holds a study with other settings: choose another --out")
     root.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings) + "\n")
+
+
+def check_recipes(cells: Sequence[Cell]) -> None:
+    """Refuse trainings that ended with other settings than today's: the study or a preset has changed since.
+
+    Where a run was begun and not ended, `train --resume` does so.
+
+    Raises:
+        InputError: names the folder and what differs.
+    """
+    from flow_policy_rl import cli, resume
+
+    stages = {stage.name: stage for cell in cells for stage in cell.stages}
+    for stage in stages.values():
+        if stage.command[0] != "train" or not stage.name.with_suffix(".done").is_file():
+            continue
+        _, config = cli.parse_train(list(stage.command[1:]), None)
+        settings = json.loads((config.run_dir / "config.json").read_text())
+        then, now = (
+            flat(resume.comparable(s), ".") for s in (settings, dataclasses.asdict(config))
+        )
+        changed = sorted(
+            f"{name} {then[name]} (now {now[name]})"
+            for name in (then.keys() & now.keys()) - MAY_MOVE
+            if then[name] != now[name]
+        )
+        if changed:
+            raise InputError(
+                f"'{config.run_dir}' was trained with other settings: {', '.join(changed)}; remove "
+                f"'{stage.name.parent}' and what was made from it, or choose another --out"
+            )
 
 
 def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:
