@@ -17,7 +17,8 @@ from flow_policy_rl.errors import InputError
 from flow_policy_rl.nesting import flat, nested
 
 FORMAT = "flow_policy_rl.state.3"
-# Settings that a resumed run may change, as it may `num_iterations`: what an iteration learns does not depend on them.
+# Settings that a resumed run may change: what an iteration learns does not depend on them. `num_iterations` may change
+# too, which moves the schedules that are shares of a run.
 MAY_DIFFER = (
     *("track", "resume", "json", "run_dir", "peer_timeout_s"),
     *("eval_every", "eval_episodes", "save_every", "stop_at"),

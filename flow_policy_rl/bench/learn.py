@@ -58,8 +58,8 @@ class Config:
         variants: only these labels (default: all of the study).
         out: folder of the study (default: runs/learn/STUDY-BUDGET).
         env_steps: control steps of training per cell, in place of the budget's.
-        points: evaluations on the way, in place of the budget's. Each takes 100 episodes, of a long task as many
-            control steps as an iteration of training or two; what is learned does not depend on them.
+        points: at least so many evaluations on the way, in place of the budget's. Each takes 100 episodes, of a long
+            task as many control steps as an iteration of training or two; what is learned does not depend on them.
         jobs: cells at a time, each on cores of its own. Compare wall times only within a study of one number of jobs.
         page: where to write the page as well, e.g. docs/learn_manipulation.md, with its pictures beside it.
         json: print one JSON object.

@@ -52,7 +52,7 @@ class Budget:
     Attributes:
         env_steps: control steps of training.
         episodes: of each final evaluation; on the way at most 100.
-        points: evaluations on the way.
+        points: evaluations on the way, at least.
         imitation_steps: gradient steps of the base policy, where fewer than its recipe says.
         expert_steps: most control steps of the policy that demonstrates.
     """
@@ -117,8 +117,6 @@ RELEASED = {
     )
     for name in SCORE_FLOW
 }
-# The field divided by the number of particles, and with it the step. Most ablations of RLDT ran with it.
-PUBLISHED = ("--rldt.transport.no-row-normalized",)
 NOISY = ("--noise", "0.03")
 IMITATE = ("--bc.num-steps", "3500", "--bc.ema-decay", "0.999")
 # All that 50 demonstrations of `lift` need is 3,500 steps, and 100 of `pick_place` 1,600: this leaves room for RL, and
@@ -231,19 +229,14 @@ STUDIES = {
                 "rldt", ("--rldt.critic.value-low", "0", "--rldt.critic.value-high", "1")
             ),
             "rldt, no kernel": Variant("rldt", ("--rldt.transport.kernel", "delta")),
-            "rldt, published step": Variant("rldt", PUBLISHED),
-            "rldt, no repulsion": Variant(
-                "rldt", (*PUBLISHED, "--rldt.transport.temperature", "0")
-            ),
-            "rldt, hot repulsion": Variant(
-                "rldt", (*PUBLISHED, "--rldt.transport.temperature", "0.1")
-            ),
-            "rldt, previous as reference": Variant(
-                "rldt", (*PUBLISHED, "--rldt.reference", "previous")
-            ),
-            "rldt, replay unbalanced": Variant("rldt", (*PUBLISHED, "--rldt.no-balanced-replay")),
-            "rldt, one-step targets": Variant("rldt", (*PUBLISHED, "--rldt.critic.td-lambda", "0")),
-            "rldt, no constraint": Variant("rldt", (*PUBLISHED, "--rldt.constraint-coef", "0")),
+            # The field divided by the number of particles, and with it the step.
+            "rldt, published step": Variant("rldt", ("--rldt.transport.no-row-normalized",)),
+            "rldt, no repulsion": Variant("rldt", ("--rldt.transport.temperature", "0")),
+            "rldt, hot repulsion": Variant("rldt", ("--rldt.transport.temperature", "0.1")),
+            "rldt, previous as reference": Variant("rldt", ("--rldt.reference", "previous")),
+            "rldt, replay unbalanced": Variant("rldt", ("--rldt.no-balanced-replay",)),
+            "rldt, one-step targets": Variant("rldt", ("--rldt.critic.td-lambda", "0")),
+            "rldt, no constraint": Variant("rldt", ("--rldt.constraint-coef", "0")),
         },
         metric="success_rate",
         threshold={"*": 0.9},
