@@ -186,15 +186,15 @@ class SampledTruth:
 
 
 def controller_reference(msg, joint_names: tuple[str, ...]) -> np.ndarray:
-    """Reference position (A,) of a controller state: `reference` or `desired` (Humble and before), or a JointState.
+    """Reference position (A,) of a controller state: `reference`, or `desired` (Humble and before), or a JointState.
 
     Raises:
         DecodeError: another message, or a joint is missing.
     """
     if hasattr(msg, "position"):
         return joint_values(msg, joint_names, "position")
-    for part in ("reference", "desired"):
-        if hasattr(msg, part) and hasattr(msg, "joint_names"):
+    for part in ("reference", "desired"):  # Humble has both, and fills one of them
+        if hasattr(msg, "joint_names") and len(getattr(getattr(msg, part, None), "positions", ())):
             return joint_values(
                 _Named(msg.joint_names, getattr(msg, part).positions), joint_names, "position"
             )
