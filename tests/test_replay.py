@@ -279,6 +279,18 @@ def test_wiring_finds_degrees_and_rates(tmp_path, policy_file):
     assert details["rate of /js"][0] == "warning"  # 12.5 Hz for a policy of 20 Hz
 
 
+@pytest.mark.parametrize(("lag_ms", "level"), [(0, "ok"), (150, "warning"), (300, "error")])
+def test_wiring_says_that_input_is_too_old_for_the_live_node(tmp_path, policy_file, lag_ms, level):
+    """Grid mode goes by stamps alone, where the node would hold."""
+    write(tmp_path / "bag", late(told("state"), "/cube", lag_ms * MS))
+    result = run(tmp_path, policy_file, ground_truth="state")
+    (check,) = (c for c in result["wiring"] if c["name"] == "clock")
+    assert check["level"] == level
+    assert (level == "error") == ("/cube (0.3" in check["detail"])
+    assert (result["wiring_errors"] > 0) == (level == "error")
+    assert result["compared_chunks"] > 10
+
+
 def test_gates_refuse_what_they_do_not_know(tmp_path):
     for text, says in {
         "mae: 3": "must be a mapping",
