@@ -19,6 +19,7 @@ from flow_policy_rl.data.health import Health, of_demonstrations
 from flow_policy_rl.data.lerobot import LeRobotWriter
 from flow_policy_rl.data.robomimic import HDF5, DemoLayout, RobomimicWriter
 from flow_policy_rl.errors import InputError, output_folder
+from flow_policy_rl.offline.truth import refuse_unfollowed
 from flow_policy_rl.replay import mapped
 from flow_policy_rl.serving.robot import Robot, load_robot, robot_names
 
@@ -127,7 +128,7 @@ def from_bag(config: Config) -> tuple[Health, dict, list]:
     provenance = {
         "source": str(config.input),
         "version": __version__,
-        "actions": {"kind": config.actions, "topic": reader.truth_topic},
+        "actions": {"kind": config.actions, "topic": reader.truth_topics[0]},
         "rate_hz": 1 / layout.control_dt,
         "frames_without_action": facts.without_action,
         "stale": dict(facts.stale),
@@ -138,15 +139,23 @@ def from_bag(config: Config) -> tuple[Health, dict, list]:
         "problems": bag.problems.rows(),
     }
     writer.close(provenance)
-    if not writer.num_episodes:
-        reasons = [f"{k} ({v}x)" for k, v in facts.discarded.items()]
-        reasons += [f"{facts.without_action} frames without an action"] * bool(facts.without_action)
-        reasons += [str(bag.problems)] * bool(len(bag.problems))
+    try:
+        refuse_unfollowed(reader.truth, bag, reader.truth_topics, "--actions")
+        if not writer.num_episodes:
+            raise no_episode(config.input, reader)
+    except InputError:
         remove(config.output)
-        raise InputError(
-            f"bag '{config.input}' gives no episode: {'; '.join(reasons) or 'no complete frame'}"
-        )
+        raise
     return health, provenance, tables_of(provenance)
+
+
+def no_episode(bag: Path, reader: FrameReader) -> InputError:
+    """Why there is none."""
+    facts, problems = reader.facts, reader.problems
+    reasons = [f"{k} ({v}x)" for k, v in facts.discarded.items()]
+    reasons += [f"{facts.without_action} frames without an action"] * bool(facts.without_action)
+    reasons += [str(problems)] * bool(len(problems))
+    return InputError(f"bag '{bag}' gives no episode: {'; '.join(reasons) or 'no complete frame'}")
 
 
 def remove(output: Path) -> None:

@@ -131,7 +131,8 @@ def main(config: Config) -> dict:
     if len(judged) == 2:
         result["compare"] = side_by_side(*judged)
     result["gates"] = gates.judge(result, limits)
-    result["passed"] = all(g["passed"] for g in result["gates"].values())
+    compared = result["compared_chunks"] > 0
+    result["passed"] = compared and all(g["passed"] for g in result["gates"].values())
     result |= {
         "report": str(config.out / "report.html"),
         "files": ["replay.json", "steps.csv", "replay.png", "chunks"],
@@ -297,8 +298,10 @@ def _by_chunk(judged: Judged) -> np.ndarray:
 
 def verdict(numbers: dict) -> str:
     """In words."""
-    if numbers["mae"] is None:
-        return "NOTHING COULD BE COMPARED: the ground truth is not known at any inference"
+    if not numbers["compared_chunks"]:
+        return (
+            "NOTHING COULD BE COMPARED: no chunk has a ground truth for all of its executed actions"
+        )
     if numbers["beats_baselines"]:
         return "better than both baselines"
     return "NOT better than holding still or repeating the last command: check joint order, units, rate and inputs"
@@ -306,7 +309,7 @@ def verdict(numbers: dict) -> str:
 
 def text(result: dict) -> str:
     """For people."""
-    if result["mae"] is None:
+    if not result["compared_chunks"]:
         errors = verdict(result)
     else:
         errors = (

@@ -85,6 +85,45 @@ def motion(t: float) -> tuple[float, float]:
 MS = 1_000_000
 
 
+def late(messages, topic, by_ns):
+    """The same messages; those of one topic arrive later."""
+    moved = [(t, k, log + by_ns * (t == topic), m) for t, k, log, m in messages]
+    return sorted(moved, key=lambda m: m[2])
+
+
+TOLD = {  # how the truth of a robot is known: kind, topic
+    "trajectory": ("command", ""),
+    "point": ("command", ""),
+    "array": ("command", ""),
+    "joint state": ("command", ""),
+    "controller": ("controller", "/reference"),
+    "state": ("state", ""),
+}
+
+
+def told(how, seconds=4.0):
+    """The recorded robot, told where it is at every joint state, or with trajectories of what it will do."""
+    messages = []
+    for topic, kind, log, msg in recorded(seconds, command=how == "trajectory"):
+        messages.append((topic, kind, log, msg))
+        if topic != "/js":
+            continue
+        if how == "array":
+            values = TYPES[ARRAY](
+                TYPES["std_msgs/msg/MultiArrayLayout"]([], 0), msg.position[[2, 1]]
+            )
+            messages.append(("/command", ARRAY, log, values))
+        elif how == "point":
+            point = trajectory("ba", [0.01], [msg.position[1:]])
+            messages.append(("/command", TRAJECTORY, log, point))
+        elif how in ("joint state", "controller"):
+            same = joint_state(log - MS, msg.position[1:], ("b", "a"))
+            messages.append(
+                ("/command" if how == "joint state" else "/reference", JOINTS, log, same)
+            )
+    return messages
+
+
 def recorded(seconds=6.0, command=True, rate=0.01):
     """A robot that moves as `motion`, with a pose stream at another rate and commands that say where it will be."""
     messages = []

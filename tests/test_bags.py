@@ -11,13 +11,15 @@ import pytest
 import yaml
 from mcap.writer import CompressionType
 from mcap.writer import Writer as McapWriter
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from flow_policy_rl.data.bags import BadMessage, Bag, Message, read_bag
+from flow_policy_rl.data import controller_state
+from flow_policy_rl.data.bags import BadMessage, Bag, BagWriter, Message, read_bag
 from flow_policy_rl.data.mcap_file import read_mcap
 from flow_policy_rl.data.problems import MAX_KINDS, Problems
 from flow_policy_rl.errors import InputError
+from flow_policy_rl.offline.truth import controller_reference
 
 STORE = get_typestore(Stores.ROS2_HUMBLE)
 STORE.register(get_types_from_msg("float64 force\nstring label", "odd_msgs/msg/Grip"))
@@ -138,6 +140,93 @@ def test_old_sqlite_bag_without_definitions(tmp_path):
         else:
             with pytest.raises(BadMessage, match="odd_msgs/msg/Grip is neither defined"):
                 bag.deserialize(message)
+
+
+def state_of(store, values, empty=()):
+    """A JointTrajectoryControllerState whose desired or reference position is `values`, but for parts left `empty`."""
+    kinds, none = store.types, np.zeros(0)
+    time = kinds["builtin_interfaces/msg/Time"](5, 0)
+    header = kinds["std_msgs/msg/Header"](time, "")
+    still = kinds["builtin_interfaces/msg/Duration"](0, 0)
+
+    def point(name):
+        own = name in ("reference", "desired") and name not in empty
+        position = np.array(values if own else [9, 9], float)
+        position = none if name in empty else position
+        return kinds["trajectory_msgs/msg/JointTrajectoryPoint"](position, none, none, none, still)
+
+    many = kinds["trajectory_msgs/msg/MultiDOFJointTrajectoryPoint"]([], [], [], still)
+    known = {"header": header, "joint_names": ["x", "y"], "speed_scaling_factor": 1.0}
+    fields = {}
+    for name, _ in store.fielddefs[controller_state.NAME][1]:
+        other = [] if name.endswith("names") else many if "multi" in name else None
+        fields[name] = known.get(name, point(name) if other is None else other)
+    return kinds[controller_state.NAME](**fields)
+
+
+@pytest.mark.parametrize("k", range(5), ids=list(controller_state.STATES))
+def test_controller_states_of_every_version_without_a_definition(tmp_path, k):
+    """As in a sqlite3 bag of Humble: the layout is the one that the bytes fill."""
+    store, name = controller_state.stores()[k], controller_state.NAME
+    parts = {name for name, _ in store.fielddefs[name][1]}
+    messages = [b"\x00\x01\x00\x00" + bytes(range(40))]
+    messages += [bytes(store.serialize_cdr(state_of(store, [i, -i]), name)) for i in range(3)]
+    if {"reference", "desired"} <= parts:  # the old topic of a later Humble
+        only = state_of(store, [3.0, -3.0], {"reference", "feedback"})
+        messages.append(bytes(store.serialize_cdr(only, name)))
+    with Writer(tmp_path / "bag", version=8, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        topic = writer.add_connection("/state", name, typestore=store)
+        for i, data in enumerate(messages):
+            writer.write(topic, i, data)
+    with contextlib.closing(sqlite3.connect(tmp_path / "bag" / "bag.db3")) as database:
+        database.execute("DROP TABLE message_definitions")
+        database.commit()
+    bag, found = Bag(tmp_path / "bag"), []
+    for message in bag.messages():
+        with contextlib.suppress(BadMessage):
+            found.append(controller_reference(bag.deserialize(message), ("y", "x")).tolist())
+    assert found == [[-i, i] for i in range(len(messages) - 1)]
+
+
+def test_what_is_recorded_of_a_controller_state_has_the_layout_that_is_installed(tmp_path):
+    for k, store in enumerate(controller_state.stores()):
+        fields = [name for name, _ in store.fielddefs[controller_state.NAME][1]]
+        writer = BagWriter(tmp_path / f"bag{k}")
+        assert writer.add_topic("/state", controller_state.NAME, fields)
+        data = bytes(store.serialize_cdr(state_of(store, [1.0, 2.0]), controller_state.NAME))
+        writer.write("/state", 5, data)
+        writer.close()
+        with Reader(tmp_path / f"bag{k}") as reader:
+            (connection,) = reader.connections
+            assert connection.digest == store.hash_rihs01(controller_state.NAME)
+            own = get_typestore(Stores.EMPTY)
+            own.register(get_types_from_msg(connection.msgdef.data, controller_state.NAME))
+            msg = own.deserialize_cdr(data, controller_state.NAME)
+        assert controller_reference(msg, ("x", "y")).tolist() == [1.0, 2.0]
+    writer = BagWriter(tmp_path / "other")
+    assert not writer.add_topic("/state", controller_state.NAME, ["header", "of_the_future"])
+
+
+def test_every_distribution_reads_our_metadata(tmp_path):
+    """rosbag2 of Humble and Iron take profiles as text whatever the version says; from 9 on, Jazzy wants a list."""
+    writer = BagWriter(tmp_path / "bag", "humble")
+    writer.add_topic("/a", NUMBER)
+    writer.write("/a", 7, number(3.0))
+    writer.close()
+    raw = yaml.safe_load((tmp_path / "bag" / "metadata.yaml").read_text())
+    info = raw["rosbag2_bagfile_information"]
+    assert info["version"] in (6, 7, 8)
+    (topic,) = info["topics_with_message_count"]
+    assert topic["topic_metadata"]["offered_qos_profiles"] == ""
+    assert topic["topic_metadata"]["type_description_hash"].startswith("RIHS01_")
+    assert {type(info[k]) for k in ("ros_distro", "compression_mode", "compression_format")} == {
+        str
+    }
+    with Reader(tmp_path / "bag") as reader:
+        assert (reader.message_count, reader.ros_distro) == (1, "humble")
+        ((connection, time, data),) = reader.messages()
+        assert (connection.topic, time, bytes(data)) == ("/a", 7, number(3.0))
+    assert [m.data for m in Bag(tmp_path / "bag").messages()] == [number(3.0)]
 
 
 COMPRESSIONS = [CompressionType.NONE, CompressionType.ZSTD, CompressionType.LZ4, None]

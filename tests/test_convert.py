@@ -13,13 +13,18 @@ from bag_toys import (
     IMAGE,
     MS,
     ROBOT,
+    TOLD,
+    TRAJECTORY,
     TYPES,
     TYPESTORE,
     header,
+    late,
     motion,
     picture,
     pose,
     recorded,
+    told,
+    trajectory,
     write,
 )
 
@@ -27,11 +32,14 @@ from flow_policy_rl import checkpoint, convert, train
 from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.convert import Config, Splitting
 from flow_policy_rl.data import demonstrations, sources
+from flow_policy_rl.data.bags import Bag
+from flow_policy_rl.data.frames import End, FrameReader, layout_from_robot
 from flow_policy_rl.data.robomimic import DemoLayout, Demonstrations, Episode, RobomimicWriter
 from flow_policy_rl.data.statistics import ImageStatistics, summarise
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import NetworkConfig
 from flow_policy_rl.serving.decode import DecodeError, compressed_image, decode, rgb
+from flow_policy_rl.serving.robot import load_robot
 from flow_policy_rl.spec import ObservationField
 from sim.errors import SimulationError
 
@@ -161,6 +169,80 @@ def test_gaps_jumps_and_stale_streams_end_episodes(tmp_path, robot_file):
     for episode in demonstrations.load(tmp_path / "demos.hdf5").episodes:
         steps = np.diff(episode.obs["gripper_pos"][:, 0]) / 0.3
         assert np.allclose(steps, 0.05, atol=0.011)  # no hole within an episode
+
+
+@pytest.mark.parametrize("lag_ms", [60, 150])
+@pytest.mark.parametrize("how", TOLD)
+def test_a_stream_that_arrives_late_changes_no_label(tmp_path, robot_file, how, lag_ms):
+    """Later than a control step of 50 ms: frames are those of streams in time, but for the end."""
+    found, (kind, topic) = [], TOLD[how]
+    for name, lag in (("in_time", 0), ("late", lag_ms * MS)):
+        (tmp_path / name).mkdir()
+        messages = late(told(how), "/cube", lag)
+        run(tmp_path / name, robot_file, messages, actions=kind, truth_topic=topic)
+        (episode,) = demonstrations.load(tmp_path / name / "demos.hdf5").episodes
+        found.append(episode)
+    in_time, behind = found
+    n = len(behind.actions)
+    assert 70 < len(in_time.actions) - 4 <= n <= len(in_time.actions)
+    assert np.array_equal(behind.actions, in_time.actions[:n])
+    for name, values in behind.obs.items():
+        assert np.array_equal(values, in_time.obs[name][:n])
+    ahead = (behind.actions[:, 1] - behind.obs["gripper_pos"][:, 0]) / 0.3
+    assert np.allclose(ahead, 0.05, atol=0.0141)  # s: to a joint state, and a command
+
+
+def test_a_controller_that_falls_silent_ends_the_episode(tmp_path, robot_file):
+    """What is never known is waited for no longer than the past is remembered, however long the bag goes on."""
+    messages = [m for m in told("controller", 8.0) if m[0] != "/reference" or m[2] < 3e9]
+    bag = Bag(write(tmp_path / "bag", messages))
+    robot = load_robot(robot_file)
+    layout = layout_from_robot(bag, robot, "t", 0.05, None)
+    reader, most = FrameReader(bag, layout, robot, Splitting(), "controller", "/reference"), 0
+    frames = 0
+    for item in reader.read():
+        frames += not isinstance(item, End)
+        most = max(most, len(reader.waiting))
+    assert 35 < frames < 45
+    assert most < 45  # 2 s and the tolerated age
+    assert reader.facts.without_action > 20
+    assert reader.facts.ends == {"no action": 1}
+
+
+def servo(messages, period=0.01, ahead=0.034):
+    """Commands as MoveIt Servo sends them: one point, with a velocity, again and again."""
+    out = []
+    for topic, kind, log, msg in messages:
+        out.append((topic, kind, log, msg))
+        if topic == "/js":
+            t = (log - MS) / 1e9 - 1 + ahead
+            velocity = (0.3, 0.5 * np.cos(t))
+            point = trajectory("ba", [ahead], [motion(t)[::-1]], [velocity])
+            out.append(("/command", TRAJECTORY, log, point))
+    return out
+
+
+def test_commands_that_end_with_a_velocity_are_followed(tmp_path, robot_file):
+    result = run(tmp_path, robot_file, servo(recorded(3.0, command=False)))
+    (episode,) = demonstrations.load(tmp_path / "demos.hdf5").episodes
+    ahead = (episode.actions[:, 1] - episode.obs["gripper_pos"][:, 0]) / 0.3
+    assert np.allclose(ahead[5:], 0.05, atol=0.02)
+    assert result["problems"] == []
+
+
+@pytest.mark.parametrize("output", ["demos.hdf5", "lerobot"])
+def test_commands_that_the_controller_refused_are_no_labels(tmp_path, robot_file, output):
+    messages, k = [], 0
+    for topic, kind, log, msg in recorded(3.0):
+        if topic == "/command":
+            k += 1
+            if k > 5:  # of 15
+                msg.points[1].time_from_start = msg.points[0].time_from_start
+        messages.append((topic, kind, log, msg))
+    says = "10 of 15 commands on /command cannot be followed: times are not strictly increasing.*--actions controller"
+    with pytest.raises(InputError, match=says):
+        run(tmp_path, robot_file, messages, output)
+    assert not (tmp_path / output).exists()
 
 
 def test_pictures_that_change_size_or_break_are_counted(tmp_path, robot_file):

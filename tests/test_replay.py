@@ -11,11 +11,16 @@ from bag_toys import (
     JOINTS,
     MS,
     ROBOT,
+    TOLD,
+    TRAJECTORY,
     TYPES,
     joint_state,
+    late,
     motion,
     pose,
     recorded,
+    told,
+    trajectory,
     write,
 )
 from hypothesis import given, settings
@@ -23,14 +28,14 @@ from hypothesis import strategies as st
 from onnx_toys import holding_policy
 from toys import small_spec
 
-from flow_policy_rl import replay
+from flow_policy_rl import cli, replay
 from flow_policy_rl.data.bags import Bag
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.offline import gates, metrics, predict
 from flow_policy_rl.offline.durations import Durations
 from flow_policy_rl.offline.predict import Predictor
 from flow_policy_rl.offline.recording import MEASURED, read_recording
-from flow_policy_rl.offline.truth import Pending, SampledTruth
+from flow_policy_rl.offline.truth import KEPT_S, CommandTruth, Pending, SampledTruth
 from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.serving.robot import load_robot
@@ -95,6 +100,23 @@ def test_truth_is_what_the_motion_says(tmp_path, policy_file, robot):
         known = np.isfinite(rec.truth).all(axis=2)
         assert known[1:-3].all()
         assert np.abs(rec.truth - expected)[known].max() < (0.012 if kind == "command" else 1e-4)
+
+
+@pytest.mark.parametrize("lag_ms", [0, 60, 150, 300])
+@pytest.mark.parametrize("how", TOLD)
+def test_a_stream_that_arrives_late_changes_no_truth(tmp_path, policy_file, robot, how, lag_ms):
+    """Also where actions are due before their observation is complete."""
+    write(tmp_path / "bag", late(told(how), "/cube", lag_ms * MS))
+    spec = OnnxPolicy(policy_file).spec
+    rec = read_recording(Bag(tmp_path / "bag"), spec, robot, *TOLD[how])
+    due = rec.times[:, None] - 1.0 + (np.arange(spec.action_horizon) + 1) * spec.control_dt
+    expected = np.stack(motion(due), axis=-1)
+    known = np.isfinite(rec.truth).all(axis=2)
+    assert len(known) > 15
+    assert known[1:-3].all()
+    assert np.abs(rec.truth - expected)[known].max() < 0.012
+    assert np.isfinite(rec.before[2:]).all()
+    assert np.abs(rec.before[2:] - np.stack(motion(rec.times[2:] - 1.0), axis=-1)).max() < 0.012
 
 
 def test_controller_reference_and_per_tick_commands(tmp_path, policy_file, robot):
@@ -257,6 +279,18 @@ def test_wiring_finds_degrees_and_rates(tmp_path, policy_file):
     assert details["rate of /js"][0] == "warning"  # 12.5 Hz for a policy of 20 Hz
 
 
+@pytest.mark.parametrize(("lag_ms", "level"), [(0, "ok"), (150, "warning"), (300, "error")])
+def test_wiring_says_that_input_is_too_old_for_the_live_node(tmp_path, policy_file, lag_ms, level):
+    """Grid mode goes by stamps alone, where the node would hold."""
+    write(tmp_path / "bag", late(told("state"), "/cube", lag_ms * MS))
+    result = run(tmp_path, policy_file, ground_truth="state")
+    (check,) = (c for c in result["wiring"] if c["name"] == "clock")
+    assert check["level"] == level
+    assert (level == "error") == ("/cube (0.3" in check["detail"])
+    assert (result["wiring_errors"] > 0) == (level == "error")
+    assert result["compared_chunks"] > 10
+
+
 def test_gates_refuse_what_they_do_not_know(tmp_path):
     for text, says in {
         "mae: 3": "must be a mapping",
@@ -363,6 +397,73 @@ def test_sampled_truth_and_pending_agree_with_interpolation():
         assert np.allclose(v, exact)
     assert len(found) > 300
     assert truth.at(times[-1] + 1) is None
+
+
+def test_the_past_is_kept_in_order_and_for_a_while_only(robot):
+    sampled, command = SampledTruth(0.5), CommandTruth(("a", "b"))
+    for k in range(5000):
+        t = 100 + k * 0.002
+        sampled.push(t, np.array([t, -t]))
+        at = trajectory("ab", [0.01, 0.5], [(t, 0.0), (t + 1.0, 0.0)])
+        command.push(at, t, np.zeros(2))
+    for truth in (sampled, command):
+        assert len(truth._past.entries) < 2.1 / 0.002
+        assert truth.at(t - KEPT_S - 0.1) is None
+        assert truth.at(90.0) is None
+    assert np.allclose(sampled.at(t - 1.0003), [t - 1.0003, 1.0003 - t])
+    assert command.at(t - 1.0)[0] == pytest.approx(t - 1.01, abs=0.002)
+    sampled.push(t - 0.5, np.zeros(2))  # the clock went back: what was noted for later is gone
+    assert sampled.known_until(t) == t - 0.5
+    assert sampled.at(t - 0.2) is None
+    for truth in (sampled, command):
+        truth.reset()
+        assert truth.at(t) is None
+
+
+def test_the_command_in_force_is_the_last_before(robot):
+    """A command that arrives with the time of a control step follows after it; times are seconds since 1970."""
+    truth, start = CommandTruth(("a", "b")), 1_700_000_000.0
+    for k in range(200):
+        truth.push(joint_state(0, [k, 0.0], ("a", "b")), start + k * 0.05, np.zeros(2))
+    for k in range(190, 200):
+        due = start + k * 0.05
+        for rounded in (np.nextafter(due, 0), due, np.nextafter(due, np.inf)):
+            assert truth.at(rounded)[0] == k - 1
+        assert truth.at(due + 0.001)[0] == k
+
+
+def test_nothing_compared_is_no_verdict(tmp_path, policy_file, capsys):
+    messages = [m for m in told("controller") if m[0] != "/reference" or m[2] < 1.05e9]
+    write(tmp_path / "bag", messages)
+    changes = {"ground_truth": "controller", "truth_topic": "/reference"}
+    result = run(tmp_path, policy_file, **changes)
+    assert (result["passed"], result["compared_chunks"], result["beats_baselines"]) == (
+        False,
+        0,
+        None,
+    )
+    assert "NOTHING COULD BE COMPARED" in replay.text(result)
+    assert "NOT better" not in replay.text(result)
+    assert "NOTHING COULD BE COMPARED" in (tmp_path / "out" / "report.html").read_text()
+    flags = ["--bag", "bag", "--policy", "p", "--out", "out", "--robot", "r", "--ground-truth"]
+    places = {"bag": tmp_path / "bag", "p": policy_file, "out": tmp_path / "again"}
+    places["r"] = policy_file.parent / "robot.yaml"
+    arguments = [str(places.get(f, f)) for f in flags]
+    assert cli.main(["replay", *arguments, "controller", "--truth-topic", "/reference"]) == 1
+    assert "NOTHING COULD BE COMPARED" in capsys.readouterr().out
+
+
+def test_refused_commands_are_no_truth(tmp_path, policy_file, robot):
+    wrong = trajectory("ba", [0.2, 0.1], [(0.0, 0.0), (0.1, 0.1)])
+    messages = [(t, k, log, wrong if t == "/command" else m) for t, k, log, m in recorded(3.0)]
+    good = next(m for m in recorded(3.0) if m[0] == "/command")
+    messages = sorted([*messages, good], key=lambda m: m[2])
+    assert good[1] == TRAJECTORY
+    write(tmp_path / "bag", messages)
+    says = "15 of 16 commands on /command cannot be followed: times are not .*--ground-truth controller or state"
+    with pytest.raises(InputError, match=says):
+        recording(tmp_path / "bag", policy_file, robot)
+    assert len(recording(tmp_path / "bag", policy_file, robot, "state").times) > 10
 
 
 # --- with latency ---

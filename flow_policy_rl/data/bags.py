@@ -28,6 +28,7 @@ from rosbags.typesys import (
 )
 from rosbags.typesys.store import Typestore
 
+from flow_policy_rl.data import controller_state
 from flow_policy_rl.data.mcap_file import Definition, NotMcap, Raw, read_mcap
 from flow_policy_rl.data.problems import Problems
 from flow_policy_rl.data.sqlite_file import NotSqlite, read_sqlite
@@ -79,7 +80,7 @@ class Bag:
         self.path = Path(path)
         self.problems = Problems() if problems is None else problems
         self._definitions: dict[str, Definition] = {}
-        self._stores: dict[str, Typestore | None] = {}
+        self._stores: dict[str, tuple[Typestore, ...]] = {}
         self._metadata = self._read_metadata()
         self.files = self._find_files()
 
@@ -206,36 +207,44 @@ class Bag:
         Raises:
             BadMessage: of an unknown type, or not what its type says.
         """
-        kind = message.type
+        kind, wrong = message.type, ""
         if kind not in self._stores:
-            self._stores[kind] = self._store_for(kind)
-        store = self._stores[kind]
-        if store is None:
+            self._stores[kind] = self._stores_for(kind)
+        stores = self._stores[kind]
+        if not stores:
             raise BadMessage(f"type {kind} is neither defined in the bag nor known")
-        try:
-            return store.deserialize_cdr(message.data, kind)
-        except Exception as error:  # anything can come of random bytes in a generated decoder
-            raise BadMessage(f"not a {kind}: {' '.join(str(error).split())[:80]}") from None
+        for store in stores:
+            try:
+                msg = store.deserialize_cdr(message.data, kind)
+            except Exception as error:  # anything can come of random bytes in a generated decoder
+                wrong = " ".join(str(error).split())[:80]
+                continue
+            self._stores[kind] = (store,)
+            return msg
+        raise BadMessage(f"not a {kind}: {wrong}")
 
-    def _store_for(self, kind: str) -> Typestore | None:
+    def _stores_for(self, kind: str) -> tuple[Typestore, ...]:
+        """Where a type may be described; the first that fits a message is kept."""
         definition = self._definitions.get(kind, Definition(kind, "", ""))
         if definition.text:
             try:
                 store = get_typestore(Stores.EMPTY)
                 store.register(_parse(definition))
                 store.get_msgdef(kind)
-                return store
+                return (store,)
             except Exception as error:  # a parser generator's own kinds of errors
                 text = " ".join(str(error).split())[:80]
                 self.problems.add(kind, f"definition in the bag is unusable: {text}", "types")
+        if kind == controller_state.NAME:
+            return controller_state.stores()
         distro = str(self._metadata.get("ros_distro") or "")
         names = [f"ROS2_{distro.upper()}", "ROS2_JAZZY", "LATEST", "ROS2_HUMBLE", "ROS2_FOXY"]
         for name in names:
             if name in Stores.__members__:
                 store = get_typestore(Stores[name])
                 if kind in store.fielddefs:
-                    return store
-        return None
+                    return (store,)
+        return ()
 
 
 def _parse(definition: Definition) -> dict:
@@ -276,13 +285,20 @@ class BagWriter:
         self._flushed = time.monotonic()
         self._write_metadata()
 
-    def add_topic(self, topic: str, msgtype: str) -> bool:
-        """Make a topic known; False when its type is not (the message cannot be described then)."""
+    def add_topic(self, topic: str, msgtype: str, fields: Collection[str] = ()) -> bool:
+        """Make a topic known; False when its type is not (the message cannot be described then).
+
+        Args:
+            fields: names in the type as it is installed, for a type that differs between distributions.
+        """
         if topic in self._channels:
             return True
+        store = TYPESTORE
+        if msgtype == controller_state.NAME:
+            store = controller_state.store_with(fields) or TYPESTORE
         try:
-            definition, _ = TYPESTORE.generate_msgdef(msgtype, ros_version=2)
-            type_hash = TYPESTORE.hash_rihs01(msgtype)
+            definition, _ = store.generate_msgdef(msgtype, ros_version=2)
+            type_hash = store.hash_rihs01(msgtype)
         except TypesysError:
             return False
         schema = self._writer.register_schema(msgtype, "ros2msg", definition.encode())
@@ -319,7 +335,7 @@ class BagWriter:
         duration = {"nanoseconds": self._last - self._first}
         name = f"{self._folder.name}_0.mcap"
         info = {
-            "version": 9,
+            "version": 8,  # the newest that Humble and Iron read as well
             "storage_identifier": "mcap",
             "duration": duration,
             "starting_time": start,
@@ -330,7 +346,7 @@ class BagWriter:
                         "name": topic,
                         "type": t["type"],
                         "serialization_format": "cdr",
-                        "offered_qos_profiles": [],
+                        "offered_qos_profiles": "",
                         "type_description_hash": t["hash"],
                     },
                     "message_count": t["count"],

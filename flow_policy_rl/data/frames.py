@@ -20,7 +20,7 @@ from flow_policy_rl.offline.recording import (
     JUMP_MARGIN,
     check_topics,
 )
-from flow_policy_rl.offline.truth import GAP_S, choose, controller_reference
+from flow_policy_rl.offline.truth import GAP_S, KEPT_S, choose, controller_reference
 from flow_policy_rl.serving.decode import DecodeError, decode, rgb
 from flow_policy_rl.serving.robot import Robot
 from flow_policy_rl.serving.streams import topics_of
@@ -139,10 +139,11 @@ class FrameReader:
 
     def _choose_truth(self, kind: str, topic: str, needed: dict) -> None:
         self.truth_kind = kind
-        self.truth, sources = choose(kind, topic, self.robot, self.layout.joint_names)
+        kept_s = KEPT_S + self.max_age / 1e9  # a frame waits so long for its slowest stream
+        self.truth, sources = choose(kind, topic, self.robot, self.layout.joint_names, kept_s)
         needed |= sources
         self.handlers |= dict.fromkeys(sources, getattr(self, f"_{kind}", None))
-        self.truth_topic = next(iter(sources), topic or self.joints)
+        self.truth_topics = tuple(sources) or (topic or self.joints,)
 
     def _choose_marks(self, needed: dict) -> None:
         there = self.bag.topics()
@@ -166,11 +167,9 @@ class FrameReader:
             except (BadMessage, DecodeError, TrajectoryRejected) as error:
                 self.problems.add(message.topic, str(error), self.now or message.log_time)
             self._advance()
-            if self.truth_kind == "command":
-                self._resolve(self.now)
+            self._resolve()
             yield from self.out
             self.out.clear()
-        self._resolve(self.now)
         self._end("end of the bag", self.now)
         yield from self.out
         self.out.clear()
@@ -216,25 +215,20 @@ class FrameReader:
         self.last_joints = (stamp, here)
         if self.truth_kind == "state":
             self.truth.push(stamp / 1e9, here)
-            self._resolve(stamp)
 
     def _command(self, message: Message) -> None:
         if self.last_joints is None:
             raise DecodeError("command before the first joint state")
-        msg = self.bag.deserialize(message)
-        self._resolve(self.now)
-        self.truth.push(msg, self.now / 1e9, self.last_joints[1])
+        self.truth.push(self.bag.deserialize(message), self.now / 1e9, self.last_joints[1])
 
     def _controller(self, message: Message) -> None:
         values = controller_reference(self.bag.deserialize(message), self.layout.joint_names)
-        stamp = header_stamp(message)
-        self.truth.push(stamp / 1e9, values)
-        self._resolve(stamp)
+        self.truth.push(header_stamp(message) / 1e9, values)
 
     # --- episodes ---
 
     def _start_mark(self, message: Message) -> None:
-        self._resolve(self.now)
+        self._resolve()
         self._end("next start", self.now)
         self.running = True
 
@@ -246,14 +240,13 @@ class FrameReader:
     def _end_mark(self, message: Message) -> None:
         msg = self.bag.deserialize(message)
         said = getattr(msg, "data", None)
-        self._resolve(self.now)
+        self._resolve()
         self._end("mark", self.now, bool(said) if isinstance(said, bool | np.bool_) else None)
         self.running = not (self.splitting.start_topic or self.splitting.start_service)
 
     def _break(self, reason: str, stamp: int) -> None:
         """Time or the robot jumped: nothing from before belongs to what follows."""
-        if self.truth_kind == "command":
-            self._resolve(self.now)
+        self._resolve()
         self._end(reason, self.now)
         self.not_before = stamp
         self.truth.reset()
@@ -335,18 +328,18 @@ class FrameReader:
     def _stale(self, topic: str, time: int) -> None:
         self.facts.stale[topic] += 1
         self.problems.add(topic, "stale: episode ends, frames are left out", time)
-        if self.truth_kind == "command":
-            self._resolve(time)
+        self._resolve()
         self._end(f"stale {topic}", time)
         for queue in self.samples.values():  # begin again when every stream has something new
             while queue and queue[0][0] <= time:
                 queue.popleft()
 
-    def _resolve(self, until: int) -> None:
+    def _resolve(self) -> None:
         """Hand out the frames whose action is known by now."""
-        while self.waiting and self.waiting[0][0] + self.step <= until:
+        known = self.truth.known_until(self.now / 1e9)
+        while self.waiting and (due := (self.waiting[0][0] + self.step) / 1e9) <= known:
             time, obs, repeated = self.waiting.popleft()
-            action = self.truth.at((time + self.step) / 1e9)
+            action = self.truth.at(due)
             if action is None:
                 self.facts.without_action += 1
                 if self.steps:

@@ -42,9 +42,10 @@ def measure(
         name: value / smooth["truth"][name] if value is not None and smooth["truth"][name] else None
         for name, value in smooth["policy"].items()
     }
+    compared = int(np.isfinite(error[:, executed]).all(axis=(1, 2)).sum())
     return {
         "chunks": len(chunks),
-        "compared_chunks": int(np.isfinite(error[:, executed]).all(axis=(1, 2)).sum()),
+        "compared_chunks": compared,
         "segments": int(recording.segment.max()) + 1,
         "duration_s": recording.duration,
         "joints": metrics.errors_by_joint(spec.joint_names, error[:, executed]),
@@ -52,7 +53,7 @@ def measure(
         "rmse": metrics.rms(error[:, executed]),
         "mae_hold": mae_hold,
         "mae_copy_last": mae_copied,
-        "beats_baselines": None if mae is None else bool(mae < min(mae_hold, mae_copied)),
+        "beats_baselines": bool(mae < min(mae_hold, mae_copied)) if compared else None,
         "first_action_mae": metrics.mean(np.abs(error[:, 0])),
         "chunk_l1": metrics.mean(np.abs(error).sum(axis=(1, 2))),
         "by_step": {

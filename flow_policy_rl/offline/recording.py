@@ -24,6 +24,7 @@ from flow_policy_rl.offline.truth import (
     Pending,
     choose,
     controller_reference,
+    refuse_unfollowed,
 )
 from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
 from flow_policy_rl.serving.decode import DecodeError, image
@@ -116,7 +117,7 @@ def read_recording(
         stamps: infer at observations of these times (ns) instead of where the scheduler would.
 
     Raises:
-        InputError: topics that the policy needs are not in the bag, or are of another type.
+        InputError: topics that the policy needs are not in the bag, or are of another type; most commands were refused.
     """
     return _Reader(bag, spec, robot, truth_kind, truth_topic, sink, stamps).read()
 
@@ -214,7 +215,7 @@ class _Reader:
         self.truth, sources = choose(kind, topic, self.robot, self.spec.joint_names)
         needed |= sources
         self.handlers |= dict.fromkeys(sources, getattr(self, f"_{kind}", None))
-        self.truth_topic = next(iter(sources), topic)
+        self.truth_topics = tuple(sources)
 
     # --- the pass ---
 
@@ -227,6 +228,7 @@ class _Reader:
                 self.problems.add(message.topic, str(error), self.now or message.log_time)
                 if message.topic in self.facts:
                     self.facts[message.topic].bad += 1
+            self._resolve()
         return self._finish()
 
     def _arrived(self, message: Message) -> int:
@@ -298,7 +300,6 @@ class _Reader:
         self.last_joints = (stamp, here)
         if self.truth_kind == "state":
             self.truth.push(stamp / 1e9, here)
-            self.pending.resolve(stamp / 1e9, self.truth.at)
         if self.next_due is None or stamp > self.next_due:
             self._deliver(message.topic)
             self._push(message.topic, stamp, message)
@@ -321,8 +322,7 @@ class _Reader:
     def _new_segment(self, stamp: int) -> None:
         self.segment += 1
         self.begin = stamp
-        if self.truth_kind == "command":
-            self.pending.resolve(self.last_joints[0] / 1e9, self.truth.at)
+        self._resolve(self.last_joints[0])
         self.pending.drop()
         self.truth.reset()
         self.scheduler.reset()
@@ -378,6 +378,11 @@ class _Reader:
             fields = {f.name: obs[f.name] for f in spec.observations}
             self.sink(Inference(row, stamp, self.segment, fields, obs[MEASURED]))
 
+    def _resolve(self, until: int | None = None) -> None:
+        """Take note of what is known of the truth by now, or was by a time (ns)."""
+        now = (self.now if until is None else until) / 1e9
+        self.pending.resolve(self.truth.known_until(now), self.truth.at)
+
     def _store(self, row: int, step: int, values: np.ndarray) -> None:
         self.truths[row][step] = values
 
@@ -386,15 +391,11 @@ class _Reader:
     def _command(self, message: Message) -> None:
         if self.last_joints is None:
             raise DecodeError("command before the first joint state")
-        msg, now = self.bag.deserialize(message), self.now / 1e9
-        self.pending.resolve(now, self.truth.at)
-        self.truth.push(msg, now, self.last_joints[1])
+        self.truth.push(self.bag.deserialize(message), self.now / 1e9, self.last_joints[1])
 
     def _controller(self, message: Message) -> None:
         values = controller_reference(self.bag.deserialize(message), self.spec.joint_names)
-        at = header_stamp(message) / 1e9
-        self.truth.push(at, values)
-        self.pending.resolve(at, self.truth.at)
+        self.truth.push(header_stamp(message) / 1e9, values)
 
     def _latency(self, message: Message) -> None:
         now = self.now / 1e9 if self.now else math.nan
@@ -405,8 +406,7 @@ class _Reader:
 
     def _finish(self) -> Recording:
         self._flush_names(self.robot.topics.joint_states)
-        if self.last_joints is not None and self.truth_kind == "command":
-            self.pending.resolve(self.last_joints[0] / 1e9, self.truth.at)
+        refuse_unfollowed(self.truth, self.bag, self.truth_topics, "--ground-truth")
         spec, n = self.spec, len(self.rows)
         stamps = [(f.first, f.last) for f in self.facts.values() if f.last is not None]
         duration = (max(s[1] for s in stamps) - min(s[0] for s in stamps)) / 1e9 if stamps else 0.0

@@ -4,21 +4,28 @@
     controller   the reference that the controller published (`controller_state`)
     state        the measured joints at the time an action was due: what the robot did next
 
-Each is a function of time that becomes known as the bag is read. Values are asked for once the bag has
-passed them, so memory does not grow with its length.
+Each is a function of time that becomes known as the bag is read. Values are asked for once the bag has passed them, and
+after the slowest stream has arrived: what was in force is kept for so long, and memory does not grow with the bag.
 """
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Collection
+from operator import itemgetter
 
 import numpy as np
 
+from flow_policy_rl.data.bags import Bag
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving.decode import DecodeError, joint_values, stamp_ns
 from flow_policy_rl.serving.robot import Robot
+from flow_policy_rl.serving.spline import Spline
 from flow_policy_rl.serving.trajectory_controller import TrajectoryController, TrajectoryRejected
 
 KINDS = ("command", "controller", "state")
 GAP_S = 0.5  # a longer silence ends a segment
+KEPT_S = 2.0  # for so long the past is remembered: more than any stream may be late
+SAME_S = 1e-6  # seconds since 1970 are no finer
 COMMAND_TYPES = (
     "trajectory_msgs/msg/JointTrajectory",
     "std_msgs/msg/Float64MultiArray",
@@ -30,17 +37,49 @@ CONTROLLER_TYPES = (
 )
 
 
-class CommandTruth:
-    """The reference of a controller that receives what is on the command topic."""
+class Past:
+    """What happened in the last seconds, in the order of time.
 
-    def __init__(self, joint_names: tuple[str, ...]):
-        self.joint_names = joint_names
+    Args:
+        kept_s: what is older by the newest time is forgotten, but for the last of it.
+    """
+
+    def __init__(self, kept_s: float):
+        self.kept_s = kept_s
+        self.entries: deque[tuple] = deque()  # (time in s, what)
+
+    def add(self, time: float, what) -> None:
+        """From here on; what was noted for this time or later is replaced."""
+        while self.entries and self.entries[-1][0] >= time:
+            self.entries.pop()
+        self.entries.append((time, what))
+        while len(self.entries) > 1 and self.entries[1][0] <= time - self.kept_s:
+            self.entries.popleft()
+
+    def before(self, time: float) -> int:
+        """Number of the last entry before a time; -1 where there is none."""
+        return bisect_left(self.entries, time - SAME_S, key=itemgetter(0)) - 1
+
+
+class CommandTruth:
+    """The reference of a controller that receives what is on the command topic.
+
+    Args:
+        kept_s: seconds that one may look back.
+
+    Attributes:
+        accepted, refused: commands since the beginning of the bag.
+    """
+
+    def __init__(self, joint_names: tuple[str, ...], kept_s: float = KEPT_S):
+        self.joint_names, self.kept_s = joint_names, kept_s
+        self.accepted = self.refused = 0
         self.reset()
 
     def reset(self) -> None:
         """A new segment: nothing was commanded yet."""
         self._controller: TrajectoryController | None = None
-        self._held: np.ndarray | None = None
+        self._past = Past(self.kept_s)
 
     def push(self, msg, now: float, measured: np.ndarray) -> None:
         """A command received at `now` (s) by a robot that was at `measured` (A,).
@@ -48,27 +87,42 @@ class CommandTruth:
         Raises:
             DecodeError, TrajectoryRejected: as the controller would refuse it.
         """
+        self.refused += 1  # until it is accepted
+        self._past.add(now, self._followed(msg, now, measured))
+        self.refused -= 1
+        self.accepted += 1
+
+    def _followed(self, msg, now: float, measured: np.ndarray) -> Spline:
+        """The motion (A joints) that a command starts."""
         if hasattr(msg, "points"):
             if self._controller is None:
                 self._controller = TrajectoryController(
-                    self.joint_names, measured, allow_partial=True
+                    self.joint_names, measured, allow_partial=True, allow_end_velocity=True
                 )
             accept_trajectory(self._controller, msg, now)
-        elif hasattr(msg, "position"):
-            self._held = joint_values(msg, self.joint_names, "position")
-        else:
-            values = np.asarray(msg.data, float)
-            if values.shape != (len(self.joint_names),):
-                raise DecodeError(
-                    f"command has {values.size} values for {len(self.joint_names)} joints"
-                )
-            self._held = values
+            return self._controller.motion
+        if hasattr(msg, "position"):
+            return standing(joint_values(msg, self.joint_names, "position"))
+        values = np.asarray(msg.data, float)
+        if values.shape != (len(self.joint_names),):
+            raise DecodeError(
+                f"command has {values.size} values for {len(self.joint_names)} joints"
+            )
+        return standing(values)
 
     def at(self, time: float) -> np.ndarray | None:
-        """Commanded position (A,) at a time not before the last push; None before the first command."""
-        if self._held is not None:
-            return self._held
-        return None if self._controller is None else self._controller.sample(time)[0]
+        """Commanded position (A,) at a time not long past, by the last command received before it; None without one."""
+        k = self._past.before(time)
+        return None if k < 0 else self._past.entries[k][1].sample(time)[0]
+
+    def known_until(self, now: float) -> float:
+        """A command holds until the next one."""
+        return now
+
+
+def standing(position: np.ndarray) -> Spline:
+    """No motion: at (A,) for ever."""
+    return Spline(np.zeros(1), np.array(position, float)[None])
 
 
 def accept_trajectory(controller: TrajectoryController, msg, now: float) -> None:
@@ -96,43 +150,51 @@ class SampledTruth:
 
     Args:
         max_gap: seconds between two samples that still belong together.
+        kept_s: seconds that one may look back, and that a sample may be late.
     """
 
-    def __init__(self, max_gap: float):
-        self.max_gap = max_gap
+    def __init__(self, max_gap: float, kept_s: float = KEPT_S):
+        self.max_gap, self.kept_s = max_gap, kept_s
         self.reset()
 
     def reset(self) -> None:
         """A new segment."""
-        self._before: tuple[float, np.ndarray] | None = None
-        self._newest: tuple[float, np.ndarray] | None = None
+        self._past = Past(self.kept_s)
 
     def push(self, time: float, values: np.ndarray) -> None:
-        """A sample (A,) later than the last one."""
-        self._before, self._newest = self._newest, (time, values)
+        """A sample (A,)."""
+        self._past.add(time, values)
 
     def at(self, time: float) -> np.ndarray | None:
-        """Value (A,) at a time not after the newest sample; None where it is not known."""
-        if self._newest is None or time > self._newest[0]:
+        """Value (A,) at a time not long past; None where it is not known."""
+        samples = self._past.entries
+        k = self._past.before(time)
+        if k + 1 == len(samples):
             return None
-        if self._before is None or time < self._before[0]:
-            return self._newest[1] if time == self._newest[0] else None
-        (t0, before), (t1, after) = self._before, self._newest
-        if t1 - t0 > self.max_gap:
+        t1, after = samples[k + 1]
+        if abs(t1 - time) <= SAME_S:
+            return after
+        if k < 0 or t1 - samples[k][0] > self.max_gap:
             return None
+        t0, before = samples[k]
         return before + (after - before) * ((time - t0) / (t1 - t0))
+
+    def known_until(self, now: float) -> float:
+        """Up to the newest sample; what is not there long after will not come."""
+        samples = self._past.entries
+        return max(samples[-1][0] if samples else -np.inf, now - self.kept_s)
 
 
 def controller_reference(msg, joint_names: tuple[str, ...]) -> np.ndarray:
-    """Reference position (A,) of a controller state: `reference` or `desired` (Humble and before), or a JointState.
+    """Reference position (A,) of a controller state: `reference`, or `desired` (Humble and before), or a JointState.
 
     Raises:
         DecodeError: another message, or a joint is missing.
     """
     if hasattr(msg, "position"):
         return joint_values(msg, joint_names, "position")
-    for part in ("reference", "desired"):
-        if hasattr(msg, part) and hasattr(msg, "joint_names"):
+    for part in ("reference", "desired"):  # Humble has both, and fills one of them
+        if hasattr(msg, "joint_names") and len(getattr(getattr(msg, part, None), "positions", ())):
             return joint_values(
                 _Named(msg.joint_names, getattr(msg, part).positions), joint_names, "position"
             )
@@ -182,27 +244,28 @@ class Pending:
 
 
 def choose(
-    kind: str, topic: str, robot: Robot, joint_names: tuple[str, ...]
+    kind: str, topic: str, robot: Robot, joint_names: tuple[str, ...], kept_s: float = KEPT_S
 ) -> tuple[CommandTruth | SampledTruth, dict[str, tuple[str, ...]]]:
     """The truth of a kind, and the types that each of its topics may have: the main one first, for `state` none.
 
     Args:
         topic: the main one (default: that of the robot file).
+        kept_s: seconds that one may look back.
 
     Raises:
         InputError: unknown kind, no topic, or that of the joint states.
     """
     topics = robot.topics
     if kind == "state":
-        return SampledTruth(GAP_S), {}
+        return SampledTruth(GAP_S, kept_s), {}
     if kind == "command":
         sources = {topic or topics.command: COMMAND_TYPES}
         if topics.gripper_command:  # a controller of its own
             sources[topics.gripper_command] = COMMAND_TYPES
-        truth: CommandTruth | SampledTruth = CommandTruth(joint_names)
+        truth: CommandTruth | SampledTruth = CommandTruth(joint_names, kept_s)
     elif kind == "controller":
         sources = {topic or topics.controller_state: CONTROLLER_TYPES}
-        truth = SampledTruth(GAP_S)
+        truth = SampledTruth(GAP_S, kept_s)
         if "" in sources:
             raise InputError("'controller' needs the topic of the controller state: --truth-topic")
     else:
@@ -212,3 +275,25 @@ def choose(
             f"topic {topics.joint_states} cannot be both the joint states and the ground truth"
         )
     return truth, sources
+
+
+def refuse_unfollowed(
+    truth: CommandTruth | SampledTruth, bag: Bag, topics: Collection[str], option: str
+) -> None:
+    """Where most commands were refused, what the robot was told is not known.
+
+    Args:
+        truth: after all of the bag.
+        topics: those of the commands.
+        option: of the command line, by which another truth is chosen.
+
+    Raises:
+        InputError: how many were refused and why, and what else can be taken.
+    """
+    if not isinstance(truth, CommandTruth) or truth.refused <= truth.accepted:
+        return
+    reasons = [f"{p.reason} ({p.count}x)" for p in bag.problems if p.topic in topics]
+    raise InputError(
+        f"bag '{bag.path}': {truth.refused} of {truth.refused + truth.accepted} commands on "
+        f"{', '.join(topics)} cannot be followed: {'; '.join(reasons)}. Choose {option} controller or state"
+    )

@@ -13,6 +13,7 @@ from flow_policy_rl.spec import PolicySpec
 
 MAX_SHARE_OUT = 0.05
 MAX_DELAY_S = 60.0  # stamps further than this from reception are of another clock
+NODE_AGE_S = 0.2  # `max_input_age_s` of the policy node, unless it is set
 DEGREES = 57.29577951308232
 
 
@@ -143,14 +144,20 @@ def _images(recording: Recording, fields: dict) -> list[Check]:
 
 
 def _clock(recording: Recording) -> Check | None:
-    delays = [s.delays for s in recording.streams.values() if s.delays.count]
+    """Observations are taken by their stamps, whenever they arrived; the live node also judges how late that was."""
+    delays = {topic: s.delays for topic, s in recording.streams.items() if s.delays.count}
     if not delays:
         return None
-    if min(d.percentile(0.5) for d in delays) > MAX_DELAY_S:
+    usual = {topic: d.percentile(0.5) for topic, d in delays.items()}
+    if min(usual.values()) > MAX_DELAY_S:
         return Check(
             "clock", "note", "stamps are of another clock than the recorder's (simulation time)"
         )
-    worst = max(d.percentile(0.95) for d in delays)
+    late = [f"{topic} ({s:.2f} s)" for topic, s in usual.items() if s > NODE_AGE_S]
+    if late:
+        text = f"received too late for the live node, which holds on input older than {NODE_AGE_S} s (max_input_age_s)"
+        return Check("clock", "error", f"{', '.join(late)}: {text}")
+    worst = max(d.percentile(0.95) for d in delays.values())
     level = "warning" if worst > 0.1 else "ok"
     return Check("clock", level, f"from stamp to reception at most {worst * 1e3:.1f} ms (p95)")
 

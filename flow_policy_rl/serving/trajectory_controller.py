@@ -21,18 +21,28 @@ class TrajectoryController:
 
     Args:
         allow_partial: accept trajectories of some of the joints; the others hold their reference.
+        allow_end_velocity: accept a velocity at the end (Humble's default; MoveIt Servo sends it), and hold there.
     """
 
     def __init__(
-        self, joint_names: Sequence[str], position: np.ndarray, allow_partial: bool = False
+        self,
+        joint_names: Sequence[str],
+        position: np.ndarray,
+        allow_partial: bool = False,
+        allow_end_velocity: bool = False,
     ):
         self.joint_names = tuple(joint_names)
-        self.allow_partial = allow_partial
+        self.allow_partial, self.allow_end_velocity = allow_partial, allow_end_velocity
         self.hold(position)
 
     def hold(self, position: np.ndarray) -> None:
         """Forget the trajectory and stay at (A,)."""
         self._spline = Spline(np.zeros(1), np.asarray(position, float)[None].copy())
+
+    @property
+    def motion(self) -> Spline:
+        """What is being followed."""
+        return self._spline
 
     @property
     def end(self) -> float:
@@ -112,7 +122,8 @@ class TrajectoryController:
                 )
         if times[0] < 0 or (np.diff(times) <= 0).any():
             raise TrajectoryRejected("times are not strictly increasing")
-        if velocities is not None and np.any(velocities[-1] != 0):
+        ends_at_rest = velocities is None or not np.any(velocities[-1] != 0)
+        if not ends_at_rest and not self.allow_end_velocity:
             raise TrajectoryRejected("the last point has a velocity")
 
     def sample(self, now: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

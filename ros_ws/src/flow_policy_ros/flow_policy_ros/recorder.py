@@ -46,7 +46,8 @@ class Recorder(Node):
                 continue
             self._known.add(topic)
             kind = message_class(types[0])
-            if kind is None or not self._writer.add_topic(topic, types[0]):
+            fields = () if kind is None else kind.get_fields_and_field_types()
+            if kind is None or not self._writer.add_topic(topic, types[0], fields):
                 self.get_logger().warning(
                     f"{topic} is not recorded: type {types[0]} is not known here"
                 )
