@@ -20,6 +20,8 @@ from flow_policy_rl.errors import InputError, RunFailed, existing_file
 from flow_policy_rl.serving import model_file
 from flow_policy_rl.serving.robot import load_robot
 
+# What an action is made of: a rule for its own name moves none of them.
+ACTION_PARTS = ("send_goal", "cancel_goal", "get_result", "feedback", "status")
 END_S = 1.0  # from asking a process to end to killing it
 
 
@@ -128,7 +130,7 @@ def node_command(node: str, parameters: Mapping[str, object]) -> list[str]:
 
 
 def namespaced_topics(robot: str, namespace: str) -> list[tuple[str, str]]:
-    """Remappings that move the topics of a robot file, which are absolute, into a namespace; none for the root.
+    """Remappings that move the names of a robot file, which are absolute, into a namespace; none for the root.
 
     Raises:
         InputError: no such robot.
@@ -136,11 +138,14 @@ def namespaced_topics(robot: str, namespace: str) -> list[tuple[str, str]]:
     space = namespace.strip("/")
     if not space:
         return []
-    topics = load_robot(robot).topics
+    loaded = load_robot(robot)
+    topics, action = loaded.topics, loaded.gripper_action
     plain = (topics.joint_states, topics.command, topics.forward_command, topics.gripper_command)
     images = topics.images.values()
     infos = [topic.rpartition("/")[0] + "/camera_info" for topic in images]
-    names = {*plain, topics.controller_state, *topics.poses.values(), *images, *infos} - {""}
+    parts = [f"{action.name}/_action/{part}" for part in ACTION_PARTS] if action else []
+    names = {*plain, topics.controller_state, *topics.poses.values(), *images, *infos, *parts}
+    names -= {""}
     return [(name, f"/{space}/{name.strip('/')}") for name in sorted(names)]
 
 

@@ -141,3 +141,18 @@ def recorded(seconds=6.0, command=True, rate=0.01):
                 ("/command", TRAJECTORY, ns + 4 * MS, trajectory("ba", ahead, positions))
             )
     return messages
+
+
+def apart(messages: list) -> list:
+    """The same robot with a driver for each of two groups of joints, beside something else on their topic."""
+    result = []
+    for topic, kind, log, msg in messages:
+        if topic != "/js":
+            result.append((topic, kind, log, msg))
+            continue
+        ns = msg.header.stamp.sec * 1_000_000_000 + msg.header.stamp.nanosec
+        values = dict(zip(msg.name, msg.position, strict=True))
+        for names in (("a", "c"), ("wheel",), ("b",)):
+            part = joint_state(ns, [values.get(n, np.nan) for n in names], names)
+            result.append((topic, kind, log, part))
+    return result

@@ -17,6 +17,7 @@ from bag_toys import (
     TRAJECTORY,
     TYPES,
     TYPESTORE,
+    apart,
     header,
     late,
     motion,
@@ -115,6 +116,19 @@ def test_frames_are_as_of_one_time_and_actions_follow(tmp_path, robot_file, outp
     assert np.all((t - shown > -0.08) & (t - shown < 0.13))
     assert episode.obs["front_image"].shape[1:] == (HEIGHT, WIDTH, 3)
     assert result["format"] == ("robomimic" if output.endswith("hdf5") else "lerobot")
+
+
+def test_drivers_apart_convert_as_one_does(tmp_path, robot_file):
+    """An arm and a hand that publish apart, and wheels on the same topic: the same demonstrations."""
+    messages, found = recorded(4.0), []
+    for name, said_apart in (("whole", messages), ("apart", apart(messages))):
+        (tmp_path / name).mkdir()
+        assert run(tmp_path / name, robot_file, said_apart, rate=20.0)["episodes"] == 1
+        found.append(demonstrations.load(tmp_path / name / "demos.hdf5").episodes[0])
+    whole, parts = found
+    assert len(whole.actions) > 70
+    assert np.array_equal(parts.actions, whole.actions)
+    assert all(np.array_equal(parts.obs[key], whole.obs[key]) for key in whole.obs)
 
 
 def test_episodes_by_topic_with_success(tmp_path, robot_file):

@@ -80,3 +80,14 @@ def test_a_namespace_moves_every_topic_of_a_robot():
     assert all(new == f"/left{old}" for old, new in moved.items())
     with pytest.raises(InputError, match="did you mean 'panda'"):
         namespaced_topics("pander", "left")
+
+
+def test_a_namespace_moves_every_part_of_a_gripper_action(tmp_path):
+    """Two arms of one robot file: a rule for the action's own name would move nothing of it."""
+    file = tmp_path / "panda_goals.yaml"
+    text = (ROOT / "robots/panda.yaml").read_text()
+    file.write_text(f"{text}\ngripper_action: {{name: /hand/gripper_cmd}}\n")
+    moved = dict(namespaced_topics(str(file), "left"))
+    for part in ("send_goal", "cancel_goal", "get_result", "feedback", "status"):
+        name = f"/hand/gripper_cmd/_action/{part}"
+        assert moved[name] == f"/left{name}"

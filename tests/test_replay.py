@@ -14,6 +14,7 @@ from bag_toys import (
     TOLD,
     TRAJECTORY,
     TYPES,
+    apart,
     joint_state,
     late,
     motion,
@@ -89,6 +90,36 @@ def test_bag_frames_equal_live_frames(tmp_path, policy_file, robot):
     assert np.allclose(rec.measured, [o[MEASURED] for _, o in live], atol=0)
 
 
+def test_drivers_apart_replay_as_one_does(tmp_path, policy_file, robot):
+    """An arm and a hand that publish apart, and wheels: the same observations and truth as of whole joint states."""
+    messages = recorded(4.0)
+    found = []
+    for name, said in (("whole", messages), ("apart", apart(messages))):
+        seen: list = []
+        write(tmp_path / name, said)
+        found.append((recording(tmp_path / name, policy_file, robot, sink=seen.append), seen))
+    (whole, expected), (parts, seen) = found
+    assert len(expected) > 15
+    assert [i.stamp for i in seen] == [i.stamp for i in expected]
+    for mine, other in zip(seen, expected, strict=True):
+        assert all(np.array_equal(mine.obs[key], other.obs[key]) for key in other.obs)
+    assert np.array_equal(parts.truth, whole.truth, equal_nan=True)
+    assert parts.segment.max() == whole.segment.max()
+    # The first message, and the wheels after it, come before anything is known of b.
+    assert parts.problems.total == whole.problems.total + 2
+    silent = [
+        m
+        for m in apart(messages)
+        if getattr(m[3], "name", "") != ["b"] or not 2.0 < m[2] / 1e9 < 3.5
+    ]
+    write(tmp_path / "silent", silent)
+    rec = recording(tmp_path / "silent", policy_file, robot)
+    assert "joint state lacks b; it has a, c" in str(rec.problems)
+    assert 90 <= rec.streams["/js"].bad <= 110  # a second of states of the arm alone
+    assert not ((rec.times > 2.5) & (rec.times < 3.5)).any()
+    assert (rec.times > 3.5).any()
+
+
 def test_truth_is_what_the_motion_says(tmp_path, policy_file, robot):
     """All three kinds, for a robot that is commanded what it does: equal to the closed form."""
     write(tmp_path / "bag", recorded(6.0))
@@ -162,7 +193,7 @@ def broken(messages):
     for k, (topic, kind, log, msg) in enumerate(messages):
         bad = None
         if topic == "/js" and 300 <= k < 310:
-            bad = joint_state(log - MS, [9.0, 1.0], ("c", "b"))
+            bad = joint_state(log - MS, [9.0, 1.0], ("c", "b", "a"))
         elif topic == "/js" and 320 <= k < 324:
             bad = joint_state(log - MS, [9.0, np.nan, 0.0])
         elif topic == "/cube" and 400 <= k < 420:
@@ -182,7 +213,7 @@ def test_bad_messages_are_counted_located_and_do_not_end_the_replay(tmp_path, po
     rec = read_recording(bag, OnnxPolicy(policy_file).spec, robot)
     assert {t: s.bad for t, s in rec.streams.items()} == counts
     text = str(rec.problems)
-    assert "joint state lacks a" in text
+    assert "3 names but 2 values of position" in text
     assert "not finite" in text
     assert len(rec.times) > 20
     assert np.isfinite(rec.measured).all()

@@ -94,6 +94,16 @@ def test_images_honour_encoding_and_row_step(encoding, padding):
         decode.image(msg)
 
 
+@pytest.mark.parametrize("kind", [".png", ".jpg"])
+def test_a_compressed_image_is_rgb_with_every_opencv(kind, monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    monkeypatch.delattr(cv2, "IMREAD_COLOR_RGB", raising=False)  # came with 4.11
+    pixels = np.full((8, 8, 3), [200, 30, 90], np.uint8)
+    data = cv2.imencode(kind, pixels[..., ::-1])[1].tobytes()
+    found = decode.rgb(Msg(format=kind[1:], data=data))
+    assert np.abs(found.astype(int) - pixels).max() <= 3
+
+
 # --- streams ---
 
 
@@ -134,6 +144,115 @@ def test_missing_stale_and_broken_streams_are_named_and_never_filled(streams):
     assert (
         streams.snapshot(20 * MS).obs["joint_pos"].tolist() == [0] * 3
     )  # as of the pose, which is older
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1000)), max_size=40))
+def test_nothing_older_than_the_limit_goes_into_an_observation(arrivals):
+    """Whichever streams pause, and for how long: also what is taken because it is in time for the others is young."""
+    fields = topics_of(small_spec(), Topics("/joints", "/command", {"cube": "/cube"}))
+    streams = Streams(fields, max_age_s=0.2)
+    now = 0
+    for which, ms in arrivals:
+        now += ms * MS // 4
+        if which:
+            streams.push("/cube", now, pose(UP))
+        else:
+            streams.push("/joints", now, joint_state(ABC, [now / 1e9] * 3))
+        try:
+            snapshot = streams.snapshot(now)
+        except NotReady:
+            continue
+        assert min(snapshot.stamps.values()) >= now - 200 * MS
+        assert snapshot.obs["joint_pos"][0] == snapshot.stamps["/joints"] / 1e9
+
+
+def test_a_gap_that_is_over_is_still_named_while_the_observation_would_reach_back_into_it(streams):
+    streams.push("/joints", 300 * MS, joint_state(ABC, [0] * 3))
+    streams.push("/cube", 1000 * MS, pose(UP))
+    streams.push("/joints", 1050 * MS, joint_state(ABC, [1] * 3))
+    with pytest.raises(NotReady, match="/joints: the message in time .* 0.760 s old, limit 0.200"):
+        streams.snapshot(1060 * MS)
+    streams.push("/cube", 1060 * MS, pose(UP))
+    assert streams.snapshot(1060 * MS).obs["joint_pos"].tolist() == [1] * 3
+
+
+def test_joint_states_of_something_else_on_the_same_topic_are_let_pass(streams):
+    """A mobile base beside the arm. Before any joint was heard of they say why nothing is: a prefix, say."""
+    wheels = joint_state(["wheel", "left_a"], [np.nan, 0])
+    streams.push("/joints", 0, wheels)
+    with pytest.raises(NotReady, match="/joints: joint state lacks a, b, c; it has wheel, left_a"):
+        streams.snapshot(0)
+    streams.push("/joints", 10 * MS, joint_state(ABC, [1, 2, 3]))
+    streams.push("/cube", 10 * MS, pose(UP))
+    before = streams.snapshot(20 * MS)
+    for ns in (5 * MS, 15 * MS, 10_000_000 * MS, 0):  # of any clock
+        streams.push("/joints", ns, wheels)
+        streams.push("/joints", ns, joint_state([], []))
+    after = streams.snapshot(20 * MS)
+    assert after.stamps == before.stamps
+    assert after.obs["joint_pos"].tolist() == [1, 2, 3]
+
+
+@given(st.permutations(ABC), st.integers(1, 2), st.integers(-50, 50))
+def test_drivers_that_publish_apart_are_put_together_by_joint(order, split, lag):
+    """An arm and its gripper: each joint is what was said last about it, in whatever order and however far behind."""
+    fields = topics_of(small_spec(), Topics("/joints", "/command", {"cube": "/cube"}))
+    streams = Streams(fields, max_age_s=0.2)
+    arm, hand = order[:split], order[split:]
+    for k in range(5):
+        now = 1000 * MS + k * 100 * MS
+        streams.push("/cube", now - 50 * MS, pose(UP))
+        streams.push("/joints", now, joint_state(arm, [k] * len(arm)))
+        streams.push(
+            "/joints", now + lag * MS, joint_state([*hand, "wheel"], [-k] * (len(hand) + 1))
+        )
+        streams.push("/cube", now + 50 * MS, pose(UP))
+        snapshot = streams.snapshot(now + 50 * MS)
+        expected = [k if name in arm else -k for name in ABC]
+        assert snapshot.obs["joint_pos"].tolist() == expected
+        assert snapshot.stamps["/joints"] == now + max(lag, 0) * MS
+    streams.push("/joints", now + 60 * MS, joint_state(hand, [9] * len(hand)))
+    streams.push("/joints", now + 55 * MS, joint_state(hand, [7] * len(hand)))  # out of order
+    streams.push("/cube", now + 60 * MS, pose(UP))
+    expected = [k if name in arm else 9 for name in ABC]
+    assert streams.snapshot(now + 60 * MS).obs["joint_pos"].tolist() == expected
+
+
+def test_each_joint_has_an_age_of_its_own(streams):
+    for ns in range(0, 310, 10):
+        streams.push("/joints", ns * MS, joint_state(["a", "b"], [ns, ns]))
+        streams.push("/cube", ns * MS, pose(UP))
+        if ns == 50:
+            streams.push("/joints", ns * MS, joint_state(["c"], [5]))
+        if 50 <= ns <= 250:
+            assert streams.snapshot(ns * MS).obs["joint_pos"].tolist() == [ns, ns, 5]
+    with pytest.raises(NotReady, match="/joints: joint state lacks c; it has a, b"):
+        streams.snapshot(260 * MS)
+    streams.push("/joints", 310 * MS, joint_state(["c"], [6]))
+    streams.push("/cube", 310 * MS, pose(UP))
+    assert streams.snapshot(310 * MS).obs["joint_pos"].tolist() == [300, 300, 6]
+
+
+def test_what_a_driver_says_badly_stays_bad_whatever_the_other_says(streams):
+    """A finger that is not a number is not mended by a good state of the arm; nor is a missing velocity made up."""
+    streams.push("/cube", 0, pose(UP))
+    for bad in ([np.nan], [], [1, 2]):
+        streams.push("/joints", 0, joint_state(["c"], [3]))
+        streams.push("/joints", 0, joint_state(["c"], bad))
+        streams.push("/joints", 0, joint_state(["a", "b"], [1, 2]))
+        with pytest.raises(NotReady, match="not a finite number in c"):
+            streams.snapshot(0)
+    streams.push("/joints", 0, joint_state(["c"], [3]))
+    assert streams.snapshot(0).obs["joint_pos"].tolist() == [1, 2, 3]
+
+
+def test_a_clock_that_jumps_back_empties_the_joints_as_well(streams):
+    streams.push("/joints", 1000 * MS, joint_state(["a", "b"], [1, 1]))
+    streams.push("/joints", 1000 * MS, joint_state(["c"], [1]))
+    streams.push("/joints", 0, joint_state(["a", "b"], [2, 2]))
+    streams.push("/cube", 0, pose(UP))
+    with pytest.raises(NotReady, match="lacks c"):
+        streams.snapshot(0)
 
 
 def test_stamps_of_another_clock_are_told_from_late_ones(streams):

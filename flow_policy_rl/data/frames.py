@@ -8,6 +8,7 @@ Memory does not grow with the length of the bag.
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -116,7 +117,8 @@ class FrameReader:
             for topic, own in self.fields.items()
         }
         needed[self.joints] = FIELD_TYPES["joint_position"]
-        self.positions = JointPositions(bag, layout.joint_names)
+        read = [name for f in self.fields.get(self.joints, ()) for name in f.elements]
+        self.positions = JointPositions(bag, layout.joint_names, max_age, read)
         self.velocity_limit = robot.limit_array(layout.joint_names, "velocity")
         self.handlers = {topic: self._sample for topic in self.fields}
         self.handlers[self.joints] = self._joint_state
@@ -176,8 +178,8 @@ class FrameReader:
 
     # --- messages ---
 
-    def _arrived(self, message: Message) -> int:
-        stamp = header_stamp(message)
+    def _arrived(self, message: Message, stamp: int | None = None) -> int:
+        stamp = header_stamp(message) if stamp is None else stamp
         if stamp < self.newest.get(message.topic, stamp):
             self.problems.add(message.topic, "stamp goes back", self.newest[message.topic])
             self._break("stamp goes back", stamp)
@@ -192,15 +194,19 @@ class FrameReader:
         if message.type.endswith("Image"):
             self.samples[message.topic].append((stamp, message))
             return
-        msg = self.bag.deserialize(message)
-        values = {f.name: decode(f, msg) for f in self.fields[message.topic]}
-        self.samples[message.topic].append((stamp, values))
+        self._keep(message.topic, stamp, self.bag.deserialize(message))
+
+    def _keep(self, topic: str, stamp: int, msg: Any) -> None:
+        values = {f.name: decode(f, msg) for f in self.fields[topic]}
+        self.samples[topic].append((stamp, values))
 
     def _joint_state(self, message: Message) -> None:
+        if self.last_joints is not None and not self.positions.concern(message):
+            return  # of something else on the same topic
         here = self.positions(message)
         if not np.isfinite(here).all():
             raise DecodeError("joint position is not a finite number")
-        stamp = header_stamp(message)
+        stamp = self.positions.stamp
         if self.last_joints is not None:
             elapsed = (stamp - self.last_joints[0]) / 1e9
             reach = self.velocity_limit * max(elapsed, 0) * 1.5 + JUMP_MARGIN
@@ -208,10 +214,10 @@ class FrameReader:
             if elapsed > GAP_S or (far and not self.jumped):
                 self._break("gap" if elapsed > GAP_S else "jump", stamp)
             self.jumped = far
+        self._arrived(message, stamp)
         if self.joints in self.fields:
-            self._sample(message)
-        else:
-            self._arrived(message)
+            whole = self.positions.part or self.bag.deserialize(message)
+            self._keep(self.joints, stamp, whole)
         self.last_joints = (stamp, here)
         if self.truth_kind == "state":
             self.truth.push(stamp / 1e9, here)

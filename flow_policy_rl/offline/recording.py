@@ -183,7 +183,8 @@ class _Reader:
         self.scheduler = self.given or ChunkScheduler(spec)
         self.period = int(spec.execute_horizon * spec.control_dt * 1e9)
         self.velocity_limit = robot.limit_array(spec.joint_names, "velocity")
-        self.positions = JointPositions(bag, spec.joint_names)
+        read = [name for f in fields[joints] for name in f.elements]
+        self.positions = JointPositions(bag, spec.joint_names, GAP_S, read)
         self.facts = {topic: StreamFacts() for topic in fields}
         self.waiting: dict[str, tuple[int, Message]] = {}
         self.next_due: int | None = None
@@ -231,12 +232,12 @@ class _Reader:
             self._resolve()
         return self._finish()
 
-    def _arrived(self, message: Message) -> int:
-        """Take note of a message on an observation topic; its stamp."""
+    def _arrived(self, message: Message, stamp: int | None = None) -> int:
+        """Take note of a message on an observation topic; its stamp, unless it is given."""
         facts = self.facts[message.topic]
         facts.type = message.type
         facts.count += 1
-        stamp = header_stamp(message)
+        stamp = header_stamp(message) if stamp is None else stamp
         if facts.last is None:
             facts.first = stamp
         elif stamp < facts.last:
@@ -278,8 +279,12 @@ class _Reader:
                 raise DecodeError("compressed image of 0 bytes")
 
     def _joints(self, message: Message) -> None:
-        stamp = self._arrived(message)
-        here = self.positions(message)
+        if self.last_joints is not None and not self.positions.concern(message):
+            return  # of something else on the same topic
+        try:
+            here = self.positions(message)
+        finally:
+            stamp = self._arrived(message, self.positions.stamp)
         self._count_names(message.topic)
         if self.last_joints is None:
             self.begin = stamp
@@ -300,9 +305,9 @@ class _Reader:
         self.last_joints = (stamp, here)
         if self.truth_kind == "state":
             self.truth.push(stamp / 1e9, here)
-        if self.next_due is None or stamp > self.next_due:
+        if self.next_due is None or stamp > self.next_due or self.positions.part is not None:
             self._deliver(message.topic)
-            self._push(message.topic, stamp, message)
+            self._push(message.topic, header_stamp(message), message)
             self._try(stamp)
         else:
             self.waiting[message.topic] = (stamp, message)

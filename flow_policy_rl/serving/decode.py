@@ -53,15 +53,20 @@ def joint_values(msg: Any, names: Sequence[str], what: str) -> np.ndarray:
     index = {name: i for i, name in enumerate(msg.name)}
     missing = [name for name in names if name not in index]
     if missing:
-        raise DecodeError(
-            f"joint state lacks {', '.join(missing)}; it has {', '.join(msg.name) or 'no joints'}"
-        )
+        raise joints_missing(missing, msg.name)
     values = np.asarray(getattr(msg, what), dtype=np.float64)
     if len(values) != len(msg.name):
         raise DecodeError(
             f"joint state has {len(msg.name)} names but {len(values)} values of {what}"
         )
     return values[[index[name] for name in names]]
+
+
+def joints_missing(missing: Sequence[str], there: Sequence[str]) -> DecodeError:
+    """An error for joints that a state should have, and what it has."""
+    return DecodeError(
+        f"joint state lacks {', '.join(missing)}; it has {', '.join(there) or 'no joints'}"
+    )
 
 
 def pose(msg: Any) -> np.ndarray:
@@ -110,14 +115,15 @@ def compressed_image(msg: Any) -> np.ndarray:
     try:
         import cv2
 
-        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
+        # NOTE: IMREAD_COLOR_RGB came with OpenCV 4.11.
+        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
     except ImportError:
         raise DecodeError("compressed images need opencv-python-headless") from None
     except cv2.error as error:
         raise DecodeError(f"compressed image: {' '.join(str(error).split())[:80]}") from None
     if pixels is None:
         raise DecodeError(f"compressed image of {len(data)} bytes ('{msg.format}') is unreadable")
-    return pixels
+    return pixels[..., ::-1]
 
 
 def rgb(msg: Any) -> np.ndarray:

@@ -3,17 +3,20 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving.decode import DecodeError, decode
+from flow_policy_rl.serving.joint_states import JointStates, Whole
 from flow_policy_rl.serving.robot import Topics
 from flow_policy_rl.spec import ObservationField, PolicySpec
 
 KEPT = 256  # samples per stream: more than two seconds at 100 Hz
 KEPT_IMAGES = 32
 OTHER_CLOCK_S = 3600.0  # an age beyond this is no delay but another clock
+JOINT_KINDS = ("joint_position", "joint_velocity")
 
 
 class NotReady(Exception):
@@ -38,7 +41,7 @@ def topics_of(spec: PolicySpec, topics: Topics) -> dict[str, list[ObservationFie
     """
     result: dict[str, list[ObservationField]] = {}
     for f in spec.observations:
-        if f.kind in ("joint_position", "joint_velocity"):
+        if f.kind in JOINT_KINDS:
             topic = topics.joint_states
         else:
             known = topics.poses if f.kind == "pose" else topics.images
@@ -52,15 +55,29 @@ def topics_of(spec: PolicySpec, topics: Topics) -> dict[str, list[ObservationFie
     return result
 
 
+class Sample(NamedTuple):
+    """One message, decoded: its stamp (ns), values by field, and of joint states what they were put together from."""
+
+    stamp: int
+    values: Mapping[str, np.ndarray]
+    whole: Whole | None
+
+
 class Streams:
-    """The newest samples of each topic a policy reads."""
+    """The newest samples of each topic a policy reads. Joint states may come from several publishers: each joint is
+    what was last said about it, and has an age of its own."""
 
     def __init__(self, fields: Mapping[str, Sequence[ObservationField]], max_age_s: float):
         self.fields = fields
         self.max_age = int(max_age_s * 1e9)
-        self._samples: dict[str, deque] = {
+        self._samples: dict[str, deque[Sample]] = {
             topic: deque(maxlen=KEPT_IMAGES if any(f.kind == "image" for f in wanted) else KEPT)
             for topic, wanted in fields.items()
+        }
+        self._joints = {
+            topic: JointStates(dict.fromkeys(name for f in wanted for name in f.elements))
+            for topic, wanted in fields.items()
+            if all(f.kind in JOINT_KINDS for f in wanted)
         }
         self._problem: dict[str, str] = {}
         self.used = dict.fromkeys(fields, 0)  # messages that went into an observation
@@ -70,60 +87,68 @@ class Streams:
         """Decode a message and keep it. One that cannot be decoded makes its stream not ready until the next good one.
 
         A stamp far behind the last one (a clock that jumped back, a bag that started again) empties all streams; one a
-        little behind is a message that came out of order, and is dropped.
+        little behind is a message that came out of order, and is dropped, and so is a joint state of other joints.
         """
+        samples, joints = self._samples[topic], self._joints.get(topic)
+        last = samples[-1].stamp if samples else None
+        if joints is not None:
+            last = joints.last(msg)
+        if last is not None and last - stamp > self.max_age:
+            self.clear()
         try:
+            whole = None
+            if joints is not None:
+                whole = joints.put(stamp, msg)
+                if whole is None:
+                    return
+                stamp, msg = whole.stamp, whole.msg
+            elif samples and stamp < samples[-1].stamp:
+                return
             values = {f.name: decode(f, msg) for f in self.fields[topic]}
         except DecodeError as error:
             self._problem[topic] = str(error)
             return
         self._problem.pop(topic, None)
-        samples = self._samples[topic]
-        if samples and stamp < samples[-1][0]:
-            if samples[-1][0] - stamp <= self.max_age:
-                return
-            self.clear()
-        samples.append((stamp, values))
+        samples.append(Sample(stamp, values, whole))
 
     @property
     def reference(self) -> int | None:
         """The newest time that every stream has reached; None while one is empty."""
-        newest = [samples[-1][0] for samples in self._samples.values() if samples]
+        newest = [samples[-1].stamp for samples in self._samples.values() if samples]
         return min(newest) if len(newest) == len(self._samples) else None
 
     def ages(self, now: int) -> dict[str, float]:
         """Age (s) of the newest message by topic; nan where there is none."""
         return {
-            topic: (now - samples[-1][0]) / 1e9 if samples else float("nan")
+            topic: (now - samples[-1].stamp) / 1e9 if samples else float("nan")
             for topic, samples in self._samples.items()
         }
 
     def clear(self) -> None:
         """Forget everything."""
-        for samples in self._samples.values():
-            samples.clear()
+        for kept in (*self._samples.values(), *self._joints.values()):
+            kept.clear()
 
     def snapshot(self, now: int) -> Snapshot:
         """The observation as of the newest time that every stream has reached.
 
         Raises:
-            NotReady: a stream is missing, broken, or older than the limit.
+            NotReady: a stream is missing or broken, or what would be taken of it is older than the limit.
         """
+        limit = f"limit {self.max_age / 1e9:.3f} s"
         for topic, problem in self._problem.items():
             raise NotReady(f"{topic}: {problem}")
         for topic, samples in self._samples.items():
             if not samples:
                 raise NotReady(f"{topic}: no message yet")
-            age = now - samples[-1][0]
+            age = now - samples[-1].stamp
             if age > self.max_age:
                 why = (
                     ": another clock? play bags with --clock and use_sim_time"
                     if age > OTHER_CLOCK_S * 1e9
                     else ""
                 )
-                raise NotReady(
-                    f"{topic}: newest message is {age / 1e9:.3f} s old, limit {self.max_age / 1e9:.3f} s{why}"
-                )
+                raise NotReady(f"{topic}: newest message is {age / 1e9:.3f} s old, {limit}{why}")
             if -age > self.max_age:
                 why = (
                     "another clock? use_sim_time is set beside real time, or nobody publishes /clock"
@@ -133,16 +158,25 @@ class Streams:
                 raise NotReady(
                     f"{topic}: newest message is stamped {-age / 1e9:.3f} s in the future: {why}"
                 )
-        reference = min(samples[-1][0] for samples in self._samples.values())
-        obs: dict[str, np.ndarray] = {}
-        stamps: dict[str, int] = {}
+        reference = min(samples[-1].stamp for samples in self._samples.values())
+        taken: dict[str, Sample] = {}
         for topic, samples in self._samples.items():
-            newest = next((sample for sample in reversed(samples) if sample[0] <= reference), None)
-            if newest is None:
+            sample = next((s for s in reversed(samples) if s.stamp <= reference), None)
+            if sample is None:
                 raise NotReady(f"{topic}: no message as old as the other streams yet")
-            stamps[topic] = newest[0]
-            obs |= newest[1]
-        return Snapshot(obs, reference, stamps)
+            age = now - sample.stamp
+            if age > self.max_age:  # its stream has younger ones, which the others have not reached
+                raise NotReady(
+                    f"{topic}: the message in time for the other streams is {age / 1e9:.3f} s old, {limit}"
+                )
+            try:
+                if sample.whole is not None:
+                    sample.whole.refuse_old(now - self.max_age)
+            except DecodeError as error:
+                raise NotReady(f"{topic}: {error} ({limit})") from None
+            taken[topic] = sample
+        obs = {name: value for sample in taken.values() for name, value in sample.values.items()}
+        return Snapshot(obs, reference, {topic: sample.stamp for topic, sample in taken.items()})
 
     def take(self, now: int) -> Snapshot:
         """A snapshot that is used: its messages are counted, each once."""

@@ -5,20 +5,25 @@ from collections.abc import Callable, Sequence
 
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.srv import GetParameters
+from rclpy.exceptions import InvalidTopicNameException
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import Bool
 
 try:
     from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
 except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
 
+from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving.monitor import Arrivals
 from flow_policy_rl.spec import ObservationField
 
 DEPTH = 5
+BUTTON_DEPTH = 10
+LATCHED = DurabilityPolicy.TRANSIENT_LOCAL
 INPUT_TYPES = {"joint_position": JointState, "joint_velocity": JointState, "pose": PoseStamped}
 CONTROLLER_PARAMETERS = ("joints", "allow_partial_joints_goal")
 
@@ -115,6 +120,59 @@ class Input:
     def close(self) -> None:
         """End the subscription."""
         self._node.destroy_subscription(self._subscription)
+
+
+class Button:
+    """A `std_msgs/Bool` that stops, whatever QoS it is published with; what a latched one said before counts as well.
+
+    Args:
+        on_press: called with every message that says true; the same one may come three times.
+
+    Attributes:
+        topic, pressed: where it is, and what it said last.
+
+    Raises:
+        InputError: no such name can be.
+    """
+
+    def __init__(self, node: Node, topic: str, on_press: Callable[[], None]):
+        self._node, self.topic, self._on_press = node, topic, on_press
+        self.pressed = False
+        self._subscriptions: list[Subscription] = []
+        self._latched = False
+        try:
+            self._subscribe(ReliabilityPolicy.BEST_EFFORT)  # matches any publisher
+            self._subscribe(ReliabilityPolicy.RELIABLE)  # loses nothing of those that match it
+        except InvalidTopicNameException as error:
+            why = " ".join(str(error).split())
+            raise InputError(f"emergency_stop_topic '{topic}' is no topic: {why}") from None
+
+    def _subscribe(self, reliability, durability=DurabilityPolicy.VOLATILE) -> None:
+        qos = QoSProfile(depth=BUTTON_DEPTH, reliability=reliability, durability=durability)
+        expected = SubscriptionEventCallbacks(incompatible_qos=lambda event: None)
+        self._subscriptions.append(
+            self._node.create_subscription(
+                Bool, self.topic, self._hear, qos, event_callbacks=expected
+            )
+        )
+
+    def adapt(self) -> None:
+        """Look at the publishers: ask a latched one for what it said before."""
+        topic = self._node.resolve_topic_name(self.topic)
+        offers = [o.qos_profile for o in self._node.get_publishers_info_by_topic(topic)]
+        if not self._latched and any(q.durability == LATCHED for q in offers):
+            self._latched = True
+            self._subscribe(ReliabilityPolicy.RELIABLE, LATCHED)
+
+    def _hear(self, msg: Bool) -> None:
+        self.pressed = bool(msg.data)
+        if self.pressed:
+            self._on_press()
+
+    def close(self) -> None:
+        """End the subscriptions."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
 
 
 class Outlet:

@@ -44,6 +44,11 @@ def goal(kind: type, action: GripperAction, joints: Sequence[str], position: Seq
     return result
 
 
+def server_name(node: Node, action: str) -> str:
+    """Where an action is asked for after remapping, which is said of its parts."""
+    return node.resolve_service_name(f"{action}/_action/send_goal").rpartition("/_action/")[0]
+
+
 class GripperClient:
     """Sends the gripper where the plan leads it.
 
@@ -59,6 +64,7 @@ class GripperClient:
         self._kind = action_class(action)
         self._goals = GripperGoals(action)
         self._client = ActionClient(node, self._kind, action.name)
+        self._name = server_name(node, action.name)
 
     def follow(self, plan: Plan | None, now: int, at_once: bool = False) -> None:
         """Send a goal if the plan has a new one."""
@@ -76,13 +82,13 @@ class GripperClient:
     def _answered(self, future) -> None:
         handle = future.result()
         if handle is not None and not handle.accepted:
-            self._node.get_logger().warning(f"{self._action.name} refused a goal")
+            self._node.get_logger().warning(f"{self._name} refused a goal")
 
     def problem(self) -> str:
         """Why the gripper cannot be commanded; empty when it can."""
         if self._client.server_is_ready():
             return ""
-        return f"no action server at {self._action.name}"
+        return f"no action server at {self._name}"
 
     def close(self) -> None:
         """End the client."""

@@ -20,7 +20,7 @@ class Parameter:
 
     Attributes:
         name, default, description: as declared; the type is that of the default.
-        low, high: range of a number; both None is any.
+        low, high: range of a number, both ends included; both None is any.
         choices: of a text; empty is any.
         fixed: it can be set at the start only.
         when_unconfigured: a lifecycle node takes changes only while it is not configured.
@@ -34,6 +34,28 @@ class Parameter:
     choices: tuple[str, ...] = ()
     fixed: bool = False
     when_unconfigured: bool = False
+
+    def value(self, given: object) -> bool | int | float | str:
+        """What was given, as the type that it is declared with: 1 is a number as 1.0 is.
+
+        Raises:
+            InputError: another type, or out of range.
+        """
+        kind = type(self.default)
+        whole = type(given) is int and kind is float
+        fits = type(given) is kind or whole
+        if fits and self.low is not None:
+            fits = self.low <= given <= self.high
+        if not fits:
+            raise InputError(f"parameter {self.name} must be {self._wanted}, not {given!r}")
+        return kind(given)
+
+    @property
+    def _wanted(self) -> str:
+        noun = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        if self.low is None:
+            return noun[type(self.default)]
+        return f"{noun[type(self.default)]} from {self.low:.10g} to {self.high:.10g}"
 
     @property
     def descriptor(self) -> ParameterDescriptor:
@@ -52,9 +74,23 @@ class Parameter:
 
 
 def declare(node: Node, parameters: Sequence[Parameter]) -> None:
-    """Declare all of them."""
+    """Declare all of them, with the values that were given at the start (`-p`, `--params-file`).
+
+    Raises:
+        InputError: a value is of another type or out of range, or a name is none of the node's.
+    """
+    given = (
+        node._parameter_overrides
+    )  # NOTE: what nobody declares rclpy ignores, and tells in no other place.
     for p in parameters:
-        node.declare_parameter(p.name, p.default, p.descriptor)
+        value = p.value(given[p.name].value) if p.name in given else p.default
+        node.declare_parameter(p.name, value, p.descriptor, ignore_override=True)
+    for (
+        name
+    ) in given:  # rclpy has declared its own (use_sim_time) before, but for the QoS of a topic
+        if not node.has_parameter(name) and not name.startswith("qos_overrides."):
+            known = (*(p.name for p in parameters), "use_sim_time")
+            raise unknown_name(f"parameter of {node.get_name()}", name, known)
 
 
 def check_choices(parameters: Sequence[Parameter], get: Callable[[str], object]) -> None:

@@ -26,7 +26,6 @@ from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
-from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
 from flow_policy_rl.errors import InputError
@@ -36,7 +35,7 @@ from flow_policy_rl.serving.safety import EmergencyStop, Rejected
 from flow_policy_rl.serving.streams import NotReady
 from flow_policy_rl.serving.tick_stream import TickStream
 from flow_policy_ros import parameters
-from flow_policy_ros.graph import Input, clock_problem, input_type
+from flow_policy_ros.graph import Button, Input, clock_problem, input_type
 from flow_policy_ros.gripper import action_class
 from flow_policy_ros.outputs import Outputs
 from flow_policy_ros.policy_parameters import PARAMETERS
@@ -88,12 +87,12 @@ class PolicyNode(LifecycleNode):
         self._activated = self._last_message = 0.0
         self._last_now = 0
         self._emergency = EmergencyStop()
+        self._button: Button | None = None  # heard from the beginning, in every state
         self._status, self._inferences = StatusReport(self), InferenceReport(self)
         self.create_service(Trigger, "~/emergency_stop", self._on_emergency_stop)
         self.create_service(Trigger, "~/reset_emergency_stop", self._on_reset_emergency_stop)
         SlowService(self, "~/reload", self._load_again, otherwise="the old policy stays")
-        self._button = False
-        self.create_subscription(Bool, self._get("emergency_stop_topic"), self._on_button, 10)
+        self._listen_for_stop()
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(WATCHDOG_PERIOD_S, self._watch, clock=steady)
         self.create_timer(NEIGHBOURS_PERIOD_S, self._look_around, clock=steady)
@@ -139,6 +138,7 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self) -> None:
         parameters.check_choices(PARAMETERS, self._get)
+        self._listen_for_stop()
         served = Served.load(self._get, self._emergency)
         if served.robot.gripper_action is not None:
             action_class(served.robot.gripper_action)  # in a dry run too
@@ -429,6 +429,7 @@ class PolicyNode(LifecycleNode):
 
     def _look_around(self) -> None:
         """Neighbours change: QoS of the inputs, rivals and controllers on the command topics, a second clock."""
+        self._button.adapt()
         if self._served is None:
             return
         for stream in self._inputs:
@@ -445,10 +446,14 @@ class PolicyNode(LifecycleNode):
 
     # --- emergency stop and reload ---
 
-    def _on_button(self, msg: Bool) -> None:
-        self._button = bool(msg.data)
-        if self._button:
-            self._trip(f"{self._get('emergency_stop_topic')} says so")
+    def _listen_for_stop(self) -> None:
+        """On the topic that the parameter names now."""
+        topic, old = self._get("emergency_stop_topic"), self._button
+        if old is None or old.topic != topic:
+            self._button = Button(self, topic, lambda: self._trip(f"{topic} says so"))
+            if old is not None:
+                old.close()
+        self._button.adapt()
 
     def _on_emergency_stop(self, request, response):
         self._trip("requested by service")
@@ -460,8 +465,8 @@ class PolicyNode(LifecycleNode):
         self._refuse(f"emergency stop: {self._emergency.reason}")
 
     def _on_reset_emergency_stop(self, request, response):
-        response.success = not self._button
-        response.message = f"{self._get('emergency_stop_topic')} still says stop"
+        response.success = not self._button.pressed
+        response.message = f"{self._button.topic} still says stop"
         if response.success:
             response.message = f"was: {self._emergency.reason or 'not tripped'}"
             self._emergency.reset()

@@ -89,7 +89,7 @@ PARAMETERS = (
     Parameter(
         "emergency_stop_topic",
         "/emergency_stop",
-        "std_msgs/Bool: true stops",
+        "std_msgs/Bool of any QoS: true stops, in every state of the node",
         when_unconfigured=True,
     ),
     Parameter(

@@ -23,6 +23,7 @@ class Robot:
 
     Attributes:
         names, position, silent: change them to be a broken robot.
+        parts: of the joints, a message each, as of a driver each.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Robot:
         clock = peer.node.get_clock()
         self._stamp = stamp or (lambda: clock.now().nanoseconds)
         self.names, self.broken, self.silent, self.follows = list(NAMES), {}, False, True
+        self.parts = (slice(None),)
         self.controller = TrajectoryController(NAMES[:8], np.array(HOME[:8]))
         self.fastest = 0.0
         peer.node.create_subscription(
@@ -65,11 +67,12 @@ class Robot:
         for index, value in self.broken.items():
             position[index] = value
         position = position[: len(position) if None not in position else position.index(None)]
-        msg = JointState(
-            name=self.names, position=array("d", position), velocity=array("d", [*velocity, 0.0])
-        )
-        msg.header.stamp = now
-        self._joints.publish(msg)
+        velocity = [*velocity, 0.0]
+        for part in self.parts:
+            msg = JointState(name=self.names[part])
+            msg.position, msg.velocity = array("d", position[part]), array("d", velocity[part])
+            msg.header.stamp = now
+            self._joints.publish(msg)
 
 
 def seconds(duration) -> float:

@@ -2,11 +2,13 @@
 
 import signal
 import time
+from array import array
 
 import pytest
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from robot_peer import NAMES, Robot, change_state, is_hold
+from sensor_msgs.msg import JointState
 from trajectory_msgs.msg import JointTrajectory
 
 
@@ -44,6 +46,34 @@ def test_missing_topic_is_named_and_nothing_is_commanded(
     peer.until(lambda: "holding" in status(), "diagnostics that say holding")
     assert "no message" in status()
     assert commands == []
+
+
+def test_joint_states_of_a_base_beside_the_arm_do_no_harm(
+    start, peer, robot, policy_file, commands
+):
+    """robot_state_publisher and rviz take both from one topic as well."""
+    node = start(policy_node={"policy": str(policy_file), "armed": True})["policy_node"]
+    base = peer.node.create_publisher(JointState, "/joint_states", 10)
+    wheels = JointState(name=["left_wheel", "right_wheel"], position=array("d", [1.0, 2.0]))
+    peer.node.create_timer(0.02, lambda: base.publish(wheels))
+    peer.until(lambda: len(commands) >= 8, "commands")
+    assert "joint state lacks" not in node.log.read_text()
+
+
+def test_an_arm_and_a_hand_with_a_driver_each_run_and_each_may_fail(
+    start, peer, robot, policy_file, commands, status
+):
+    arm, hand = slice(0, 7), slice(7, None)
+    robot.parts = (arm, hand)
+    start(policy_node={"policy": str(policy_file), "armed": True})
+    peer.until(lambda: len(commands) >= 3, "commands")
+    assert sorted(commands[0].joint_names) == sorted(NAMES[:8])
+    robot.parts = (arm,)
+    says = "/joint_states: joint state lacks panda_finger_joint1"
+    peer.until(lambda: says in status(), "the joint by name")
+    before = len(commands)
+    robot.parts = (arm, hand)
+    peer.until(lambda: len(commands) >= before + 2, "commands again")
 
 
 @pytest.mark.parametrize("fault", ["silence", "nan", "renamed", "short"])

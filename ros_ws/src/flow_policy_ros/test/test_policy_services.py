@@ -17,7 +17,7 @@ from flow_policy_ros.reports import Order
 from flow_policy_ros.served import MEASURED
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from robot_peer import NAMES, Robot, change_state, is_hold
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Bool, Float64MultiArray
@@ -124,6 +124,65 @@ def test_emergency_stop_is_latched_by_service_and_by_topic(
     held = len(commands)
     assert trigger(peer, "reset_emergency_stop").success
     peer.until(lambda: len(commands) > held, "commands again")
+
+
+def says_stop(peer, topic: str = "/emergency_stop", **qos):
+    """A button that is pressed."""
+    button = peer.node.create_publisher(Bool, topic, QoSProfile(depth=1, **qos))
+    button.publish(Bool(data=True))
+    return button
+
+
+def test_an_emergency_stop_of_best_effort_is_heard(
+    start, peer, robot, policy_file, commands, status
+):
+    """micro-ROS, or a driver that uses the profile of sensors."""
+    start(policy_node={"policy": str(policy_file), "armed": True})
+    peer.until(lambda: len(commands) >= 2, "commands")
+    button = says_stop(peer, reliability=ReliabilityPolicy.BEST_EFFORT)
+    again = peer.node.create_timer(0.1, lambda: button.publish(Bool(data=True)))
+    peer.until(lambda: "emergency stop: /emergency_stop says so" in status(), "diagnostics say so")
+    peer.until_quiet(commands, "an arm that is stopped")
+    peer.node.destroy_timer(again)
+
+
+def test_an_emergency_stop_that_was_latched_before_the_node_began_is_heard(
+    start, peer, robot, policy_file, commands, status
+):
+    says_stop(peer, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    start(policy_node={"policy": str(policy_file), "armed": True})
+    peer.until(lambda: "emergency stop: /emergency_stop says so" in status(), "diagnostics say so")
+    peer.until_quiet(commands, "an arm that is stopped")
+    assert "still says stop" in trigger(peer, "reset_emergency_stop").message
+
+
+def test_an_emergency_stop_is_heard_in_every_state_on_the_topic_that_is_set(
+    start, peer, robot, policy_file, commands, status
+):
+    start(policy_node={"policy": str(policy_file), "armed": True, "autostart": False})
+    refused = set_parameter(peer, "emergency_stop_topic", "/cell/stop")
+    assert refused.successful, refused.reason
+    assert change_state(peer, "configure")
+    button = says_stop(peer, "/cell/stop")
+    peer.until(lambda: button.get_subscription_count() > 0, "the node listens there")
+    assert peer.node.count_subscribers("/emergency_stop") == 0
+    button.publish(Bool(data=True))  # inactive
+    peer.until(
+        lambda: "still says stop" in trigger(peer, "reset_emergency_stop").message, "it is heard"
+    )
+    assert change_state(peer, "activate")
+    peer.until(lambda: "emergency stop: /cell/stop says so" in status(), "diagnostics say so")
+    assert commands == []
+
+
+def test_a_topic_that_cannot_be_is_refused_in_one_line(start, peer, policy_file):
+    parameters = {"policy": str(policy_file), "emergency_stop_topic": "/not a topic"}
+    node = start(policy_node=parameters)["policy_node"]
+    peer.until(lambda: not node.running, "the end of the node")
+    lines = node.log.read_text().splitlines()
+    assert node.wait(60.0) == 2
+    assert "Traceback (most recent call last):" not in lines
+    assert any(line.startswith("error: emergency_stop_topic '/not a topic'") for line in lines)
 
 
 def test_a_rival_on_the_command_topic_stops_it(start, peer, robot, policy_file, commands, status):

@@ -1,0 +1,78 @@
+"""What is given to a node at the start is checked as what is set later is: a limit that is misspelt does not limit."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+import rclpy
+from flow_policy_ros import parameters
+from flow_policy_ros.policy_parameters import PARAMETERS
+from rclpy.context import Context
+from rclpy.node import Node
+
+from flow_policy_rl.errors import InputError
+from flow_policy_rl.ros import node_command
+
+
+@pytest.fixture
+def declared(ros_environment) -> Iterator[Callable[..., Node]]:
+    """A node with the parameters of the policy node, started with `-p` of these."""
+    context, nodes = Context(), []
+
+    def start(*given: str) -> Node:
+        args = ["--ros-args", *(word for text in given for word in ("-p", text))]
+        rclpy.init(args=args, context=context)
+        node = rclpy.create_node("policy_node", context=context)
+        nodes.append(node)
+        parameters.declare(node, PARAMETERS)
+        return node
+
+    yield start
+    for node in nodes:
+        node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("max_traking_error:=0.01", r"policy_node 'max_traking_error' \(did you mean 'max_track"),
+        ("other.max_tracking_error:=0.01", "unknown parameter of policy_node .*valid: armed, "),
+        ("max_input_age_s:=99.0", "max_input_age_s must be a number from 0.001 to 10, not 99.0"),
+        ("max_input_age_s:=.nan", "max_input_age_s must be a number from 0.001 to 10, not nan"),
+        ("soft_start_s:=slow", "soft_start_s must be a number from 0 to 60, not 'slow'"),
+        ("seed:=1.5", "seed must be a whole number from 0 to 2147483647, not 1.5"),
+        ("seed:=-1", "seed must be a whole number from 0 to 2147483647, not -1"),
+        ("armed:=1", "armed must be true or false, not 1"),
+        ("robot:=[a, b]", "robot must be a text, not"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_can(declared, given, says):
+    with pytest.raises(InputError, match=says):
+        declared(given)
+
+
+def test_a_whole_number_is_a_number_and_parameters_of_rclpy_are_known(declared):
+    node = declared(
+        "soft_start_s:=1",
+        "max_sigma:=5.0",
+        "seed:=3",
+        "use_sim_time:=true",
+        "qos_overrides./clock.subscription.depth:=3",
+    )
+    found = {p.name: node.get_parameter(p.name).value for p in PARAMETERS}
+    given = {"soft_start_s": 1.0, "max_sigma": 5.0, "seed": 3}
+    assert found == {p.name: p.default for p in PARAMETERS} | given
+    assert all(type(found[p.name]) is type(p.default) for p in PARAMETERS)
+
+
+@pytest.mark.parametrize("node", ["policy_node", "sim_node"])
+def test_a_misspelt_limit_in_a_file_ends_the_node_in_one_line(ros_environment, tmp_path, node):
+    file = tmp_path / "parameters.yaml"
+    file.write_text("/**: {ros__parameters: {fault_drip: 0.01}}\n")
+    command = [*node_command(node, {}), "--params-file", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    lines = ended.stderr.splitlines()
+    assert ended.returncode == 2
+    assert len([line for line in lines if line.startswith("error: unknown parameter")]) == 1
+    assert not any("Traceback" in line for line in lines)
