@@ -1,4 +1,4 @@
-"""What a controller's reference does whose period and transport the plans know nothing of: why `LEAD_S` is what it is."""
+"""What a controller's reference does whose period and transport the plans know nothing of: why `LEAD_S`."""
 
 import numpy as np
 import pytest

@@ -137,7 +137,9 @@ class Commander:
         """
         error = self._tracking_error(stamp, measured)
         worst = int(error.argmax())
-        if error[worst] <= self.max_tracking_error:
+        near, looks = error[worst] <= self.max_tracking_error, self.max_tracking_error > 0
+        # Passing by is not arriving.
+        if near and (not self._astray or not looks or self.plan.settled(stamp)):
             self._astray = False
             return
         if not self._astray and self._between_runs(stamp):
