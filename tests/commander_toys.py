@@ -19,6 +19,7 @@ def make_commander(
     soft_start_s: float = 0.0,
     lead_s: float = 0.01,
     emergency: EmergencyStop | None = None,
+    max_tracking_error: float = 0.0,
 ) -> Commander:
     """Two quick arm joints and a gripper, chunks of six actions of which four are executed."""
     spec = small_spec(
@@ -30,7 +31,8 @@ def make_commander(
     limits = JointLimits((-3, 3), 2.0, 20.0, 10_000.0)
     robot = Robot("toy", {"a": limits, "b": limits}, {"g": limits}, Topics("/j", "/c"))
     safety = SafetyFilter(robot, spec.joint_names, 0.05)
-    return Commander(ChunkScheduler(spec, lead_s, joining), safety, emergency, soft_start_s)
+    scheduler = ChunkScheduler(spec, lead_s, joining)
+    return Commander(scheduler, safety, emergency, soft_start_s, max_tracking_error)
 
 
 def chunk(level: float) -> np.ndarray:

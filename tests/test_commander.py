@@ -38,7 +38,10 @@ def same(one, other) -> bool:
 def test_a_new_plan_is_the_old_one_until_lead_from_now_and_has_no_short_segment(
     waits, joining, seed
 ):
-    """Position, velocity and acceleration; where a knot of the old plan is nearer than a millisecond, until there."""
+    """Position, velocity and acceleration; where a knot of the old plan is nearer than a millisecond, until there.
+
+    Where the old plan is at rest the new one begins at once, and a stop changes nothing.
+    """
     rng, one, now = np.random.default_rng(seed), make_commander(joining), START
     lead = one.scheduler.min_lead
     old = one.accept(chunk(rng.uniform(-1, 1)), now, now, HERE).plan
@@ -52,7 +55,17 @@ def test_a_new_plan_is_the_old_one_until_lead_from_now_and_has_no_short_segment(
             now = int(rng.choice([*ahead, now])) + int(rng.choice([0, 1, rng.integers(-MS, MS)]))
         stops = rng.random() < 0.2
         one.prefix_inputs(now)
+        rests = old.settled(now)
+        if stops and rests:
+            assert one.stop(now) is None
+            assert one.plan is old
+            continue
         new = one.stop(now) if stops else one.accept(chunk(rng.uniform(-1, 1)), now, now, HERE).plan
+        if rests:
+            assert np.array_equal(new.at(now).position, old.spline.positions[-1])
+            assert not new.at(now).velocity.any()
+            old = new
+            continue
         for t in np.linspace(now + 1, now + lead - MS, 20).astype(int).tolist():
             before, after = old.at(t), new.at(t)
             assert np.allclose(after.position, before.position, atol=1e-9)
@@ -174,23 +187,102 @@ def test_plans_that_are_limited_too_often_stop_the_run_until_a_reset():
     one.accept(chunk(0.1), now + 200 * MS, now + 200 * MS, HERE)
 
 
+OFF_S = 0.15  # how long ago an arm may have been sent where it is
+
+
 @pytest.mark.parametrize("side", [1.0, -1.0])
 def test_an_arm_that_does_not_follow_is_noticed_on_either_side_and_a_gripper_is_not(side):
-    one = make_commander()
-    one.check_following(START, HERE + 9.0, 0.1)  # nothing is commanded yet
+    one = make_commander(max_tracking_error=0.1)
+    one.check_following(START, HERE + 9.0)  # nothing is commanded yet
+    plan = one.accept(chunk(side * 0.5), START, START, HERE).plan
+    now = START + 250 * MS
+    there, before = plan.at(now).position, plan.at(now - round(OFF_S * 1e9)).position
+    assert abs(there[0] - before[0]) > 0.1
+    off = lambda joint, by: side * by * (np.arange(3) == joint)  # noqa: E731
+    one.check_following(now, there + off(1, 0.099))
+    one.check_following(now, before - off(1, 0.099))  # it lags
+    one.check_following(now, there + off(2, 2.0))
+    for where, by in ((there, 0.101), (before, -0.101)):
+        with pytest.raises(
+            Rejected, match=r"^b is 0\.101 from where it was commanded to be, limit 0\.100"
+        ):
+            one.check_following(now, where + off(1, by))
+    with pytest.raises(Rejected, match="^a is"):
+        one.check_following(now, there + off(0, 0.3) + off(1, 0.2))
+    one.max_tracking_error = 0.0  # not asked for
+    one.check_following(now, there + off(0, 2.0))
+
+
+def test_where_the_arm_was_when_a_slow_inference_began_is_remembered():
+    """Plans come and go while it runs."""
+    one = make_commander("ensemble", max_tracking_error=0.01)
+    first = one.accept(chunk(1.0), START, START, HERE).plan
+    seen = [(t, first.at(t).position) for t in range(START, START + 50 * MS, 10 * MS)]
+    for k in range(1, 12):
+        now = START + k * STEP
+        plan = one.accept(one.plan.at(now).position + chunk(1.0), now, now, HERE).plan
+        seen += [(t, plan.at(t).position) for t in range(now, now + STEP, 10 * MS)]
+        for t, position in seen:
+            assert np.allclose(one.plan.at(t).position, position, atol=1e-9)
+            one.check_following(t, position)
+
+
+@pytest.mark.parametrize("end", ["leave", "stop"])
+def test_a_run_begins_where_the_arm_is_if_it_was_moved_since_the_last_one(end):
+    """By hand, or by a controller that was started again. The gripper stays as it was sent: it may hold something."""
+    one = make_commander(max_tracking_error=0.1)
+    one.accept(chunk(0.5), START, START, HERE)
+    now = START + 130 * MS
+    getattr(one, end)(*[now] if end == "stop" else [])
+    sent = one.plan.spline.positions[-1]
+    now = one.plan.start + round(one.plan.spline.end * 1e9) + 2000 * MS
+    moved = sent + [0.3, -0.2, 0.1]
+    one.check_following(now, moved)
+    with pytest.raises(Rejected, match="away from where it is"):  # what is refused changes nothing
+        one.accept(np.full((6, 3), 2.9), now, now, moved)
+    assert np.array_equal(one.plan.at(now).position, sent)
+    one.leave()
+    late = now + 20 * MS
+    plan = one.accept(moved + chunk(0.3), now, late, moved).plan
+    assert np.allclose(plan.at(late).position, [*moved[:2], sent[2]])
+    assert not plan.at(late).velocity.any()
+    times, _, _ = plan.points(late)
+    assert times[0] > 0.04  # nothing is asked of the controller before the first target
+
+
+def test_an_arm_that_is_nearly_where_it_was_sent_goes_on_from_there():
+    """An arm sags under its weight; run after run must not take it further down."""
+    one = make_commander(max_tracking_error=0.1)
+    one.accept(chunk(0.5), START, START, HERE)
+    sent = one.stop(START + 130 * MS).spline.positions[-1]
+    now = START + 2000 * MS
+    plan = one.accept(sent + chunk(0.3), now, now, sent - 0.09).plan
+    assert np.array_equal(plan.at(now).position, sent)
+
+
+def test_an_arm_that_went_astray_is_told_nothing_until_it_is_where_it_was_sent():
+    one = make_commander(max_tracking_error=0.1)
     plan = one.accept(chunk(0.5), START, START, HERE).plan
     now = START + 130 * MS
-    there = plan.at(now).position
-    off = lambda joint, by: there + side * by * (np.arange(3) == joint)  # noqa: E731
-    one.check_following(now, off(1, 0.099), 0.1)
-    with pytest.raises(
-        Rejected, match=r"^b is 0\.101 from where it was commanded to be, limit 0\.100"
-    ):
-        one.check_following(now, off(1, 0.101), 0.1)
-    with pytest.raises(Rejected, match="^a is"):
-        one.check_following(now, off(0, 0.3) + off(1, 0.2) - there, 0.1)
-    one.check_following(now, off(2, 2.0), 0.1)
-    one.check_following(now, off(0, 2.0), 0.0)  # not asked for
+    away = plan.at(now).position + 0.5
+    with pytest.raises(Rejected, match="from where it was commanded to be"):
+        one.check_following(now, away)
+    assert one.stop(now) is None
+    assert one.plan is plan  # what the controller has comes to rest by itself
+    with pytest.raises(Rejected):
+        one.check_following(now, plan.at(now).position)  # on its way it may pass where it should be
+    later = START + 2000 * MS
+    with pytest.raises(Rejected, match="Deactivate and activate"):
+        one.check_following(later, away)
+    one.check_following(later, plan.spline.positions[-1])
+    one.check_following(later, away)  # moved by hand since
+    with pytest.raises(Rejected):
+        one.accept(chunk(0.3), later, later, away + 9.0)
+    one.accept(away + chunk(0.3), later, later, away)
+    with pytest.raises(Rejected):
+        one.check_following(later + 300 * MS, away - 0.5)
+    one.forget()
+    one.check_following(later + 300 * MS, away - 0.5)
 
 
 # --- the scheduler, where only a sequence of calls shows it ---

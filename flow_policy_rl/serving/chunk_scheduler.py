@@ -28,6 +28,7 @@ from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving.pace import REAL_TIME, Pace
 from flow_policy_rl.spec import PolicySpec
 
+LEAD_S = 0.03  # from when on a plan may change: what transport and the period of a controller take, and some more
 METHODS = ("replace", "crossfade", "ensemble", "rtc", "sync")
 CROSSFADE_STEPS = 4
 SHORTEST = 0.2  # of a control step: an action due sooner is past, it would be a jerk
@@ -77,7 +78,7 @@ class ChunkScheduler:
         InputError: unknown method, or `rtc` for a policy that takes no prefix.
     """
 
-    def __init__(self, spec: PolicySpec, min_lead_s: float = 0.01, joining: str = "replace"):
+    def __init__(self, spec: PolicySpec, min_lead_s: float = LEAD_S, joining: str = "replace"):
         if joining not in METHODS:
             raise InputError(f"joining must be one of {', '.join(METHODS)}, not '{joining}'")
         self.prefix_horizon = spec.prefix_horizon

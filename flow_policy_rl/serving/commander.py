@@ -15,12 +15,16 @@ SHORTEST_SEGMENT = 1_000_000  # ns
 # A knot nearer than this is left out: rounded to ns, it would turn into acceleration. In segments of 10 ms that costs
 # at most two hundredths of acceleration, where that turns round.
 NEAREST_S = 5e-5
+LAG_S = 0.15  # an arm is where it was sent some time ago; by so much it may lag (the simulated one: 0.12)
+HISTORY_S = (
+    1.0  # of a plan that is remembered: an observation may be as old as its inference is slow
+)
 
 
 @dataclass(frozen=True)
 class Plan:
     """A motion that is or may be commanded: a spline whose time zero is `start` (ns); what is before that is over. It
-    ends at rest."""
+    ends at rest. What was commanded in the last `HISTORY_S` before it is part of it."""
 
     start: int
     spline: Spline
@@ -56,6 +60,7 @@ class Commander:
 
     Args:
         soft_start_s: time from the first command of a run until it goes at full speed.
+        max_tracking_error: how far (rad, m) an arm joint may be from where it is commanded to be; 0 is any distance.
     """
 
     def __init__(
@@ -64,16 +69,23 @@ class Commander:
         safety: SafetyFilter,
         emergency: EmergencyStop | None = None,
         soft_start_s: float = 0.0,
+        max_tracking_error: float = 0.0,
     ):
         self.scheduler, self.safety = scheduler, safety
         self.emergency = emergency or EmergencyStop()
-        self.soft_start_s = soft_start_s
+        self.soft_start_s, self.max_tracking_error = soft_start_s, max_tracking_error
         self.plan: Plan | None = None
         self._pace: Pace | None = None  # of the run; none before its first plan
+        self._astray = False  # the arm did not follow, and was not seen where it was sent since
 
     def forget(self) -> None:
         """Nothing is commanded: the robot may be anywhere."""
-        self.plan, self._pace = None, None
+        self.plan, self._astray = None, False
+        self.leave()
+
+    def leave(self) -> None:
+        """The run is over; what is commanded comes to its end, which is at rest."""
+        self._pace = None
         self.scheduler.reset()
 
     def prefix_inputs(self, stamp: int) -> dict[str, np.ndarray]:
@@ -87,8 +99,8 @@ class Commander:
         """Put a chunk (H, A) observed at `stamp` in force.
 
         Args:
-            measured: (A,) where the joints are: a run starts there when nothing is commanded yet, and its first target
-                must be near.
+            measured: (A,) where the joints are: a run starts there when nothing is commanded yet, or when the arm is
+                at rest elsewhere than it was sent; and its first target must be near.
 
         Raises:
             Rejected: nothing of it can be executed; the plan before stays in force.
@@ -101,7 +113,8 @@ class Commander:
         targets = self.scheduler.join(chunk, stamp, now, pace)
         if targets is None:
             raise Rejected("the chunk was late: all of its actions are past")
-        since, start = self._changeable(now, measured)
+        plan = self._in_force(stamp, now, measured)
+        since, start = self._changeable(plan, now)
         checked = self.safety.check(
             start,
             (targets.due - since) / 1e9,
@@ -109,43 +122,51 @@ class Commander:
             measured=measured if first else None,
             speed_share=None if pace.full(now) else pace.share(targets.due),
         )
-        self.plan = self._continued(since, checked.spline, now)
+        self.plan = self._continued(plan, since, checked.spline, now)
         self._pace = pace
         self.emergency.count(checked)
         return Outcome(self.plan, targets, checked)
 
-    def check_following(self, stamp: int, measured: np.ndarray, limit: float) -> None:
-        """The arm must be where it was sent: no joint of it further (rad, m) from its command than a limit; 0 is none.
+    def check_following(self, stamp: int, measured: np.ndarray) -> None:
+        """The arm must be where it was sent, or come there: at (A,) as of `stamp` (ns), no joint of it may be further
+        than `max_tracking_error` from all that was commanded in the last `LAG_S`. Between two runs it may be anywhere.
 
         Raises:
-            Rejected: it is not.
+            Rejected: it is not. The run is over, and as nobody knows what the controller does, `stop` changes nothing;
+                until the arm is where it was sent, or `forget`.
         """
-        if self.plan is None or limit <= 0:
-            return
-        arm = self.safety.arm
-        error = np.abs(self.plan.at(stamp).position - measured)[arm]
+        error = self._tracking_error(stamp, measured)
         worst = int(error.argmax())
-        if error[worst] > limit:
-            raise Rejected(
-                f"{self.safety.joint_names[arm[worst]]} is {error[worst]:.3f} from where it was commanded to be, "
-                f"limit {limit:.3f}: does the controller follow? Deactivate and activate to start from where it is"
-            )
+        near, looks = error[worst] <= self.max_tracking_error, self.max_tracking_error > 0
+        # Passing by is not arriving.
+        if near and (not self._astray or not looks or self.plan.settled(stamp)):
+            self._astray = False
+            return
+        if not self._astray and self._between_runs(stamp):
+            return
+        self._astray = True
+        self.leave()
+        raise Rejected(
+            f"{self.safety.joint_names[self.safety.arm[worst]]} is {error[worst]:.3f} from where it was commanded to "
+            f"be, limit {self.max_tracking_error:.3f}: does the controller follow? Deactivate and activate to start "
+            "from where it is"
+        )
 
     def stop(self, now: int) -> Plan | None:
-        """Come to rest as quickly as the limits allow, from the commanded state; None when nothing is commanded."""
-        if self.plan is None:
+        """Come to rest as quickly as the limits allow, from the commanded state; None when nothing moves on command."""
+        self.leave()
+        if self.plan is None or self.plan.settled(now) or self._astray:
             return None
-        since, start = self._changeable(now, None)
+        since, start = self._changeable(self.plan, now)
         tail = self.safety.stop(start)
         if tail is not None:
-            self.plan = self._continued(since, tail, now)
-        self.scheduler.reset()
-        self._pace = None
+            self.plan = self._continued(self.plan, since, tail, now)
         return self.plan
 
     def delay(self, time: int) -> None:
-        """The plan in force goes on so much (ns) later: nobody executed it meanwhile."""
-        self.plan = replace(self.plan, start=self.plan.start + time)
+        """The plan in force goes on so much (ns) later: nobody executed it meanwhile, or the clock was set."""
+        if self.plan is not None:
+            self.plan = replace(self.plan, start=self.plan.start + time)
 
     def stay(self, now: int, position: np.ndarray | None = None) -> None:
         """The clock changed: the plan in force is over, and the robot stands where it was sent last: (A,), else where
@@ -153,30 +174,55 @@ class Commander:
         if self.plan is not None:
             there = self.plan.spline.positions[-1] if position is None else position
             self.plan = Plan(now, _standing(there))
-        self._pace = None
-        self.scheduler.reset()
+        self.leave()
 
-    def _changeable(self, now: int, measured: np.ndarray | None) -> tuple[int, Motion]:
-        """From when on the plan in force can still be changed, and the commanded state then."""
+    def _between_runs(self, stamp: int) -> bool:
+        """Whether at a time one run was over, its plan at rest, and the next had not begun."""
+        return self._pace is None and self.plan is not None and self.plan.settled(stamp)
+
+    def _tracking_error(self, stamp: int, measured: np.ndarray) -> np.ndarray:
+        """How far the arm's joints are from where they are commanded to be and were of late."""
+        arm = self.safety.arm
+        if self.plan is None or self.max_tracking_error <= 0:
+            return np.zeros(len(arm))
+        times = (stamp - self.plan.start) / 1e9 - np.linspace(0.0, LAG_S, 7)
+        way = self.plan.spline.position(times)[:, arm]
+        off = np.maximum(way.min(axis=0) - measured[arm], measured[arm] - way.max(axis=0))
+        return np.maximum(off, 0.0)
+
+    def _in_force(self, stamp: int, now: int, measured: np.ndarray) -> Plan:
+        """What the next plan continues: the last one, or rest where the robot is."""
         if self.plan is None:
-            return now, Motion.at_rest(measured)
+            return Plan(now, _standing(measured))
+        error = self._tracking_error(stamp, measured)
+        if not self._between_runs(stamp) or (error <= self.max_tracking_error).all():
+            return self.plan
+        there = self.plan.spline.positions[
+            -1
+        ].copy()  # a gripper may hold something: it stays as it was sent
+        there[self.safety.arm] = measured[self.safety.arm]
+        return Plan(now, _standing(there))
+
+    def _changeable(self, plan: Plan, now: int) -> tuple[int, Motion]:
+        """From when on a plan can still be changed, and the commanded state then. One that is at rest can at
+        once: the controller's way from where it is to the first target is then as long as can be."""
+        if plan.settled(now):
+            return now, Motion.at_rest(plan.spline.positions[-1])
         since = now + self.scheduler.min_lead
-        times = self.plan.spline.times
-        nearest = times[np.abs(times - (since - self.plan.start) / 1e9).argmin()]
-        knot = self.plan.start + round(float(nearest) * 1e9)
+        times = plan.spline.times
+        nearest = times[np.abs(times - (since - plan.start) / 1e9).argmin()]
+        knot = plan.start + round(float(nearest) * 1e9)
         if abs(knot - since) < SHORTEST_SEGMENT and knot > now:
             since = knot  # a tiny segment would turn rounding into acceleration
-        return since, self.plan.at(since)
+        return since, plan.at(since)
 
-    def _continued(self, since: int, spline: Spline, now: int) -> Plan:
-        """The plan in force until `since`, the new one from then on."""
-        if self.plan is None or since == now:
-            return Plan(since, spline)
-        old = self.plan.spline
-        times = old.times + (self.plan.start - now) / 1e9
+    def _continued(self, plan: Plan, since: int, spline: Spline, now: int) -> Plan:
+        """A plan until `since`, the new one from then on."""
+        old = plan.spline
+        times = old.times + (plan.start - now) / 1e9
         change = (since - now) / 1e9
-        # From the last knot before now.
-        kept = slice(max(0, bisect_left(times, 0.0) - 1), bisect_left(times, change - NEAREST_S))
+        first = max(0, bisect_left(times, -HISTORY_S) - 1)
+        kept = slice(first, bisect_left(times, change - NEAREST_S))
         return Plan(
             now,
             Spline(

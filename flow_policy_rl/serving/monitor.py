@@ -25,7 +25,7 @@ class Latencies:
     def summary(self) -> dict[str, str]:
         """`p50 / p95 / p99 / max` by stage."""
         result = {}
-        for name, values in self._stages.items():
+        for name, values in list(self._stages.items()):  # another thread may add one
             numbers = [*np.percentile(values, [50, 95, 99]), max(values)]
             result[name] = " / ".join(f"{v:.3f}" for v in numbers)
         return result

@@ -73,6 +73,11 @@ class TickStream:
         self._commander.stay(now, position)
         self._last = Tick(steady, now, position)
 
+    def clock_set(self, step: int) -> None:
+        """The plans' clock was set by so much (ns), and the plan in force with it."""
+        if self._last is not None:
+            self._last = replace(self._last, now=self._last.now + step)
+
     def _last_sent(self) -> Tick | None:
         """The last tick; where a plan began that no tick has seen yet."""
         plan, last = self._commander.plan, self._last

@@ -4,6 +4,7 @@ parameters."""
 from collections.abc import Callable, Sequence
 
 from geometry_msgs.msg import PoseStamped
+from rcl_interfaces.msg import ParameterType
 from rcl_interfaces.srv import GetParameters
 from rclpy.exceptions import InvalidTopicNameException
 from rclpy.node import Node
@@ -11,6 +12,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool
+from trajectory_msgs.msg import JointTrajectory
 
 try:
     from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
@@ -25,7 +27,11 @@ DEPTH = 5
 BUTTON_DEPTH = 10
 LATCHED = DurabilityPolicy.TRANSIENT_LOCAL
 INPUT_TYPES = {"joint_position": JointState, "joint_velocity": JointState, "pose": PoseStamped}
-CONTROLLER_PARAMETERS = ("joints", "allow_partial_joints_goal")
+SMOOTH = (
+    "interpolate_from_desired_state",
+    "open_loop_control",
+)  # the second one on Humble; either is enough
+CONTROLLER_PARAMETERS = ("joints", "allow_partial_joints_goal", *SMOOTH)
 
 
 def input_type(topic: str, field: ObservationField) -> type:
@@ -36,8 +42,16 @@ def input_type(topic: str, field: ObservationField) -> type:
 
 def publishers(node: Node, topic: str) -> list[str]:
     """Full names of the nodes that publish a topic, once for each publisher."""
-    offers = node.get_publishers_info_by_topic(node.resolve_topic_name(topic))
-    return [f"{o.node_namespace.rstrip('/')}/{o.node_name}" for o in offers]
+    return _names(node.get_publishers_info_by_topic(node.resolve_topic_name(topic)))
+
+
+def subscribers(node: Node, topic: str) -> list[str]:
+    """Full names of the nodes that subscribe to a topic, once for each subscription."""
+    return _names(node.get_subscriptions_info_by_topic(node.resolve_topic_name(topic)))
+
+
+def _names(endpoints: Sequence) -> list[str]:
+    return [f"{e.node_namespace.rstrip('/')}/{e.node_name}" for e in endpoints]
 
 
 def clock_problem(node: Node) -> str:
@@ -187,8 +201,10 @@ class Outlet:
         )
         self.topic = self.publisher.topic_name
         controller = self.topic.rpartition("/")[0]  # empty for a topic at the root
-        self.controller_problem = ""
-        self._asked, self._theirs = 0, set()
+        self._controller, self._heard = controller, False
+        self.controller_problem = self.caution = ""
+        self._asked, self._answers = 0, {}
+        self._trajectories = kind is JointTrajectory
         self._client = node.create_client(GetParameters, f"{controller}/get_parameters")
         self._pending = None
 
@@ -205,34 +221,54 @@ class Outlet:
                 names.remove(mine)
             return f"another publisher is on {self.topic}: {', '.join(sorted(names))}"
         self._ask()
-        return self.mismatch or self.controller_problem
+        return self.mismatch or self.deaf or self.controller_problem
+
+    @property
+    def deaf(self) -> str:
+        """Why a command would reach no controller; empty when it would."""
+        listeners = subscribers(self._node, self.topic)
+        self._heard |= self._controller in listeners
+        if self._heard and self._controller not in listeners:
+            return f"{self._controller} does not listen to {self.topic} any more"
+        if self.publisher.get_subscription_count() == 0:
+            return f"nobody listens to {self.topic}: is the controller running?"
+        return ""
 
     def _ask(self) -> None:
-        """Ask the controller for its joints, then whether it takes some of them, each time it appears."""
+        """Ask the controller for its joints, whether it takes some of them, and where it starts from, each time it
+        appears."""
         if not self._client.service_is_ready():
-            self._asked, self._pending, self.controller_problem = 0, None, ""
+            self._asked, self._pending, self._answers = 0, None, {}
+            self.controller_problem = self.caution = ""
         elif self._pending is not None and self._pending.done():
             answer, self._pending = self._pending.result(), None
             value = answer.values[0] if answer is not None and answer.values else None
-            self._judge(value)
+            self._answers[CONTROLLER_PARAMETERS[self._asked - 1]] = value
+            self._judge()
         elif self._pending is None and self._asked < len(CONTROLLER_PARAMETERS):
             # One at a time: a controller that lacks one of several answers none of them.
             request = GetParameters.Request(names=[CONTROLLER_PARAMETERS[self._asked]])
             self._pending, self._asked = self._client.call_async(request), self._asked + 1
 
-    def _judge(self, value) -> None:
-        if self._asked == 1:
-            self._theirs = set(value.string_array_value) if value else set()
-            partial = False
-        else:
-            partial = bool(value and value.bool_value)
+    def _judge(self) -> None:
+        joints, partial, *smooth = (self._answers.get(name) for name in CONTROLLER_PARAMETERS)
+        theirs = set(joints.string_array_value) if joints else set()
         ours, text = set(self._joints), ""
-        if self._theirs and ours - self._theirs:
-            text = f"it has no {', '.join(sorted(ours - self._theirs))}"
-        elif self._theirs - ours and not partial:
-            text = f"it also needs {', '.join(sorted(self._theirs - ours))}"
+        if theirs and ours - theirs:
+            text = f"it has no {', '.join(sorted(ours - theirs))}"
+        elif theirs - ours and not (partial and partial.bool_value):
+            text = f"it also needs {', '.join(sorted(theirs - ours))}"
         self.controller_problem = (
             f"the controller of {self.topic} drives other joints: {text}" if text else ""
+        )
+
+        told = [a.bool_value for a in smooth if a and a.type == ParameterType.PARAMETER_BOOL]
+        jerky = self._trajectories and self._asked == len(CONTROLLER_PARAMETERS) and told
+        self.caution = (
+            f"{self._controller} starts every trajectory from where the arm lags behind: set its {SMOOTH[0]} "
+            f"(on Humble {SMOOTH[1]}) to true"
+            if jerky and not any(told)
+            else ""
         )
 
     def close(self) -> None:

@@ -74,6 +74,16 @@ class Outputs:
         problems = [n.problem() for n in (*neighbours, self._gripper) if n is not None]
         return next((p for p in problems if p), "")
 
+    @property
+    def caution(self) -> str:
+        """What a controller might do better; empty when nothing."""
+        return next((outlet.caution for _, _, outlet in self._outlets if outlet.caution), "")
+
+    @property
+    def heard(self) -> bool:
+        """Whether somebody listens to every command."""
+        return not any(outlet.deaf for _, _, outlet in self._outlets)
+
     def last_words(self, plan: Plan | None, now: int) -> None:
         """Send the gripper where the plan ends, and wait until the last messages are acknowledged."""
         self.tend_gripper(plan, now, at_once=True)

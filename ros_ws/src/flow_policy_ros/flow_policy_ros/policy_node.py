@@ -29,6 +29,7 @@ from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 
 from flow_policy_rl.errors import InputError
+from flow_policy_rl.serving.clock_watch import ClockWatch
 from flow_policy_rl.serving.commander import Plan
 from flow_policy_rl.serving.decode import stamp_ns
 from flow_policy_rl.serving.safety import EmergencyStop, Rejected
@@ -84,6 +85,7 @@ class PolicyNode(LifecycleNode):
         self._ticker, self._ticks = None, None  # per-tick output
         self._obstacle = ""  # why nothing may be commanded, whatever the policy says
         self._clock_jumped = False
+        self._clock_watch = ClockWatch(self._now)
         self._activated = self._last_message = 0.0
         self._last_now = 0
         self._emergency = EmergencyStop()
@@ -193,25 +195,25 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Last words: stop the arm and see that it has heard, end the thread."""
-        self._last_words()
+        """Stop the arm and let go of everything."""
+        if self._active:
+            self._stop()
         self._release()
 
     def _last_words(self) -> None:
-        if not self._active:
-            return
-        self._stop()
-        deadline, commander = time.monotonic() + STOP_S, self._served.commander
-        while self._ticker is not None and time.monotonic() < deadline:  # ramp down by hand
+        """See that the arm has heard where it ends, and tick by tick that it comes there."""
+        commander, deadline = self._served.commander, time.monotonic() + STOP_S
+        ends = self._ticker is None
+        while not ends and time.monotonic() < deadline:
+            ends = commander.plan is None or commander.plan.settled(self._now())
             self._tick()
-            if commander.plan is None or commander.plan.settled(self._now()):
-                break
             time.sleep(1 / self._get("tick_rate_hz"))
-        if self._outputs is not None:
-            self._outputs.last_words(commander.plan, self._now())
+        self._outputs.last_words(commander.plan, self._now())
 
     def _release(self) -> None:
-        """End the inference thread and give back what configure took."""
+        """End motion and inference thread, and give back what configure took."""
+        if self._outputs is not None:
+            self._last_words()
         if self._worker is not None:
             self._worker.close(END_S)
             self._worker = None
@@ -229,7 +231,7 @@ class PolicyNode(LifecycleNode):
         received = time.perf_counter_ns()
         now = self._now()
         with self._lock:
-            if not self._active:
+            if self._clock_was_set() or not self._active:
                 return
             self._last_message = time.monotonic()
             self._last_now = now
@@ -275,6 +277,25 @@ class PolicyNode(LifecycleNode):
             throttle_duration_sec=SELDOM_S,
         )
 
+    def _clock_was_set(self) -> bool:
+        """Whether the system clock was, since the last call: then the plan goes on where it is, to rest, and a new run
+        begins. Needs the lock."""
+        step = 0 if self.get_clock().ros_time_is_active else self._clock_watch.step()
+        if not step or self._served is None:
+            return False
+        self._served.commander.delay(step)
+        if self._ticks is not None:
+            self._ticks.clock_set(step)
+        if self._active:
+            self._hold()
+        self._served.streams.clear()
+        self._run += 1
+        self._last_message = time.monotonic()
+        self.get_logger().warning(
+            f"the system clock was set by {step / 1e9:+.3f} s: starting again from the next observation"
+        )
+        return True
+
     # --- inference (its own thread; onnxruntime releases the interpreter) ---
 
     def _try_to_infer(self, order: Order) -> None:
@@ -298,6 +319,7 @@ class PolicyNode(LifecycleNode):
         self._dawdle(order, begin_at)
         done = time.perf_counter_ns()
         with self._lock:
+            self._clock_was_set()
             if not self._current(order) or policy is not served.policy:
                 return
             if self._obstacle:
@@ -305,9 +327,7 @@ class PolicyNode(LifecycleNode):
             commander, measured = served.commander, snapshot.obs[MEASURED]
             now = self._now()
             self._hold_back(now)
-            if self._outputs is not None:
-                limit = self._get("max_tracking_error")
-                commander.check_following(snapshot.stamp, measured, limit)
+            commander.check_following(snapshot.stamp, measured)
             outcome = commander.accept(chunk, snapshot.stamp, now, measured)
             limited = time.perf_counter_ns()
             if self._emergency.tripped:
@@ -355,6 +375,7 @@ class PolicyNode(LifecycleNode):
         self._status.counts["deadline_misses"] += now - self._tick_due > period
         self._tick_due = max(self._tick_due + period, now)
         with self._lock:
+            self._clock_was_set()
             if self._ticks is None:
                 return
             position = self._ticks.next(self._now(), time.monotonic(), self._active)
@@ -377,7 +398,7 @@ class PolicyNode(LifecycleNode):
     def _watch(self) -> None:
         """Stop the arm when input is missing for too long, and say which."""
         with self._lock:
-            if not self._active:
+            if self._clock_was_set() or not self._active:
                 return
             silence, longest = time.monotonic() - self._last_message, self._get("max_silence_s")
             try:
@@ -390,8 +411,11 @@ class PolicyNode(LifecycleNode):
                     raise NotReady(
                         "; ".join([f"no message on any input for {silence:.1f} s", *unfit])
                     )
-                self._served.streams.snapshot(self._now())
+                seen = self._served.streams.snapshot(self._now())
+                self._served.commander.check_following(seen.stamp, seen.obs[MEASURED])
                 return
+            except Rejected as error:
+                reason = str(error)
             except NotReady as error:
                 settling = time.monotonic() - self._activated < longest
                 waits = self._served.commander.plan is None and settling
@@ -403,6 +427,7 @@ class PolicyNode(LifecycleNode):
     def _refuse(self, reason: str) -> None:
         """Hold, and say why. The next good observation starts again."""
         with self._lock:
+            self._clock_was_set()
             if not self._active:
                 return
             again, self._holding = self._holding, True
@@ -414,17 +439,24 @@ class PolicyNode(LifecycleNode):
 
     def _stop(self) -> None:
         with self._lock:
+            self._clock_was_set()
             self._active = False
             self._hold()
 
     def _hold(self, now: int | None = None, silent: bool = False) -> None:
-        """Come to rest from where the arm is commanded to be. Needs the lock."""
+        """Come to rest from where the arm is commanded to be. Needs the lock.
+
+        A controller that follows somebody else, or nobody, is told nothing: where its reference is we do not know, and
+        what it has of us ends at rest.
+        """
         now = self._now() if now is None else now
         self._hold_back(now)
-        plan = None if silent else self._served.commander.stop(now)
-        if plan is None:
-            self._served.commander.scheduler.reset()
-        else:
+        commander = self._served.commander
+        if silent or (self._obstacle and self._ticks is None):
+            commander.leave()
+            return
+        plan = commander.stop(now)
+        if plan is not None:
             self._command(plan, now)
 
     def _look_around(self) -> None:
@@ -435,6 +467,9 @@ class PolicyNode(LifecycleNode):
         for stream in self._inputs:
             stream.adapt()
         self._obstacle = self._find_obstacle()
+        if self._outputs is not None and not self._outputs.heard:
+            with self._lock:
+                self._served.commander.forget()  # what comes to listen next stands where the arm is
 
     def _find_obstacle(self) -> str:
         """Why nothing may be commanded, whatever the policy says; empty when it may."""
@@ -487,13 +522,16 @@ class PolicyNode(LifecycleNode):
     # --- saying so ---
 
     def _say_active(self, unusual: str = "") -> None:
-        """All is well, or nearly: what is unusual about an observation, and what a test does to the node."""
+        """All is well, or nearly: what is unusual about an observation, what a test does to the node, and how the
+        controller might follow better."""
         delay = self._get("inject_delay_s")
         parts = ["active, " + ("armed" if self._get("armed") else "dry run")]
         if delay:
             parts.append(f"every inference is delayed by {delay:g} s on purpose (inject_delay_s)")
         if unusual:
             parts.append(f"unusual input: {unusual}")
+        if self._outputs is not None and self._outputs.caution:
+            parts.append(self._outputs.caution)
         level = DiagnosticStatus.WARN if len(parts) > 1 else DiagnosticStatus.OK
         self._set_state(level, "; ".join(parts))
 

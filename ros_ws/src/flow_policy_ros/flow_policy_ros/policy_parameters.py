@@ -1,6 +1,6 @@
 """The parameters of `policy_node`."""
 
-from flow_policy_rl.serving.chunk_scheduler import METHODS
+from flow_policy_rl.serving.chunk_scheduler import LEAD_S, METHODS
 from flow_policy_ros.parameters import Parameter
 
 PARAMETERS = (
@@ -47,8 +47,8 @@ PARAMETERS = (
     ),
     Parameter(
         "max_tracking_error",
-        0.5,
-        "hold if an arm joint is further from its command (rad, m); 0: never",
+        0.1,
+        "hold if an arm joint is further (rad, m) from all it was commanded in the last 0.15 s; 0: never",
         0.0,
         10.0,
     ),
@@ -60,8 +60,8 @@ PARAMETERS = (
     ),
     Parameter(
         "lead_s",
-        0.01,
-        "a plan may change no sooner than this: controller period and transport",
+        LEAD_S,
+        "a plan may change no sooner than this: controller period and transport, and as much again",
         0.001,
         1.0,
         when_unconfigured=True,

@@ -74,7 +74,7 @@ class Served:
             policy,
             robot,
             Streams(fields, get("max_input_age_s")),
-            Commander(scheduler, safety, emergency, get("soft_start_s")),
+            Commander(scheduler, safety, emergency, get("soft_start_s"), _tolerance(get)),
             Familiarity(spec, get("max_sigma")),
             np.random.default_rng(get("seed")),
         )
@@ -88,6 +88,7 @@ class Served:
         self.commander.safety = _safety(get, self.robot, self.policy.spec)
         self.streams.max_age = int(get("max_input_age_s") * 1e9)
         self.commander.soft_start_s = get("soft_start_s")
+        self.commander.max_tracking_error = _tolerance(get)
         self.familiarity.max_sigma = get("max_sigma")
         self.commander.emergency.max_consecutive_limited = _most_limited(get)
 
@@ -143,6 +144,11 @@ def _safety(get: Values, robot: Robot, spec: PolicySpec) -> SafetyFilter:
 def _most_limited(get: Values) -> int:
     """Plans in a row that may be limited. In a dry run the arm does not follow, so plans are limited for ever."""
     return get("max_limited_in_a_row") if get("armed") else 0
+
+
+def _tolerance(get: Values) -> float:
+    """How far the arm may be from its command. In a dry run it does not follow."""
+    return get("max_tracking_error") if get("armed") else 0.0
 
 
 def _interface(spec: PolicySpec) -> list[tuple]:

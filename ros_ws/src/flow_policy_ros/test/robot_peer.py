@@ -16,6 +16,7 @@ from flow_policy_rl.serving.trajectory_controller import TrajectoryController
 HOME = [0.0, -0.785, 0.0, -2.356, 0.0, 1.571, 0.785, 0.04, 0.04]
 NAMES = [f"panda_joint{i}" for i in range(1, 8)] + ["panda_finger_joint1", "panda_finger_joint2"]
 RATE_S = 0.02
+CYCLE_S = 0.01  # of the controller
 
 
 class Robot:
@@ -24,22 +25,30 @@ class Robot:
     Attributes:
         names, position, silent: change them to be a broken robot.
         parts: of the joints, a message each, as of a driver each.
+        fastest, jump: speed of the controller's reference, and its way in the first cycle of any command (rad).
     """
 
     def __init__(
-        self, peer, qos=10, stamp: Callable[[], int] | None = None, rate_s: float = RATE_S
+        self,
+        peer,
+        qos=10,
+        stamp: Callable[[], int] | None = None,
+        rate_s: float = RATE_S,
+        clock: Callable[[], int] | None = None,
+        listens: bool = True,
     ):
         self._joints = peer.node.create_publisher(JointState, "/joint_states", qos)
         self._pose = peer.node.create_publisher(PoseStamped, "/cube/pose", qos)
-        clock = peer.node.get_clock()
+        own_clock, clock = clock, peer.node.get_clock()
         self._stamp = stamp or (lambda: clock.now().nanoseconds)
+        self._time = own_clock or self._stamp
         self.names, self.broken, self.silent, self.follows = list(NAMES), {}, False, True
         self.parts = (slice(None),)
         self.controller = TrajectoryController(NAMES[:8], np.array(HOME[:8]))
-        self.fastest = 0.0
-        peer.node.create_subscription(
-            JointTrajectory, "/arm_controller/joint_trajectory", self._on_command, 10
-        )
+        self.fastest = self.jump = 0.0
+        self._peer, self._subscription = peer, None
+        if listens:
+            self.listen()
         peer.node.create_timer(rate_s, self.publish)
 
     def _on_command(self, msg: JointTrajectory) -> None:
@@ -48,8 +57,21 @@ class Robot:
         times = np.array([seconds(p.time_from_start) for p in msg.points])
         positions = np.array([p.positions for p in msg.points])
         velocities = np.array([p.velocities for p in msg.points])
-        now = self._stamp() / 1e9
+        now = self._time() / 1e9
+        before = self.controller.sample(now)[0]
         self.controller.accept(msg.joint_names, times, positions, velocities, now)
+        after = self.controller.sample(now + CYCLE_S)[0]
+        self.jump = max(self.jump, float(np.abs(after - before)[:7].max()))
+
+    def listen(self) -> None:
+        """The controller starts: it holds where the arm is."""
+        self._subscription = self._peer.node.create_subscription(
+            JointTrajectory, "/arm_controller/joint_trajectory", self._on_command, 10
+        )
+
+    def restart_at(self, position: np.ndarray) -> None:
+        """Somebody moved the arm (A,) by hand, and started the controller again: it holds there."""
+        self.controller.hold(position)
 
     def publish(self) -> None:
         """One state of everything."""
@@ -61,7 +83,7 @@ class Robot:
         pose.pose.position.x, pose.pose.position.z = 0.5, 0.0225
         pose.pose.orientation.w = 1.0
         self._pose.publish(pose)
-        reference, velocity, _ = self.controller.sample(self._stamp() / 1e9)
+        reference, velocity, _ = self.controller.sample(self._time() / 1e9)
         self.fastest = max(self.fastest, float(np.abs(velocity[:7]).max()))
         position = [*reference, reference[7]]
         for index, value in self.broken.items():

@@ -4,6 +4,9 @@ import dataclasses
 import json
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -500,3 +503,129 @@ def test_a_second_clock_is_named(start, peer, policy_file, commands, status):
     both[0] = False
     other.destroy_publisher(clocks.pop())
     peer.until(lambda: len(commands) >= held + 2, "commands again")
+
+
+NO_JUMP = 0.04  # rad in a cycle of 10 ms: the limit of speed, and a half
+
+
+def end_of(robot: Robot) -> np.ndarray:
+    """Where the controller's reference comes to rest."""
+    return robot.controller.sample(robot.controller.end)[0]
+
+
+def test_after_an_emergency_stop_it_begins_where_the_arm_was_moved_to(
+    start, peer, robot, policy_file, commands, status
+):
+    start(policy_node={"policy": str(policy_file), "armed": True})
+    peer.until(lambda: len(commands) >= 2, "commands")
+    assert trigger(peer, "emergency_stop").success
+    peer.until_quiet(commands, "an arm that is stopped")
+    moved = end_of(robot) + [0.3, 0, 0, 0.3, 0, 0, 0, 0]
+    robot.restart_at(moved)
+    peer.spin(0.5)
+    before, robot.jump = len(commands), 0.0
+    assert trigger(peer, "reset_emergency_stop").success
+    peer.until(lambda: len(commands) >= before + 2, "commands again")
+    assert robot.jump < NO_JUMP
+
+
+def test_without_a_controller_it_waits_and_begins_when_there_is_one(
+    start, peer, policy_file, status
+):
+    robot = Robot(peer, listens=False)
+    start(policy_node={"policy": str(policy_file), "armed": True})
+    says = "nobody listens to /arm_controller/joint_trajectory"
+    peer.until(lambda: says in status(), "its obstacle")
+    peer.spin(1.0)
+    assert says in status()
+    robot.listen()
+    peer.until(lambda: robot.controller.end > 0, "a command")
+    peer.until(lambda: status() == "active, armed", "active")
+    assert robot.jump < NO_JUMP
+
+
+def test_a_rivals_trajectory_is_not_cut_off(start, peer, robot, policy_file, commands, status):
+    """Nor by the last words of the node."""
+    node = start(policy_node={"policy": str(policy_file), "armed": True})["policy_node"]
+    peer.until(lambda: len(commands) >= 2, "commands")
+    rival = peer.node.create_publisher(JointTrajectory, "/arm_controller/joint_trajectory", 1)
+    peer.until(lambda: "another publisher is on" in status(), "diagnostics name the rival")
+    peer.spin(0.2)  # what was on its way
+    mine = JointTrajectory(joint_names=commands[-1].joint_names, points=commands[-1].points[-1:])
+    mine.points[0].positions[0] += 0.2
+    mine.points[0].time_from_start.sec = 2
+    before = len(commands)
+    rival.publish(mine)
+    peer.until(lambda: len(commands) > before, "the rival's command")
+    node.signal(signal.SIGINT)
+    peer.until(lambda: not node.running, "the end")
+    peer.spin(0.3)
+    assert len(commands) == before + 1
+
+
+def test_a_controller_that_does_not_continue_its_reference_is_warned_of(
+    start, peer, robot, policy_file, status
+):
+    controller = peer.second_node("arm_controller")
+    controller.declare_parameter("joints", NAMES[:8])
+    controller.declare_parameter("interpolate_from_desired_state", False)
+    start(policy_node={"policy": str(policy_file), "armed": True})
+    says = "set its interpolate_from_desired_state (on Humble open_loop_control) to true"
+    peer.until(lambda: status().startswith("active, armed") and says in status(), "a warning")
+
+
+SET_CLOCK = """
+import sys
+from pathlib import Path
+from flow_policy_ros import policy_node
+real, offset = policy_node.PolicyNode._now, Path(sys.argv.pop(1))
+policy_node.PolicyNode._now = lambda self: real(self) + int(offset.read_text() or 0)
+sys.exit(policy_node.main())
+"""
+
+
+@pytest.mark.parametrize("step_s", [-0.15, 0.3])
+def test_a_system_clock_that_is_set_moves_nobody(peer, policy_file, commands, tmp_path, step_s):
+    """The controller has a clock of its own; stamps of the robot are of the one that was set."""
+    offset = tmp_path / "offset"
+    offset.write_text("0")
+    steps = [0]
+    wall = lambda: time.time_ns() + steps[0]  # noqa: E731
+    robot = Robot(peer, stamp=wall, clock=time.monotonic_ns)
+    parameters = ["-p", f"policy:={policy_file}", "-p", "armed:=true", "-p", "soft_start_s:=0.0"]
+    command = [sys.executable, "-c", SET_CLOCK, str(offset), "--ros-args", *parameters]
+    with (tmp_path / "node.log").open("wb") as log:
+        node = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        peer.until(lambda: len(commands) >= 3, "commands")
+        moving = lambda: np.abs(robot.controller.sample(time.monotonic())[1][:7]).max() > 0.3  # noqa: E731
+        peer.until(moving, "motion")
+        robot.jump, steps[0] = 0.0, round(step_s * 1e9)
+        written = tmp_path / "new"
+        written.write_text(str(steps[0]))
+        written.replace(offset)
+        before = len(commands)
+        peer.until(lambda: len(commands) >= before + 3, "commands after the step")
+        assert "the system clock was set by" in (tmp_path / "node.log").read_text()
+        assert robot.jump < NO_JUMP
+    finally:
+        node.send_signal(signal.SIGINT)
+        assert node.wait(60.0) == 0
+
+
+@pytest.mark.parametrize("end", ["cleanup", "sigint"])
+def test_per_tick_output_comes_to_rest_whatever_ends_it(
+    start, peer, robot, policy_file, ticks, end
+):
+    """Right after `deactivate`, which only begins the stop."""
+    options = {"output": "per_tick", "max_tracking_error": 0.0, "soft_start_s": 0.0}
+    node = start(policy_node={"policy": str(policy_file), "armed": True, **options})["policy_node"]
+    peer.until(lambda: len(ticks.values) >= 50 and ticks.steps(3).max() > 0.008, "motion")
+    assert change_state(peer, "deactivate")
+    if end == "cleanup":
+        assert change_state(peer, "cleanup")
+    else:
+        node.signal(signal.SIGINT)
+        peer.until(lambda: not node.running, "the end")
+    peer.spin(0.5)
+    assert ticks.steps(3).max() < 0.002
