@@ -500,8 +500,10 @@ def test_refused_commands_are_no_truth(tmp_path, policy_file, robot):
 # --- with latency ---
 
 
-def test_without_latency_the_command_is_the_plan(tmp_path, policy_file):
-    """A policy that holds commands where the robot was at each observation, from the next control step on."""
+def test_without_latency_the_command_is_the_plan(tmp_path, policy_file, monkeypatch):
+    """A policy that holds commands where the robot was at each observation, from the next control step on; and a plan
+    that may change nearly at once."""
+    monkeypatch.setattr(ChunkScheduler.__init__, "__defaults__", (0.01, "replace"))
     write(tmp_path / "bag", recorded(6.0))
     result = run(tmp_path, policy_file, mode="timed", latency_ms=0.0)
     timed = result["timed"]

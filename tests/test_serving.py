@@ -351,7 +351,7 @@ def ramp(start: float, slope: float) -> np.ndarray:
 def test_chunks_that_agree_join_without_a_seam(joining):
     scheduler = ChunkScheduler(small_spec(), joining=joining)
     scheduler.join(ramp(0.0, 0.1), 0, 0)
-    joined = scheduler.join(ramp(0.2, 0.1), 100 * MS, 120 * MS)
+    joined = scheduler.join(ramp(0.2, 0.1), 100 * MS, 105 * MS)
     assert np.allclose(joined.positions, ramp(0.2, 0.1))
     assert np.allclose(joined.seam_jump, 0, atol=1e-9)
 
