@@ -168,6 +168,13 @@ class PolicyNode(LifecycleNode):
             self._run += 1
             self._activated = self._last_message = time.monotonic()
         self._say_active()
+        spec, topics = self._served.policy.spec, self._served.robot.topics
+        doing = (
+            f"ARMED, commands go to {self.resolve_topic_name(topics.command)}"
+            if self._outputs is not None
+            else "dry run, nothing is commanded (armed:=true moves the arm)"
+        )
+        self.get_logger().info(f"active: '{spec.task}' on {self._served.robot.name}: {doing}")
         return TransitionCallbackReturn.SUCCESS
 
     def on_deactivate(self, state) -> TransitionCallbackReturn:

@@ -82,9 +82,10 @@ class Recorder(Node):
             self.get_logger().error(self.failure)
 
     def close(self) -> None:
-        """Write the index, unless the disk is what failed."""
+        """Write the index, unless the disk is what failed, and say how much there is."""
         if not self.failure:
             self._writer.close()
+            self.get_logger().info(f"recorded {self.count} messages")
 
     def spin(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
         """Record until a signal."""

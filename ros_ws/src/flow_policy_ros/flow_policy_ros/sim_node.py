@@ -136,6 +136,10 @@ class SimNode(Node):
         self._tf_pub = self.create_publisher(tf, "/tf", 10) if tf else None
         self.create_subscription(DiagnosticArray, "policy_node/inference", self._on_inference, 50)
         self.create_service(Trigger, "~/reset", self._on_reset)
+        said, heard = map(self.resolve_topic_name, (topics.joint_states, topics.command))
+        self.get_logger().info(
+            f"task '{name}' on {robot.name}: joint states on {said}, waiting for commands on {heard}"
+        )
 
     def _get(self, name: str):
         return self.get_parameter(name).value

@@ -1,6 +1,7 @@
 """Simulated arm, policy, recorder and episode runner as separate processes; the bag must tell the truth."""
 
 import json
+import re
 import signal
 import subprocess
 
@@ -37,6 +38,8 @@ def run(start, policy_file, tmp_path):
         nodes[name].signal(2)
     for name in ("recorder", "sim_node", "policy_node"):
         assert nodes[name].wait(60.0) == 0, nodes[name].log.read_text()
+    assert "waiting for commands on /" in nodes["sim_node"].log.read_text()
+    assert re.search(r"recorded [1-9]\d+ messages", nodes["recorder"].log.read_text())
     return json.loads((tmp_path / "episodes.json").read_text()), tmp_path / "bag"
 
 

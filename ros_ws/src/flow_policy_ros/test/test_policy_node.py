@@ -23,16 +23,18 @@ def test_dry_run_plans_and_commands_nothing(
     """Also beside an arm that does not follow, with plans that are all limited."""
     planned = peer.listen(JointTrajectory, "/policy_node/planned_chunk")
     weak = {"robot": str(weak_robot), "max_limited_in_a_row": 1, "joining": "ensemble"}
-    start(policy_node={"policy": str(policy_file), **weak})
+    nodes = start(policy_node={"policy": str(policy_file), **weak})
     peer.until(lambda: len(planned) >= 8, "planned chunks")
+    assert "dry run, nothing is commanded" in nodes["policy_node"].log.read_text()
     assert "emergency" not in status()
     assert commands == []
     assert len(planned[0].points) == 12
 
 
 def test_commands_at_the_pace_of_its_chunks(start, peer, robot, policy_file, commands):
-    start(policy_node={"policy": str(policy_file), "armed": True})
+    nodes = start(policy_node={"policy": str(policy_file), "armed": True})
     peer.until(lambda: len(commands) >= 1, "the first command")
+    assert "ARMED, commands go to /" in nodes["policy_node"].log.read_text()
     begin, before = time.monotonic(), len(commands)
     peer.until(lambda: len(commands) >= before + 5, "five more commands")
     assert (time.monotonic() - begin) / 5 == pytest.approx(8 * 0.05, abs=0.1)
