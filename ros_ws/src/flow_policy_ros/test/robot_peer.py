@@ -26,6 +26,7 @@ class Robot:
         names, position, silent: change them to be a broken robot.
         parts: of the joints, a message each, as of a driver each.
         fastest, jump: speed of the controller's reference, and its way in the first cycle of any command (rad).
+        heard: how many commands it has taken.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Robot:
         self.names, self.broken, self.silent, self.follows = list(NAMES), {}, False, True
         self.parts = (slice(None),)
         self.controller = TrajectoryController(NAMES[:8], np.array(HOME[:8]))
-        self.fastest = self.jump = 0.0
+        self.fastest, self.jump, self.heard = 0.0, 0.0, 0
         self._peer, self._subscription = peer, None
         if listens:
             self.listen()
@@ -61,6 +62,7 @@ class Robot:
         before = self.controller.sample(now)[0]
         self.controller.accept(msg.joint_names, times, positions, velocities, now)
         after = self.controller.sample(now + CYCLE_S)[0]
+        self.heard += 1
         self.jump = max(self.jump, float(np.abs(after - before)[:7].max()))
 
     def listen(self) -> None:

@@ -462,7 +462,7 @@ def test_a_clock_that_jumps_back_starts_again(start, peer, policy_file, commands
 
     peer.node.create_timer(0.02, tick)
     start(policy_node={"policy": str(policy_file), "armed": True, "use_sim_time": True})
-    peer.until(lambda: len(commands) >= 3, "commands")
+    peer.until(lambda: robot.heard == len(commands) >= 3, "commands, and the controller has them")
     now[0] = 5_000_000_000
     before = len(commands)
     peer.until(lambda: len(commands) >= before + 3, "commands after the jump")
