@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 from flow_policy_rl import tensor_file
-from flow_policy_rl.errors import InputError, existing_file
+from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
+from flow_policy_rl.serving import shipped
 from flow_policy_rl.spec import PolicySpec
 
 FORMAT = "flow_policy_rl.policy.1"
@@ -25,7 +26,7 @@ def load(path: str | Path) -> FlowPolicy:
     Raises:
         InputError: no such file, not a checkpoint of ours, or weights that do not fit.
     """
-    path = existing_file(path, "checkpoint")
+    path = shipped.checkpoint(path)
     tensors, texts = tensor_file.read(path, "checkpoint", FORMAT)
     policy = FlowPolicy(
         PolicySpec.from_json(texts["spec"]), NetworkConfig(**json.loads(texts["network"]))

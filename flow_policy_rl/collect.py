@@ -4,6 +4,7 @@ Noise is added to what is executed, and the clean intention is what is recorded 
 1703.09327): the data cover states off the demonstrator's path together with the way back.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,12 @@ import numpy as np
 
 from flow_policy_rl import provenance
 from flow_policy_rl.data.robomimic import HDF5, DemoLayout, Demonstrations, Episode, save
-from flow_policy_rl.errors import InputError, output_file
+from flow_policy_rl.errors import InputError, new_file, refuse_below
 from flow_policy_rl.evaluate import check_fits, load_policy, task_of
 from flow_policy_rl.progress import Progress
+from flow_policy_rl.serving import shipped
 from sim.backends import BackendName
-from sim.expert import make_expert
+from sim.expert import has_expert, make_expert
 from sim.randomize import PresetName, make_env
 from sim.tasks import make_task
 from sim.vec_env import Observation, VecEnv
@@ -36,7 +38,7 @@ class Config:
         task_options: names and values of the task's own options, e.g. `randomness med`.
         episodes: episodes to keep: successes, where the task knows success.
         robot: the arm (default: the task's first, or the policy's).
-        policy: checkpoint or exported policy that acts in place of the scripted expert.
+        policy: checkpoint, exported policy or name of one that ships, which acts in place of the scripted expert.
         min_return: keep only episodes with at least this return.
         noise: spread of the disturbance of the targets, rad (grippers are spared).
         seed: of start states and noise.
@@ -67,13 +69,12 @@ class Config:
 
 def main(config: Config) -> dict:
     """Collect, write, and say how many attempts it took."""
-    if config.episodes < 1:
-        raise InputError(f"--episodes must be at least 1, not {config.episodes}")
-    if config.noise < 0:
-        raise InputError(f"--noise must be at least 0, not {config.noise:g}")
+    refuse_below(config, episodes=1, num_envs=1, noise=0)
     if config.out.suffix not in HDF5:
         raise InputError(f"--out '{config.out}' must end in {' or '.join(HDF5)}")
-    output_file(config.out)
+    new_file(config.out)
+    if config.policy is not None:
+        config = dataclasses.replace(config, policy=shipped.find(config.policy))
     task, demonstrator = _demonstrator(config)
     env = make_env(
         task,
@@ -129,7 +130,12 @@ def _demonstrator(config: Config):
     """The task and who does it."""
     if config.policy is None:
         options = {"robot": config.robot, "cameras": config.cameras or None}
-        return make_task(config.task, **options | config.task_options), ScriptedExperts()
+        task = make_task(config.task, **options | config.task_options)
+        if not has_expert(task):
+            raise InputError(
+                f"task '{task.name}' has no scripted expert; give --policy, which acts in its place"
+            )
+        return task, ScriptedExperts()
     spec, act = load_policy(config.policy)
     if config.robot not in (None, spec.robot):
         raise InputError(
@@ -144,11 +150,7 @@ class ScriptedExperts:
     """The task's own expert, one for each environment."""
 
     def begin(self, env: VecEnv, rng: np.random.Generator) -> None:
-        """A new episode everywhere.
-
-        Raises:
-            SimulationError: the task has no scripted expert.
-        """
+        """A new episode everywhere."""
         self._experts = [make_expert(env.task, state, rng) for state in env.state]
 
     def act(self, env: VecEnv, obs: Observation, running: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ the output come `<output>.health.html` and `<output>.health.json`: statistics, f
 """
 
 import json
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from flow_policy_rl.data.frames import End, FrameReader, Splitting, layout_from_
 from flow_policy_rl.data.health import Health, of_demonstrations
 from flow_policy_rl.data.lerobot import LeRobotWriter
 from flow_policy_rl.data.robomimic import HDF5, DemoLayout, RobomimicWriter
-from flow_policy_rl.errors import InputError, output_folder
+from flow_policy_rl.errors import InputError, near_match, output_folder
 from flow_policy_rl.offline.truth import refuse_unfollowed
 from flow_policy_rl.replay import mapped
 from flow_policy_rl.serving.robot import Robot, load_robot, robot_names
@@ -78,6 +79,8 @@ def main(config: Config) -> dict:
             f"--rate must be between 0 and 1000 frames per second, not {config.rate:g}"
         )
     converted = from_bag(config) if kind == "bag" else from_dataset(config, kind)
+    if near := near_task(config.task):
+        print(f"note: --task '{config.task}' is no task here{near}", file=sys.stderr)
     health, provenance, tables = converted
     summary = health.summary()
     page, numbers = (
@@ -183,11 +186,19 @@ def bag_layout(config: Config, bag: Bag) -> tuple[DemoLayout, Robot]:
         return layout, mapped(robot, config.topics)
     if config.robot is None:
         raise InputError(
-            f"--robot is needed for task '{config.task}'; valid: {', '.join(robot_names())}, or a robot file"
+            f"--robot is needed for task '{config.task}'{near_task(config.task)}; "
+            f"valid: {', '.join(robot_names())}, or a robot file"
         )
     robot = mapped(load_robot(config.robot), config.topics)
     dt = 1 / (config.rate or 20.0)
     return layout_from_robot(bag, robot, config.task, dt, config.resolution), robot
+
+
+def near_task(name: str) -> str:
+    """The task that may have been meant; a recorded one may have any name, so empty where none is near."""
+    from sim.tasks import task_names
+
+    return "" if name in task_names() else near_match(name, task_names())
 
 
 def check_pictures(layout: DemoLayout, obs: dict) -> None:

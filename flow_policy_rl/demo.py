@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from flow_policy_rl import ros
-from flow_policy_rl.errors import RunFailed
+from flow_policy_rl.errors import InputError, RunFailed, refuse_below
 from flow_policy_rl.run_folder import claimed, end_like_ctrl_c
 
 
@@ -51,6 +51,7 @@ class Config:
 
 def main(config: Config) -> dict:
     """Run the demo. SIGTERM ends it like Ctrl-C."""
+    check(config)
     end_like_ctrl_c()
     for package in ("rclpy", "flow_policy_ros"):
         if package not in sys.modules:
@@ -68,6 +69,26 @@ def main(config: Config) -> dict:
         raise
     except RunFailed as error:
         raise RunFailed(f"{error}; go on with --resume") from None
+
+
+def check(config: Config) -> None:
+    """Refuse what can be refused before anything runs.
+
+    Raises:
+        InputError, SimulationError: a number out of range; a task that is unknown, or has no robot or no expert.
+    """
+    from sim.expert import has_expert
+    from sim.tasks import make_task
+
+    refuse_below(config, episodes=1, ros_episodes=1)
+    if not 0.01 <= config.real_time_factor <= 1000:  # the range of the parameter of sim_node
+        raise InputError(
+            f"--real-time-factor must be between 0.01 and 1000, not {config.real_time_factor:g}"
+        )
+    task = make_task(config.task, cameras=config.cameras or None)
+    ros.robot_of(task)
+    if not has_expert(task):
+        raise InputError(f"task '{task.name}' has no scripted expert, from whom the demo learns")
 
 
 def text(result: dict) -> str:

@@ -67,7 +67,7 @@ class Demo:
     def stages(self) -> dict[str, Callable[[], dict]]:
         """In order."""
         return {
-            "collect": lambda: collect.main(self.collect_config),
+            "collect": lambda: collect_afresh(self.collect_config),
             "pretrain": lambda: train_afresh(self.bc_config),
             "fine_tune": lambda: train_afresh(self.rl_config),
             "evaluate": self.run_evaluate,
@@ -215,6 +215,12 @@ class Demo:
             "bag": deploy["bag"],
             "table": demo_page.table(results),
         }
+
+
+def collect_afresh(config: collect.Config) -> dict:
+    """A stage that was interrupted begins again, be it after the last byte."""
+    config.out.unlink(missing_ok=True)
+    return collect.main(config)
 
 
 def train_afresh(config: train.TrainBC | train.TrainRL) -> dict:

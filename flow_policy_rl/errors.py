@@ -1,6 +1,7 @@
 """Exceptions for wrong input: the command line prints their message in one line and exits with 2."""
 
 import difflib
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +35,25 @@ def near_match(name: str, valid: Iterable[str]) -> str:
     """` (did you mean 'x'?)` with the nearest valid name, or nothing."""
     near = difflib.get_close_matches(name, valid, n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def refuse_below(config: object, **least: float) -> None:
+    """Refuse settings that are below their least value or not finite; None, and what is not given, is fine.
+
+    Args:
+        config: whose fields are flags; of a tuple each value counts.
+        least: by field.
+
+    Raises:
+        InputError: names the flag.
+    """
+    for name, bound in least.items():
+        given = getattr(config, name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is not None and not bound <= value < math.inf:
+                flag = name.replace("_", "-")
+                finite = " and finite" * (value == math.inf)
+                raise InputError(f"--{flag} must be at least {bound}{finite}, not {value:g}")
 
 
 def existing_file(path: str | Path, what: str, names: Iterable[str] = ()) -> Path:
@@ -76,6 +96,17 @@ def output_file(path: Path) -> Path:
         raise InputError(f"output '{path}' is a folder: give the name of a file")
     output_folder(path.parent)
     return path
+
+
+def new_file(path: Path) -> Path:
+    """`output_file` for a file that is nothing yet.
+
+    Raises:
+        InputError: something is there, or its folder cannot be written to.
+    """
+    if path.exists():
+        raise InputError(f"output '{path}' exists already")
+    return output_file(path)
 
 
 def output_folder(path: Path) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 
 from flow_policy_rl import rerun_log
 from flow_policy_rl.data.robomimic import DemoLayout
-from flow_policy_rl.errors import InputError, existing_file, output_folder
+from flow_policy_rl.errors import InputError, output_folder, refuse_below
 from flow_policy_rl.rerun_log import RerunLog
 from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
@@ -206,10 +206,7 @@ class Config:
 
 def main(config: Config) -> dict:
     """Evaluate a file."""
-    for name in ("episodes", "randomize_episodes"):
-        if getattr(config, name) < 1:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} must be at least 1, not {getattr(config, name)}")
+    refuse_below(config, episodes=1, randomize_episodes=1, num_envs=1)
     if config.out is not None:
         output_folder(config.out)
     spec, act = load_policy(config.policy)
@@ -315,7 +312,7 @@ def check_fits_gymnasium(spec: PolicySpec, task: GymnasiumTask, name: str) -> No
 
 def load_policy(path: Path) -> tuple[PolicySpec, ChunkFn]:
     """A checkpoint or an exported policy as a function of numpy arrays."""
-    path = existing_file(shipped.find(path), "policy", shipped.policies())
+    path = shipped.existing(path)
     if path.suffix == ".onnx":
         exported = OnnxPolicy(path)
         return exported.spec, exported.infer

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from flow_policy_rl import provenance
-from flow_policy_rl.errors import InputError, existing_file, output_file
+from flow_policy_rl.errors import InputError, RunFailed, output_file
 from flow_policy_rl.logger import read_metrics
+from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.spec import INTEGRATORS, PolicySpec
 
@@ -79,13 +80,16 @@ def main(config: ExportConfig) -> dict:
         from flow_policy_rl import sweep
 
         page = config.sweep_report or config.out.with_suffix(".sweep.html")
-        result["sweep"] = sweep.run(policy, spec, config.sweep_episodes, page, config.precision)
+        try:
+            result["sweep"] = sweep.run(policy, spec, config.sweep_episodes, page, config.precision)
+        except RunFailed as error:
+            raise RunFailed(f"{error}; '{config.out}' itself is written and passed") from None
     return result
 
 
 def check(config: ExportConfig) -> None:
     """Refuse what can be refused before torch is loaded."""
-    existing_file(config.checkpoint, "checkpoint")
+    shipped.checkpoint(config.checkpoint)
     output_file(config.out)
     if config.integrator is not None and config.integrator not in INTEGRATORS:
         raise InputError(
@@ -121,7 +125,7 @@ def exported_spec(spec: PolicySpec, config: ExportConfig) -> PolicySpec:
 
 def verify(config: VerifyConfig) -> dict:
     """Compare."""
-    existing_file(config.checkpoint, "checkpoint")
+    shipped.checkpoint(config.checkpoint)
     exported = OnnxPolicy(config.policy)
     from flow_policy_rl import checkpoint
     from flow_policy_rl.export import parity, verify_every
@@ -153,11 +157,16 @@ def text(result: dict) -> str:
         for r in result.get("every", [])
     ]
     if "sweep" in result:
+        from flow_policy_rl import sweep
+
         lines += [
             f"  {r['integrator']:<9} K={r['num_flow_steps']:<3} "
             f"{r['return_mean'] if r['success_rate'] is None else r['success_rate']:.3f} at {r['p50_ms']:.3f} ms"
             for r in result["sweep"]["rows"]
             if r["frontier"]
         ]
+        if failed := result["sweep"]["failed"]:
+            lines += [f"  {sweep.said(f)}" for f in failed]
+            lines.append(f"left out above; '{result['policy']}' itself is written and passed")
         lines.append(f"sweep: {result['sweep']['report']} (above: what no other variant beats)")
     return "\n".join(lines)

@@ -21,12 +21,13 @@ import numpy as np
 
 from flow_policy_rl import __version__, rerun_log
 from flow_policy_rl.data.bags import Bag
-from flow_policy_rl.errors import InputError, output_folder, unknown_name
+from flow_policy_rl.errors import InputError, refuse_below, unknown_name
 from flow_policy_rl.offline import gates, metrics
 from flow_policy_rl.offline.measure import measure
 from flow_policy_rl.offline.predict import Predictor
 from flow_policy_rl.offline.recording import Inference, Recording, Sink, read_recording
 from flow_policy_rl.rerun_log import RerunLog
+from flow_policy_rl.run_folder import claimed
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.serving.robot import Robot, load_robot
 from flow_policy_rl.spec import PolicySpec
@@ -101,10 +102,15 @@ class Judged:
 
 
 def main(config: Config) -> dict:
-    """Replay, write the reports."""
+    """Replay, write the reports; where that is refused, leave no empty folder."""
+    refuse_below(config, samples=0, latency_ms=0)
+    with claimed(config.out, "--out"):
+        return _replay(config)
+
+
+def _replay(config: Config) -> dict:
     from flow_policy_rl.offline import output
 
-    output_folder(config.out)
     limits = {} if config.gates is None else gates.load(config.gates)
     if config.max_mae is not None:
         limits["mae"] = limits.get("mae", {}) | {"max": config.max_mae}

@@ -18,7 +18,7 @@ from typing import Literal
 
 from flow_policy_rl.errors import InputError, RunFailed, existing_file
 from flow_policy_rl.serving import model_file
-from flow_policy_rl.serving.robot import load_robot
+from flow_policy_rl.serving.robot import load_robot, robot_names
 
 # What an action is made of: a rule for its own name moves none of them.
 ACTION_PARTS = ("send_goal", "cancel_goal", "get_result", "feedback", "status")
@@ -80,11 +80,25 @@ def sim(config: SimConfig) -> None:
 
     parameters = {
         "task": config.task,
-        "robot": config.robot or make_task(config.task).robot,
+        "robot": config.robot or robot_of(make_task(config.task)),
         "first_seed": config.seed,
         "real_time_factor": config.real_time_factor,
     }
     foreground("sim_node", parameters)
+
+
+def robot_of(task) -> str:
+    """The robot of a task, by the name of its robot file.
+
+    Raises:
+        InputError: it has none, as a walker.
+    """
+    from sim.tasks import MANIPULATION
+
+    if task.robot not in robot_names():
+        valid = ", ".join(sorted(MANIPULATION))
+        raise InputError(f"task '{task.name}' has no robot for ROS; of ours these have: {valid}")
+    return task.robot
 
 
 def deploy(config: DeployConfig) -> None:

@@ -192,6 +192,11 @@ def downward(yaw: float) -> mink.SO3:
     return mink.SO3.from_z_radians(yaw) @ mink.SO3.from_x_radians(np.pi)
 
 
+def has_expert(task) -> bool:
+    """Whether the task can be demonstrated by a script."""
+    return hasattr(task, "expert") or hasattr(task, "demonstrate")
+
+
 def make_expert(task, state: np.ndarray, rng: np.random.Generator):
     """The expert of a task for an episode that starts in `state` (state_size,): something with `act(state)`.
 
@@ -200,8 +205,8 @@ def make_expert(task, state: np.ndarray, rng: np.random.Generator):
     Raises:
         SimulationError: the task has no scripted expert.
     """
+    if not has_expert(task):
+        raise SimulationError(f"task '{task.name}' has no scripted expert")
     if hasattr(task, "expert"):
         return task.expert(state, rng)
-    if not hasattr(task, "demonstrate"):
-        raise SimulationError(f"task '{task.name}' has no scripted expert")
     return Expert(task, state, rng)

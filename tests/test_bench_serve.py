@@ -1,6 +1,7 @@
 """The bench of serving measures what it says: no claim about how fast, which is the machine's matter."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,3 +61,9 @@ def test_bad_flags_are_refused(tmp_path):
         serve.main(serve.Config(vision=True, policy=tmp_path / "policy.onnx"))
     with pytest.raises(InputError, match="does not exist"):
         serve.main(serve.Config(policy=tmp_path / "policy.onnx", calls=10))
+
+
+def test_a_policy_that_ships_is_timed_by_its_name():
+    result = serve.main(serve.Config(policy=Path("lift"), calls=10))
+    assert result["policy"].endswith("lift.onnx")
+    assert result["floor_ms"]

@@ -152,6 +152,20 @@ BAD = {
     "no config file": (["eval", "--config", "{tmp}/none.yaml"], "config file"),
     "run folder": (["report", "--run-dir", "{tmp}"], "has no metrics.csv"),
     "resume": (["demo", "--resume", "--run-dir", "{tmp}/none"], "nothing to resume"),
+    "nobody side by side": (["eval", "--policy", "lift", "--num-envs", "0"], "--num-envs must be"),
+    "joining in no episode": (
+        ["bench", "joining", "--policy", "lift", "--episodes", "0"],
+        "--episodes must be at least 1, not 0",
+    ),
+    "a delay before its time": (
+        ["bench", "joining", "--policy", "lift", "--delays-ms", "0", "-5"],
+        "--delays-ms must be at least 0, not -5",
+    ),
+    "a walker is no robot": (["sim", "--task", "hopper"], "has no robot for ROS; of ours these"),
+    "demo backwards": (["demo", "--real-time-factor", "-1"], "--real-time-factor must be between"),
+    "demo of nothing": (["demo", "--episodes", "0"], "--episodes must be at least 1, not 0"),
+    "demo of no task": (["demo", "--task", "lfit"], "did you mean 'lift'"),
+    "demo without a robot": (["demo", "--task", "kitchen"], "has no robot for ROS"),
     "strange run folder": (["demo", "--run-dir", "{chain}"], "not a run folder"),
 }
 

@@ -8,7 +8,7 @@ import pytest
 import tyro
 from toys import small_policy
 
-from flow_policy_rl import checkpoint, collect, train
+from flow_policy_rl import checkpoint, collect, demo_stages, train
 from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.collect import PolicyChunks, ScriptedExperts, collect_batch
 from flow_policy_rl.data import demonstrations
@@ -88,10 +88,11 @@ def test_successes_of_a_policy_file_are_kept(tmp_path):
         assert episode.rewards.sum() == 1  # a success, and nothing after it
         assert episode.rewards[-1] == 1
     assert len(again.provenance["policy_sha256"]) == 64
+    third = tmp_path / "third.hdf5"
     with pytest.raises(InputError, match="policy .* is for robot 'panda', not 'ur5e'"):
-        collect.main(collect.Config("reach", out, policy=policy, robot="ur5e"))
+        collect.main(collect.Config("reach", third, policy=policy, robot="ur5e"))
     with pytest.raises(InputError, match="does not fit task 'push'"):
-        collect.main(collect.Config("push", out, policy=policy))
+        collect.main(collect.Config("push", third, policy=policy))
 
 
 def test_what_an_episode_drew_is_in_the_file_and_in_the_world(tmp_path):
@@ -152,7 +153,41 @@ def test_options_of_a_task_pass_through_collect_eval_and_train(tmp_path):
     assert task_of(demos.layout, None, {"reward": "dense"}).reward == "dense"
     started = train.starting_point(train.TrainScoreFlow("push", {"reward": "dense"}))
     assert started[0].reward == "dense"
+    config = dataclasses.replace(config, out=tmp_path / "again.hdf5")
     with pytest.raises(SimulationError, match="unknown option of task 'push' 'rewards'"):
         collect.main(dataclasses.replace(config, task_options={"rewards": "dense"}))
     with pytest.raises(SimulationError, match="cameras of task 'push' is a bool"):
         collect.main(dataclasses.replace(config, task_options={"cameras": "yes"}))
+
+
+def test_demonstrations_that_are_there_are_not_overwritten_but_a_stage_starts_again(tmp_path):
+    config = collect.Config("reach", tmp_path / "d.hdf5", episodes=1)
+    config.out.write_bytes(b"mine")
+    with pytest.raises(InputError, match="output '.*d.hdf5' exists already"):
+        collect.main(config)
+    assert config.out.read_bytes() == b"mine"
+    demo_stages.collect_afresh(config)  # of a demo whose collect ended and was not written down
+    assert len(demonstrations.load(config.out).episodes) == 1
+
+
+def test_a_policy_that_ships_demonstrates_by_its_name(tmp_path):
+    out = tmp_path / "d.hdf5"
+    collect.main(collect.Config("lift", out, policy=Path("lift"), episodes=1, noise=0.0))
+    made_by = demonstrations.load(out).provenance
+    assert made_by["policy"] == "lift.onnx"
+    assert len(made_by["policy_sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"num_envs": 0}, "--num-envs must be at least 1, not 0"),
+        ({"num_envs": -1}, "--num-envs must be at least 1, not -1"),
+        ({"noise": float("nan")}, "--noise must be at least 0, not nan"),
+        ({"noise": float("inf")}, "--noise must be at least 0 and finite, not inf"),
+        ({"task": "hopper"}, "task 'hopper' has no scripted expert; give --policy"),
+    ],
+)
+def test_bad_input_is_refused(tmp_path, wrong, says):
+    with pytest.raises(InputError, match=says):
+        collect.main(collect.Config(**{"task": "reach", "out": tmp_path / "d.hdf5"} | wrong))

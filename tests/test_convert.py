@@ -480,6 +480,16 @@ def test_bad_input_is_refused_in_one_line(tmp_path, robot_file):
     )
 
 
+def test_a_task_that_may_be_misspelt_is_asked_about(tmp_path, robot_file, capsys):
+    write(tmp_path / "bag", recorded(3.0))
+    for name, asked in (("lfit", "did you mean 'lift'?"), ("peel_banana", None)):
+        convert.main(Config(tmp_path / "bag", tmp_path / f"{name}.hdf5", name, robot=robot_file))
+        said = capsys.readouterr().err
+        assert asked in said if asked else "note" not in said
+    with pytest.raises(InputError, match=r"for task 'lfit' \(did you mean 'lift'\?\); valid"):
+        convert.main(Config(tmp_path / "bag", tmp_path / "o.hdf5", "lfit"))
+
+
 def test_broken_lerobot_folders_are_refused(tmp_path):
     demonstrations.save(tmp_path / "d.hdf5", toy_demos())
     convert.main(Config(tmp_path / "d.hdf5", tmp_path / "lr"))

@@ -287,9 +287,53 @@ def test_broken_checkpoints_are_refused(tmp_path):
 def test_sweep_evaluates_every_variant_and_draws_the_frontier(tmp_path, monkeypatch):
     """An untrained policy on a real task: what is measured is the sweep, not the policy."""
     from flow_policy_rl import sweep
-    from sim.tasks import make_task
 
     monkeypatch.undo()  # observations come from simulation here
+    policy = untrained_lift()
+    page = tmp_path / "sweep.html"
+    result = sweep.run(policy, policy.spec, 2, page, steps=(1, 2), integrators=("euler", "rk4"))
+    found = [(r["integrator"], r["num_flow_steps"], r["noise"]) for r in result["rows"]]
+    noises = ("zero", "seeded", "fresh")
+    expected = [("euler", k, n) for k in (1, 2) for n in noises]
+    assert found == expected + [("rk4", k, "zero") for k in (1, 2)]
+    assert all(r["episodes"] == 2 and r["success_ci95"] for r in result["rows"])
+    assert any(r["frontier"] for r in result["rows"])
+    assert "What a millisecond buys" in page.read_text()
+
+
+def test_a_variant_that_fails_its_gate_is_left_out_and_the_sweep_goes_on(tmp_path, monkeypatch):
+    from flow_policy_rl import sweep
+
+    monkeypatch.undo()
+    real = export.parity
+
+    def parity(policy, exported, **options):
+        report = real(policy, exported, **options)
+        if exported.spec.integrator != failing:
+            return report
+        return report | {"passed": False, "max_error_in_action_range": 0.01}
+
+    monkeypatch.setattr(export, "parity", parity)
+    policy, page = untrained_lift(), tmp_path / "sweep.html"
+    for failing, kept in (("rk4", 3), ("euler", 1)):
+        result = sweep.run(policy, policy.spec, 2, page, steps=(1,), integrators=("euler", "rk4"))
+        assert [f["integrator"] for f in result["failed"]] == [failing]
+        assert len(result["rows"]) == kept
+        says = f"{failing} K=1 failed its parity gate: error 1.0e-02 of the action range, allowed"
+        assert says in page.read_text()
+        exported = {"policy": "policy.onnx", "passed": True, "precision": "fp32", "cases": 1}
+        exported |= {"max_abs_error": 0.0, "max_error_in_action_range": 0.0}
+        exported |= {"allowed_in_action_range": 1e-4, "sweep": result}
+        lines = export_command.text(exported)
+        assert says in lines
+        assert "'policy.onnx' itself is written and passed" in lines
+    with pytest.raises(RunFailed, match="no variant passed: euler K=1 failed its parity gate"):
+        sweep.run(policy, policy.spec, 2, page, steps=(1,), integrators=("euler",))
+
+
+def untrained_lift() -> FlowPolicy:
+    from sim.tasks import make_task
+
     task = make_task("lift")
     spec = small_spec(
         task="lift",
@@ -304,16 +348,7 @@ def test_sweep_evaluates_every_variant_and_draws_the_frontier(tmp_path, monkeypa
         execute_horizon=30,
     )
     torch.manual_seed(0)
-    policy = FlowPolicy(spec, NetworkConfig(width=8, depth=2)).eval()
-    page = tmp_path / "sweep.html"
-    result = sweep.run(policy, spec, 2, page, steps=(1, 2), integrators=("euler", "rk4"))
-    found = [(r["integrator"], r["num_flow_steps"], r["noise"]) for r in result["rows"]]
-    noises = ("zero", "seeded", "fresh")
-    expected = [("euler", k, n) for k in (1, 2) for n in noises]
-    assert found == expected + [("rk4", k, "zero") for k in (1, 2)]
-    assert all(r["episodes"] == 2 and r["success_ci95"] for r in result["rows"])
-    assert any(r["frontier"] for r in result["rows"])
-    assert "What a millisecond buys" in page.read_text()
+    return FlowPolicy(spec, NetworkConfig(width=8, depth=2)).eval()
 
 
 def test_the_frontier_is_what_nothing_beats():

@@ -198,6 +198,11 @@ def test_a_stage_runs_once_goes_on_from_its_state_and_names_its_failure(tmp_path
     idle = python("1 / 0", tmp_path / "d", needs=tmp_path / "absent")
     stages.run_stage(idle, stages.Running())  # nothing to do
 
+    out = tmp_path / "out"  # left by a run that was killed before it was written down
+    out.touch()
+    careful = python(f"open({str(out)!r}, 'x')", tmp_path / "f", output=out)
+    stages.run_stage(careful, stages.Running())
+
     diverging = python("1 / 0", tmp_path / "e", diverged=tmp_path / "failed-0.safetensors")
     with pytest.raises(RunFailed, match="ZeroDivisionError"):
         stages.run_stage(diverging, stages.Running())  # failed, but not because it diverged
@@ -353,6 +358,7 @@ def test_what_a_killed_study_ran_ends_too(tmp_path):
     [
         ({"jobs": 10_000}, "--jobs must be 1 to"),
         ({"points": 0}, "--points must be at least 1"),
+        ({"env_steps": -1}, "--env-steps must be at least 1, not -1"),
         ({"study": "manipulaton"}, "did you mean 'manipulation'"),
         ({"tasks": ("hopper",)}, "unknown task of the study 'hopper'"),
         ({"variants": ("ppo",)}, "unknown variant of the study 'ppo'"),

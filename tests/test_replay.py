@@ -297,6 +297,20 @@ def test_the_whole_report(tmp_path, policy_file):
     assert np.nanmean(error) == pytest.approx(result["mae"], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"samples": -3}, "--samples must be at least 0, not -3"),
+        ({"latency_ms": -1.0}, "--latency-ms must be at least 0, not -1"),
+        ({}, "does not exist"),
+    ],
+)
+def test_a_replay_that_is_refused_leaves_no_folder(tmp_path, policy_file, wrong, says):
+    with pytest.raises(InputError, match=says):
+        run(tmp_path, policy_file, **wrong)
+    assert not (tmp_path / "out").exists()
+
+
 def test_wiring_finds_degrees_and_rates(tmp_path, policy_file):
     messages = [
         (t, k, log, joint_state(log - MS, np.array(m.position) * 57.3) if t == "/js" else m)

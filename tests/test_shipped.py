@@ -35,3 +35,15 @@ def test_a_file_wins_over_a_name_and_other_names_are_refused(tmp_path, monkeypat
     assert shipped.find("lift").read_bytes() == b"mine"
     with pytest.raises(InputError, match="does not exist"):
         OnnxPolicy("lfit")
+
+
+@pytest.mark.parametrize(
+    "command", ["train score_flow --task lift", "export", "verify --policy lift"]
+)
+def test_a_policy_that_ships_is_no_checkpoint_and_says_so(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lift.yaml").touch()
+    assert cli.main([*command.split(), "--checkpoint", "lift"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "'lift' is a policy that ships, and an export" in said
+    assert "\n" not in said

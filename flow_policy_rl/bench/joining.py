@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import InputError, refuse_below
 from flow_policy_rl.evaluate import check_fits, task_of, wilson_interval
 from flow_policy_rl.progress import Progress
 from flow_policy_rl.serving.chunk_scheduler import METHODS, ChunkScheduler
@@ -72,6 +72,7 @@ class Episode:
 
 def main(config: Config) -> dict:
     """All methods and delays."""
+    refuse_below(config, episodes=1, delays_ms=0, soft_start_s=0)
     policy = OnnxPolicy(config.policy)
     methods = [m for m in config.methods if m != "rtc" or policy.spec.prefix_horizon]
     if not methods:

@@ -22,7 +22,7 @@ from typing import Literal
 from flow_policy_rl.bench import learn_page
 from flow_policy_rl.bench.stages import Stage, result_of, run_chains
 from flow_policy_rl.bench.studies import STUDIES, Budget, Study, Variant
-from flow_policy_rl.errors import InputError, RunFailed, unknown_name
+from flow_policy_rl.errors import InputError, RunFailed, refuse_below, unknown_name
 from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.nesting import flat
 from flow_policy_rl.run_folder import (
@@ -106,8 +106,7 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
     """
     if config.study not in STUDIES:
         raise unknown_name("study", config.study, STUDIES)
-    if config.seeds < 1:
-        raise InputError(f"--seeds must be at least 1, not {config.seeds}")
+    refuse_below(config, seeds=1, points=1, env_steps=1)
     cores = len(os.sched_getaffinity(0))
     if not 1 <= config.jobs <= cores:
         raise InputError(f"--jobs must be 1 to {cores}, the number of cores, not {config.jobs}")
@@ -121,8 +120,6 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
     tasks = [t for t in study.tasks if not config.tasks or t in config.tasks]
     missing = [t for t in tasks if t not in task_names()]
     budget = getattr(study, config.budget)
-    if config.points is not None and config.points < 1:
-        raise InputError(f"--points must be at least 1, not {config.points}")
     changes = {"env_steps": config.env_steps, "points": config.points}
     budget = dataclasses.replace(budget, **{k: v for k, v in changes.items() if v is not None})
     root = folder(config)
@@ -200,7 +197,7 @@ def base_stages(
     demos = common / "demos.hdf5"
     collect = ("collect", *which, *demonstrator, "--episodes", str(by_task(base.episodes, task)))
     collect += (*by_task(base.collect, task), "--out", str(demos), "--json")
-    stages.append(Stage(collect, common / "collect"))
+    stages.append(Stage(collect, common / "collect", output=demos))
 
     horizon = str(variant.execute_horizon or by_task(base.execute_horizon, task))
     run_dir = own / "base"

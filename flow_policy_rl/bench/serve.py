@@ -9,6 +9,7 @@ on a shared host they say more of the policy and less of its neighbours. The oth
 """
 
 import concurrent.futures
+import dataclasses
 import multiprocessing
 import os
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from flow_policy_rl.errors import InputError, output_file
+from flow_policy_rl.serving import shipped
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 ROUNDS = 5
@@ -35,7 +37,8 @@ class Config:
     Example: flow-policy bench serve --out runs/bench_serve.html
 
     Attributes:
-        policy: exported policy (default: a fresh MLP of 512 x 3, chunk 16 x 8, ten Euler steps).
+        policy: exported policy, or the name of one that ships (default: a fresh MLP of 512 x 3, chunk 16 x 8, ten
+            Euler steps).
         checkpoint: what it was exported from, for the comparison with torch and the cost by K and integrator.
         vision: without --policy: two cameras of 96 x 96, K = 4.
         calls: per round and contestant.
@@ -67,6 +70,8 @@ def main(config: Config) -> dict:
         raise InputError(f"--calls must be at least 10, not {config.calls}")
     if config.policy and config.vision:
         raise InputError("--vision is about the policy that is made when there is no --policy")
+    if config.policy:
+        config = dataclasses.replace(config, policy=shipped.existing(config.policy))
     if config.out:
         output_file(config.out)
     before = {name: os.environ.get(name) for name in ONE_THREAD}

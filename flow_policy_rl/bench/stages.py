@@ -33,6 +33,7 @@ class Stage:
         name: PATH.log keeps what it said, PATH.json its JSON result, PATH.done that it ended well.
         state: file from which an interrupted run goes on.
         needs: file without which there is nothing to do.
+        output: file that the command does not overwrite; one that an interrupted run has left is removed.
         diverged: file that a training which diverged leaves. That is a result: its last good checkpoint is judged.
     """
 
@@ -40,6 +41,7 @@ class Stage:
     name: Path
     state: Path | None = None
     needs: Path | None = None
+    output: Path | None = None
     diverged: Path | None = None
 
 
@@ -150,6 +152,8 @@ def run_stage(stage: Stage, running: Running) -> None:
     stage.name.parent.mkdir(parents=True, exist_ok=True)
     begun = stage.state is not None and stage.state.is_file()
     command = (*stage.command, "--resume") if begun else stage.command
+    if stage.output is not None:
+        stage.output.unlink(missing_ok=True)
     log, start = stage.name.with_suffix(".log"), time.monotonic()
     with log.open("a") as said:
         said.write(f"{BEGUN}{shlex.join(('flow-policy', *command))}\n")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flow_policy_rl.errors import PolicyFileError, existing_file
+from flow_policy_rl.errors import PolicyFileError
 from flow_policy_rl.serving import shipped
 from flow_policy_rl.spec import METADATA_KEY, PolicySpec
 
@@ -61,7 +61,7 @@ def read(path: str | Path, max_bytes: int = MAX_BYTES) -> ModelFile:
         InputError: no such file.
         PolicyFileError: what is wrong with it, in one line.
     """
-    path = existing_file(shipped.find(path), "policy", shipped.policies())
+    path = shipped.existing(path)
     size = path.stat().st_size
     if size > max_bytes:
         raise PolicyFileError(f"policy '{path}' has {size:,} bytes; the limit is {max_bytes:,}")
