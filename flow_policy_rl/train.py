@@ -281,8 +281,9 @@ def run_training(config: TrainBC | TrainRL) -> dict:
 
 
 def begin_run(config) -> None:
-    """Write down what is about to run."""
-    resolved = json.dumps(dataclasses.asdict(config), indent=2, default=str)
+    """Write down what is about to run, so that `--config` repeats it from the beginning."""
+    settings = dataclasses.asdict(config) | {"resume": False}
+    resolved = json.dumps(settings, indent=2, default=str)
     (config.run_dir / "config.json").write_text(resolved + "\n")
     (config.run_dir / "environment.json").write_text(
         json.dumps(provenance.environment(), indent=2) + "\n"
@@ -474,6 +475,11 @@ def train_rl(config: TrainRL) -> dict:
     learner.policy.spec = learner.policy.spec.replace(algorithm=config.algorithm)
     state, settings = state_file(config.run_dir, distributed.rank()), dataclasses.asdict(config)
     env_steps, wall_s = resume.load(state, learner, settings) if config.resume else (0, 0.0)
+    if learner.iteration > config.loop.num_iterations:
+        flag = f"--{'rldt' if isinstance(config, TrainRLDT) else 'ppo'}.num-iterations"
+        raise InputError(
+            f"nothing left: {learner.iteration} iterations are done, {flag} is {config.loop.num_iterations}"
+        )
     leads = distributed.rank() == 0
     watch = None
     if config.eval_every and leads:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import os
 import socket
 import subprocess
@@ -114,6 +115,18 @@ def test_only_the_same_run_can_be_resumed(tmp_path):
     train.main(tiny("fpo", tmp_path / "run"))
     with pytest.raises(InputError, match=r"other settings: ppo\.clip_range, seed"):
         train.main(tiny("fpo", tmp_path / "run", resume=True, seed=1, ppo={"clip_range": 0.3}))
+
+
+def test_a_resumed_run_is_repeated_by_its_config_and_never_goes_back(tmp_path):
+    train.main(tiny("fpo", tmp_path))
+    train.main(tiny("fpo", tmp_path, resume=True))  # a study may ask again for what is complete
+    config = (tmp_path / "config.json").read_text()
+    assert json.loads(config)["resume"] is False
+    with pytest.raises(
+        InputError, match=r"left: 2 iterations are done, --ppo\.num-iterations is 1"
+    ):
+        train.main(tiny("fpo", tmp_path, resume=True, ppo={"num_iterations": 1}))
+    assert (tmp_path / "config.json").read_text() == config
 
 
 def test_a_time_limit_ends_episodes_of_training(tmp_path):
