@@ -1,6 +1,6 @@
 """The `flow-policy` command: one table of commands, each a config dataclass (tyro makes its flags) and a function.
 
-Exit codes: 0 ok; 1 a gate failed or the work came to no good end; 2 wrong input, in one line.
+Exit codes: 0 ok; 1 a gate failed or the work came to no good end; 2 wrong input, in one line; 130 Ctrl-C.
 """
 
 import contextlib
@@ -117,6 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(__version__)
         return 0
+    how = ""
     with interruptions() as seen:
         try:
             end_with_parent()
@@ -126,7 +127,9 @@ def main(arguments: list[str] | None = None) -> int:
         except BaseException as error:
             if not seen and not isinstance(error, KeyboardInterrupt):
                 raise
-        print("interrupted", file=sys.stderr)
+            if isinstance(error, KeyboardInterrupt):
+                how = f" {error}".rstrip()  # to go on
+        print(f"interrupted{how}", file=sys.stderr)
         # Where Ctrl-C hit while a text was executed (imports do that), `python -m` would end by the signal all the
         # same; CPython forgets that at the next text.
         exec("")
@@ -308,7 +311,7 @@ def overview() -> str:
         f"usage: flow-policy COMMAND [flags]\n\n{rows}\n\n"
         "Each command: --help for its flags and an example, --json for one JSON object on standard output.\n"
         f"{config_file.ABOUT}\n"
-        "Exit codes: 0 ok, 1 a gate failed, 2 wrong input."
+        "Exit codes: 0 ok, 1 a gate failed, 2 wrong input, 130 Ctrl-C."
     )
 
 

@@ -4,11 +4,14 @@ A run folder holds `config.json`, `environment.json`, `metrics.csv`, TensorBoard
 `state.safetensors`, from which an RL run goes on exactly (`--resume`). docs/training.md has the line for a cluster.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import shlex
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -290,6 +293,33 @@ def begin_run(config) -> None:
     )
 
 
+@contextlib.contextmanager
+def interruptible(
+    config: TrainBC | TrainRL, unit: str, done: Callable[[], int]
+) -> Iterator[Callable[[], None]]:
+    """Ctrl-C says how to go on, behind the `interrupted` of cli.py. Yields what to call when the state was saved."""
+    saved = done()
+
+    def save() -> None:
+        nonlocal saved
+        saved = done()
+
+    try:
+        yield save
+    except KeyboardInterrupt:
+        what = f"after {unit} {done()}"
+        if not saved:
+            raise KeyboardInterrupt(f"{what}; nothing is saved yet") from None
+        command = "torchrun ... -m flow_policy_rl.cli"
+        if distributed.world_size() == 1:
+            command = "flow-policy"
+        file = shlex.quote(str(config.run_dir / "config.json"))
+        raise KeyboardInterrupt(
+            f"{what} (state of {unit} {saved} is saved); go on with: "
+            f"{command} train {getattr(config, 'algorithm', 'bc')} --config {file} --resume"
+        ) from None
+
+
 def train_bc(config: TrainBC) -> dict:
     """Imitation.
 
@@ -321,7 +351,10 @@ def train_bc(config: TrainBC) -> dict:
     begin_run(config)
     logger = RunLogger(config.run_dir, learner.num_steps, trackers=config.track, settings=settings)
     start, last = time.monotonic() - wall_s, config.bc.num_steps
-    with Progress("train bc", last, "step", done=learner.num_steps) as progress:
+    with (
+        Progress("train bc", last, "step", done=learner.num_steps) as progress,
+        interruptible(config, "step", lambda: learner.num_steps) as saved,
+    ):
         while learner.num_steps < last:
             loss = learner.step()
             step = learner.num_steps
@@ -340,6 +373,7 @@ def train_bc(config: TrainBC) -> dict:
             progress.reach(step, note, metrics)
             if step % BC_SAVE_EVERY == 0 or step == last:
                 resume.save(state, learner, settings, 0, wall_s)
+                saved()
     logger.close()
     save_policy(config.run_dir, learner, spec)
     return {
@@ -490,7 +524,10 @@ def train_rl(config: TrainRL) -> dict:
         logger = RunLogger(config.run_dir, learner.iteration, config.track, settings)
     start, last = time.monotonic() - wall_s, config.loop.num_iterations
     label, before = f"train {config.algorithm}", learner.iteration
-    with Progress(label, last, "it", quiet=not leads, done=before) as progress:
+    with (
+        Progress(label, last, "it", quiet=not leads, done=before) as progress,
+        interruptible(config, "iteration", lambda: learner.iteration) as saved,
+    ):
         while learner.iteration < last:
             iteration, skill = learner.iteration + 1, None
             try:
@@ -521,6 +558,7 @@ def train_rl(config: TrainRL) -> dict:
                 logger.log(iteration, metrics | spent)
             if iteration == last or iteration % config.save_every == 0:
                 resume.save(state, learner, settings, env_steps, wall_s)
+                saved()
                 if leads:
                     save_fine_tuned(config, learner, env_steps)
             progress.update(1, exploring(metrics, task.success_hold_steps is not None), metrics)

@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import os
+import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -127,6 +129,32 @@ def test_a_resumed_run_is_repeated_by_its_config_and_never_goes_back(tmp_path):
     ):
         train.main(tiny("fpo", tmp_path, resume=True, ppo={"num_iterations": 1}))
     assert (tmp_path / "config.json").read_text() == config
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    """In the first iteration; then in the third, when the second is saved. What it says goes on to the end."""
+    config = tiny("fpo", tmp_path / "a run", ppo={"num_iterations": 4}, save_every=2)
+    log = train.RunLogger.log
+
+    def at(iteration):
+        def stop(self, step, metrics):
+            if step == iteration:
+                os.kill(os.getpid(), signal.SIGINT)
+            log(self, step, metrics)
+
+        monkeypatch.setattr(train.RunLogger, "log", stop)
+
+    monkeypatch.setattr("flow_policy_rl.listing.main", lambda _: train.main(config))
+    at(1)
+    assert cli.main(["list"]) == 130
+    assert capsys.readouterr().err == "interrupted after iteration 1; nothing is saved yet\n"
+    at(3)
+    assert cli.main(["list"]) == 130
+    said, _, command = capsys.readouterr().err.strip().partition("; go on with: flow-policy ")
+    assert said == "interrupted after iteration 3 (state of iteration 2 is saved)"
+    monkeypatch.setattr(train.RunLogger, "log", log)
+    assert cli.main(shlex.split(command)) == 0
+    assert len(read_metrics(tmp_path / "a run/metrics.csv")) == 4
 
 
 def test_a_time_limit_ends_episodes_of_training(tmp_path):
