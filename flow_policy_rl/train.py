@@ -369,8 +369,7 @@ def train_bc(config: TrainBC) -> dict:
                 ) from None
             wall_s = time.monotonic() - start
             logger.log(step, metrics | {"time/wall_s": wall_s})
-            note = f"held-out loss {metrics.get('eval/cfm_loss', math.nan):.3f}"
-            progress.reach(step, note, metrics)
+            progress.reach(step, learning(metrics, config, len(demos.episodes)), metrics)
             if step % BC_SAVE_EVERY == 0 or step == last:
                 resume.save(state, learner, settings, 0, wall_s)
                 saved()
@@ -572,6 +571,15 @@ def train_rl(config: TrainRL) -> dict:
         "env_steps": env_steps,
         "seconds": time.monotonic() - start,
     }
+
+
+def learning(metrics: dict[str, float], config: TrainBC, episodes: int) -> str:
+    """How well it imitates, for the progress line."""
+    if "eval/cfm_loss" in metrics:
+        return f"held-out loss {metrics['eval/cfm_loss']:.3f}"
+    loss = f"training loss {metrics['train/cfm_loss']:.3f}"
+    few = f" (too few episodes to hold any out: {episodes})"
+    return f"{loss}{few if config.bc.held_out else ''}"
 
 
 def exploring(metrics: dict[str, float], succeeds: bool) -> str:

@@ -118,6 +118,14 @@ BAD = {
         ["export", "--checkpoint", "{chain}/demos.hdf5"],
         "not a safetensors file",
     ),
+    "checkpoint for onnx": (
+        ["inspect", "{chain}/bc/policy.safetensors"],
+        "is a checkpoint: make a policy.onnx of it with flow-policy export --checkpoint",
+    ),
+    "onnx for checkpoint": (
+        ["export", "--checkpoint", "{chain}/policy.onnx"],
+        "is an exported policy already: give the policy.safetensors of a run folder",
+    ),
     "no episodes": (["eval", "--policy", "{chain}/policy.onnx", "--episodes", "0"], "at least 1"),
     "integrator": (
         ["export", "--checkpoint", "{chain}/bc/policy.safetensors", "--integrator", "leapfrog"],

@@ -115,8 +115,19 @@ def test_only_the_same_run_can_be_resumed(tmp_path):
     with pytest.raises(InputError, match="nothing to resume"):
         train.main(tiny("fpo", tmp_path / "none", resume=True))
     train.main(tiny("fpo", tmp_path / "run"))
-    with pytest.raises(InputError, match=r"other settings: ppo\.clip_range, seed"):
+    both = r"other settings: ppo\.clip_range 0\.2 there, 0\.3 here; seed 0 there, 1 here$"
+    with pytest.raises(InputError, match=both):
         train.main(tiny("fpo", tmp_path / "run", resume=True, seed=1, ppo={"clip_range": 0.3}))
+    with pytest.raises(InputError, match="other settings: algorithm fpo there, score_flow here$"):
+        train.main(tiny("score_flow", tmp_path / "run", resume=True))
+
+
+def test_a_run_goes_on_from_the_same_checkpoint_however_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = untrained(tmp_path).name
+    config = tiny("fpo", tmp_path / "run", checkpoint=Path(name), ppo={"num_iterations": 1})
+    train.main(config)
+    train.main(dataclasses.replace(config, checkpoint=tmp_path / name, resume=True))
 
 
 def test_a_resumed_run_is_repeated_by_its_config_and_never_goes_back(tmp_path):
