@@ -127,8 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
         except BaseException as error:
             if not seen and not isinstance(error, KeyboardInterrupt):
                 raise
-            if isinstance(error, KeyboardInterrupt):
-                how = f" {error}".rstrip()  # to go on
+            if isinstance(error, KeyboardInterrupt) and arguments[0] == "train":
+                how = f" {error}".rstrip()  # to go on; what trains within another command does not
         print(f"interrupted{how}", file=sys.stderr)
         # Where Ctrl-C hit while a text was executed (imports do that), `python -m` would end by the signal all the
         # same; CPython forgets that at the next text.

@@ -155,12 +155,13 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
 
         monkeypatch.setattr(train.RunLogger, "log", stop)
 
-    monkeypatch.setattr("flow_policy_rl.listing.main", lambda _: train.main(config))
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config), default=str))
+    line = ["train", "fpo", "--config", str(tmp_path / "config.json")]
     at(1)
-    assert cli.main(["list"]) == 130
+    assert cli.main(line) == 130
     assert capsys.readouterr().err == "interrupted after iteration 1; nothing is saved yet\n"
     at(3)
-    assert cli.main(["list"]) == 130
+    assert cli.main(line) == 130
     said, _, command = capsys.readouterr().err.strip().partition("; go on with: flow-policy ")
     assert said == "interrupted after iteration 3 (state of iteration 2 is saved)"
     monkeypatch.setattr(train.RunLogger, "log", log)
