@@ -1,5 +1,7 @@
 """Where results go: a place that cannot take them is refused before the work, and what is there already is not lost."""
 
+import contextlib
+import importlib
 import os
 import re
 import signal
@@ -266,6 +268,48 @@ def test_ctrl_c_that_python_drops_comes_again(capsys, monkeypatch):
     assert capsys.readouterr().err == "interrupted\n"
     assert not finished
     assert sys.unraisablehook is hook
+
+
+class InterruptedImport:
+    """An importer for one module: Ctrl-C comes while it is looked for."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "never_there":
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_that_an_import_swallows_comes_again(capsys, monkeypatch):
+    """What compiled modules import loses it, as numpy's within torch."""
+    monkeypatch.setattr(sys, "meta_path", [InterruptedImport(), *sys.meta_path])
+    finished = []
+
+    def work(config):
+        with contextlib.suppress(KeyboardInterrupt):
+            importlib.import_module("never_there")
+        time.sleep(30)
+        finished.append(True)
+
+    monkeypatch.setattr("flow_policy_rl.listing.main", work)
+    assert cli.main(["list"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert not finished
+
+
+def test_ctrl_c_within_an_import_does_not_come_again_while_a_command_cleans_up(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [InterruptedImport(), *sys.meta_path])
+    clean = []
+
+    def work(config):
+        try:
+            importlib.import_module("never_there")
+        finally:
+            time.sleep(0.3)
+            clean.append(True)
+
+    monkeypatch.setattr("flow_policy_rl.listing.main", work)
+    assert cli.main(["list"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert clean
 
 
 def test_ctrl_c_within_executed_text_is_exit_code_130(tmp_path):
