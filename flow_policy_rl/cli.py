@@ -300,6 +300,8 @@ def parse_train(arguments: list[str], file: Path | None):
         given, _ = tyro.cli(Given, args=settings, return_unknown_args=True)
     from_scratch = given.checkpoint is None
     default = train.default_config(algorithm, given.task or "lift", given.preset, from_scratch)
+    if given.task is None and {"-h", "--help"} & set(flags):
+        default = dataclasses.replace(default, task=tyro.MISSING)  # shown as required
     config = parse(config_type, flags, prog, file, default=default)
     if given.task is None:
         raise InputError(f"{prog} needs --task: a task that flow-policy list tasks names")

@@ -383,6 +383,14 @@ NO_PHYSICS = (
 WITH_TORCH = ("bench train",)
 
 
+def test_help_of_a_training_shows_that_it_needs_a_task(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "fpo", "--help"])
+    assert "name of the task. (required)" in capsys.readouterr().out
+    cli.main(["--help"])
+    assert "130 Ctrl-C" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("arguments", ["--help", "--version", "train --help", "bench --help"])
 def test_an_overview_loads_nothing_heavy(arguments):
     assert loaded_by(*arguments.split()) <= {"tyro"}
