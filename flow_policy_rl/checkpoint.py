@@ -27,6 +27,10 @@ def load(path: str | Path) -> FlowPolicy:
         InputError: no such file, not a checkpoint of ours, or weights that do not fit.
     """
     path = shipped.checkpoint(path)
+    if path.suffix == ".onnx":
+        raise InputError(
+            f"checkpoint '{path}' is an exported policy already: give the policy.safetensors of a run folder"
+        )
     tensors, texts = tensor_file.read(path, "checkpoint", FORMAT)
     policy = FlowPolicy(
         PolicySpec.from_json(texts["spec"]), NetworkConfig(**json.loads(texts["network"]))

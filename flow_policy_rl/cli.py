@@ -1,8 +1,9 @@
 """The `flow-policy` command: one table of commands, each a config dataclass (tyro makes its flags) and a function.
 
-Exit codes: 0 ok; 1 a gate failed or the work came to no good end; 2 wrong input, in one line.
+Exit codes: 0 ok; 1 a gate failed or the work came to no good end; 2 wrong input, in one line; 130 Ctrl-C.
 """
 
+import _thread
 import contextlib
 import dataclasses
 import importlib
@@ -11,8 +12,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Literal, NamedTuple
 
 from flow_policy_rl import __version__, config_file, plugins
@@ -117,6 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(__version__)
         return 0
+    how = ""
     with interruptions() as seen:
         try:
             end_with_parent()
@@ -126,7 +130,9 @@ def main(arguments: list[str] | None = None) -> int:
         except BaseException as error:
             if not seen and not isinstance(error, KeyboardInterrupt):
                 raise
-        print("interrupted", file=sys.stderr)
+            if isinstance(error, KeyboardInterrupt) and arguments[0] == "train":
+                how = f" {error}".rstrip()  # to go on; what trains within another command does not
+        print(f"interrupted{how}", file=sys.stderr)
         # Where Ctrl-C hit while a text was executed (imports do that), `python -m` would end by the signal all the
         # same; CPython forgets that at the next text.
         exec("")
@@ -136,22 +142,32 @@ def main(arguments: list[str] | None = None) -> int:
 @contextlib.contextmanager
 def interruptions() -> Iterator[list[int]]:
     """Notes every Ctrl-C: compiled code that calls Python may make another exception of a KeyboardInterrupt. One that
-    Python dropped, as it does with what is raised in a finaliser or in a callback of an import lock, comes again.
+    Python dropped, as it does with what is raised in a finaliser or in a callback of an import lock, comes again, and
+    so does one within an import, which compiled modules may swallow, unless what cleans up after it is at work.
     """
     seen: list[int] = []
+    repeated: list[bool] = []  # the next one is ours
     drop = sys.unraisablehook
 
     def note(number, frame):
         seen.append(number)
-        raise KeyboardInterrupt
+        cleans_up = bool(repeated) and repeated.pop() and is_handled(sys.exc_info()[1])
+        if cleans_up or is_import(frame):
+            _thread.start_new_thread(
+                again, ()
+            )  # threading.Timer takes locks, which may be held here
+        if not cleans_up:
+            raise KeyboardInterrupt
 
     def again():
+        time.sleep(0.05)
         if signal.getsignal(signal.SIGINT) is note:  # the command goes on
+            repeated.append(True)
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     def dropped(unraisable):
         if unraisable.exc_type is KeyboardInterrupt:
-            threading.Timer(0.05, again).start()
+            _thread.start_new_thread(again, ())
         else:
             drop(unraisable)
 
@@ -165,6 +181,20 @@ def interruptions() -> Iterator[list[int]]:
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.unraisablehook = drop
+
+
+def is_import(frame: FrameType | None) -> bool:
+    """Whether a frame runs within an import."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
+def is_handled(error: BaseException | None) -> bool:
+    """Whether an `except` or `finally` that is at work began with a KeyboardInterrupt."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def answer(name: str, arguments: list[str]) -> int:
@@ -270,6 +300,8 @@ def parse_train(arguments: list[str], file: Path | None):
         given, _ = tyro.cli(Given, args=settings, return_unknown_args=True)
     from_scratch = given.checkpoint is None
     default = train.default_config(algorithm, given.task or "lift", given.preset, from_scratch)
+    if given.task is None and {"-h", "--help"} & set(flags):
+        default = dataclasses.replace(default, task=tyro.MISSING)  # shown as required
     config = parse(config_type, flags, prog, file, default=default)
     if given.task is None:
         raise InputError(f"{prog} needs --task: a task that flow-policy list tasks names")
@@ -308,7 +340,7 @@ def overview() -> str:
         f"usage: flow-policy COMMAND [flags]\n\n{rows}\n\n"
         "Each command: --help for its flags and an example, --json for one JSON object on standard output.\n"
         f"{config_file.ABOUT}\n"
-        "Exit codes: 0 ok, 1 a gate failed, 2 wrong input."
+        "Exit codes: 0 ok, 1 a gate failed, 2 wrong input, 130 Ctrl-C."
     )
 
 

@@ -3,7 +3,7 @@
 import difflib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -29,6 +29,31 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
     return InputError(
         f"unknown {kind} '{name}'{near_match(name, valid)}; valid: {', '.join(valid)}"
     )
+
+
+Range = tuple[
+    str, Callable[[float], bool]
+]  # in words, and whether a number is in it; nan is in none
+COUNT: Range = "at least 1", lambda value: value >= 1
+POSITIVE: Range = "more than 0 and finite", lambda value: 0 < value < math.inf
+SHARE: Range = "from 0 to 1", lambda value: 0 <= value <= 1
+DECAY: Range = "from 0 to less than 1", lambda value: 0 <= value < 1
+
+
+def check_settings(settings: object, where: str, valid: Range, *names: str) -> None:
+    """Refuse numbers that are not in a range; None is no number, but a default.
+
+    Args:
+        where: what the settings are called, for the error.
+
+    Raises:
+        InputError: names the first.
+    """
+    words, holds = valid
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not holds(value):
+            raise InputError(f"{where}.{name} must be {words}, not {value}")
 
 
 def near_match(name: str, valid: Iterable[str]) -> str:

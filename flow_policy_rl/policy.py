@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_policy_rl import flow, plugins
+from flow_policy_rl.errors import COUNT, check_settings
 from flow_policy_rl.networks import ENCODERS, ObservationNormalizer, VelocityField
 from flow_policy_rl.spec import PolicySpec
 
@@ -39,6 +40,9 @@ class NetworkConfig:
     encoder: str = "keypoints"
     score_drift: bool = False
     base_score: bool = False
+
+    def __post_init__(self):
+        check_settings(self, "network", COUNT, "width", "depth")
 
 
 class DriftGain(nn.Module):

@@ -24,6 +24,8 @@ MAY_DIFFER = (
     *("eval_every", "eval_episodes", "save_every", "stop_at"),
 )
 
+PATHS = ("checkpoint", "demos")  # the same however they are written
+
 
 def save(path: Path, learner, settings: dict, env_steps: int, wall_s: float) -> None:
     """Write all of it.
@@ -56,12 +58,15 @@ def load(path: Path, learner, settings: dict) -> tuple[int, float]:
         raise InputError(f"nothing to resume: '{path}' does not exist")
     tensors, texts = tensor_file.read(path, "state", FORMAT)
     facts = json.loads(texts["facts"])
-    found, wanted = (flat(comparable(s), ".") for s in (facts["settings"], settings))
+    processes = "number of processes"
+    found = flat(comparable(facts["settings"]), ".") | {processes: facts["processes"]}
+    wanted = flat(comparable(settings), ".") | {processes: distributed.world_size()}
     different = sorted(k for k in found.keys() | wanted if found.get(k) != wanted.get(k))
-    if facts["processes"] != distributed.world_size():
-        different.append("number of processes")
+    if "algorithm" in different:  # which has settings of its own
+        different = ["algorithm"]
     if different:
-        raise InputError(f"'{path}' was run with other settings: {', '.join(different)}")
+        said = (f"{k} {found.get(k)} there, {wanted.get(k)} here" for k in different)
+        raise InputError(f"'{path}' was run with other settings: {'; '.join(said)}")
     state = unflatten(tensors | facts["values"])
     learner.load_state_dict(state["learner"])
     if hasattr(learner, "collector"):
@@ -93,7 +98,10 @@ def unflatten(entries: dict[str, Any]) -> dict:
 def comparable(settings: dict) -> dict:
     """What must be the same in a resumed run."""
     kept = {k: v for k, v in settings.items() if k not in MAY_DIFFER}
+    kept.setdefault("algorithm", "bc")  # which has no flag for it
     for name, value in kept.items():
         if isinstance(value, dict):
             kept[name] = {k: v for k, v in value.items() if k != "num_iterations"}
+        elif name in PATHS and value is not None:
+            kept[name] = Path(value).resolve()
     return json.loads(json.dumps(kept, default=str))

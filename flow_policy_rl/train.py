@@ -4,11 +4,14 @@ A run folder holds `config.json`, `environment.json`, `metrics.csv`, TensorBoard
 `state.safetensors`, from which an RL run goes on exactly (`--resume`). docs/training.md has the line for a cluster.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import shlex
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -281,12 +284,40 @@ def run_training(config: TrainBC | TrainRL) -> dict:
 
 
 def begin_run(config) -> None:
-    """Write down what is about to run."""
-    resolved = json.dumps(dataclasses.asdict(config), indent=2, default=str)
+    """Write down what is about to run, so that `--config` repeats it from the beginning."""
+    settings = dataclasses.asdict(config) | {"resume": False}
+    resolved = json.dumps(settings, indent=2, default=str)
     (config.run_dir / "config.json").write_text(resolved + "\n")
     (config.run_dir / "environment.json").write_text(
         json.dumps(provenance.environment(), indent=2) + "\n"
     )
+
+
+@contextlib.contextmanager
+def interruptible(
+    config: TrainBC | TrainRL, unit: str, done: Callable[[], int]
+) -> Iterator[Callable[[], None]]:
+    """Ctrl-C says how to go on, behind the `interrupted` of cli.py. Yields what to call when the state was saved."""
+    saved = done()
+
+    def save() -> None:
+        nonlocal saved
+        saved = done()
+
+    try:
+        yield save
+    except KeyboardInterrupt:
+        what = f"after {unit} {done()}"
+        if not saved:
+            raise KeyboardInterrupt(f"{what}; nothing is saved yet") from None
+        command = "torchrun ... -m flow_policy_rl.cli"
+        if distributed.world_size() == 1:
+            command = "flow-policy"
+        file = shlex.quote(str(config.run_dir / "config.json"))
+        raise KeyboardInterrupt(
+            f"{what} (state of {unit} {saved} is saved); go on with: "
+            f"{command} train {getattr(config, 'algorithm', 'bc')} --config {file} --resume"
+        ) from None
 
 
 def train_bc(config: TrainBC) -> dict:
@@ -320,7 +351,10 @@ def train_bc(config: TrainBC) -> dict:
     begin_run(config)
     logger = RunLogger(config.run_dir, learner.num_steps, trackers=config.track, settings=settings)
     start, last = time.monotonic() - wall_s, config.bc.num_steps
-    with Progress("train bc", last, "step", done=learner.num_steps) as progress:
+    with (
+        Progress("train bc", last, "step", done=learner.num_steps) as progress,
+        interruptible(config, "step", lambda: learner.num_steps) as saved,
+    ):
         while learner.num_steps < last:
             loss = learner.step()
             step = learner.num_steps
@@ -335,10 +369,10 @@ def train_bc(config: TrainBC) -> dict:
                 ) from None
             wall_s = time.monotonic() - start
             logger.log(step, metrics | {"time/wall_s": wall_s})
-            note = f"held-out loss {metrics.get('eval/cfm_loss', math.nan):.3f}"
-            progress.reach(step, note, metrics)
+            progress.reach(step, learning(metrics, config, len(demos.episodes)), metrics)
             if step % BC_SAVE_EVERY == 0 or step == last:
                 resume.save(state, learner, settings, 0, wall_s)
+                saved()
     logger.close()
     save_policy(config.run_dir, learner, spec)
     return {
@@ -474,6 +508,11 @@ def train_rl(config: TrainRL) -> dict:
     learner.policy.spec = learner.policy.spec.replace(algorithm=config.algorithm)
     state, settings = state_file(config.run_dir, distributed.rank()), dataclasses.asdict(config)
     env_steps, wall_s = resume.load(state, learner, settings) if config.resume else (0, 0.0)
+    if learner.iteration > config.loop.num_iterations:
+        flag = f"--{'rldt' if isinstance(config, TrainRLDT) else 'ppo'}.num-iterations"
+        raise InputError(
+            f"nothing left: {learner.iteration} iterations are done, {flag} is {config.loop.num_iterations}"
+        )
     leads = distributed.rank() == 0
     watch = None
     if config.eval_every and leads:
@@ -484,7 +523,10 @@ def train_rl(config: TrainRL) -> dict:
         logger = RunLogger(config.run_dir, learner.iteration, config.track, settings)
     start, last = time.monotonic() - wall_s, config.loop.num_iterations
     label, before = f"train {config.algorithm}", learner.iteration
-    with Progress(label, last, "it", quiet=not leads, done=before) as progress:
+    with (
+        Progress(label, last, "it", quiet=not leads, done=before) as progress,
+        interruptible(config, "iteration", lambda: learner.iteration) as saved,
+    ):
         while learner.iteration < last:
             iteration, skill = learner.iteration + 1, None
             try:
@@ -515,6 +557,7 @@ def train_rl(config: TrainRL) -> dict:
                 logger.log(iteration, metrics | spent)
             if iteration == last or iteration % config.save_every == 0:
                 resume.save(state, learner, settings, env_steps, wall_s)
+                saved()
                 if leads:
                     save_fine_tuned(config, learner, env_steps)
             progress.update(1, exploring(metrics, task.success_hold_steps is not None), metrics)
@@ -528,6 +571,15 @@ def train_rl(config: TrainRL) -> dict:
         "env_steps": env_steps,
         "seconds": time.monotonic() - start,
     }
+
+
+def learning(metrics: dict[str, float], config: TrainBC, episodes: int) -> str:
+    """How well it imitates, for the progress line."""
+    if "eval/cfm_loss" in metrics:
+        return f"held-out loss {metrics['eval/cfm_loss']:.3f}"
+    loss = f"training loss {metrics['train/cfm_loss']:.3f}"
+    few = f" (too few episodes to hold any out: {episodes})"
+    return f"{loss}{few if config.bc.held_out else ''}"
 
 
 def exploring(metrics: dict[str, float], succeeds: bool) -> str:

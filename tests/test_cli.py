@@ -118,6 +118,14 @@ BAD = {
         ["export", "--checkpoint", "{chain}/demos.hdf5"],
         "not a safetensors file",
     ),
+    "checkpoint for onnx": (
+        ["inspect", "{chain}/bc/policy.safetensors"],
+        "is a checkpoint: make a policy.onnx of it with flow-policy export --checkpoint",
+    ),
+    "onnx for checkpoint": (
+        ["export", "--checkpoint", "{chain}/policy.onnx"],
+        "is an exported policy already: give the policy.safetensors of a run folder",
+    ),
     "no episodes": (["eval", "--policy", "{chain}/policy.onnx", "--episodes", "0"], "at least 1"),
     "integrator": (
         ["export", "--checkpoint", "{chain}/bc/policy.safetensors", "--integrator", "leapfrog"],
@@ -387,6 +395,14 @@ NO_PHYSICS = (
     *("bench serve", "bench replay", "bench ros"),
 )
 WITH_TORCH = ("bench train",)
+
+
+def test_help_of_a_training_shows_that_it_needs_a_task(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "fpo", "--help"])
+    assert "name of the task. (required)" in capsys.readouterr().out
+    cli.main(["--help"])
+    assert "130 Ctrl-C" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", ["--help", "--version", "train --help", "bench --help"])

@@ -1,6 +1,9 @@
 """Where results go: a place that cannot take them is refused before the work, and what is there already is not lost."""
 
+import contextlib
+import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +19,7 @@ from flow_policy_rl import checkpoint, cli
 from flow_policy_rl.data import robomimic
 from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episode
 from flow_policy_rl.errors import RunFailed
+from flow_policy_rl.progress import Progress
 from flow_policy_rl.run_folder import claimed
 from sim.tasks import make_task
 
@@ -118,6 +122,47 @@ def test_what_was_meant(place, capsys, line, says):
 )
 def test_no_seed_is_negative(capsys, line):
     assert "--seed must be at least 0, not -1" in refused(capsys, f"{line} --seed -1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("bc --bc.num-steps 0", "bc.num_steps must be at least 1, not 0"),
+        ("bc --bc.batch-size 0", "bc.batch_size must be at least 1, not 0"),
+        ("bc --bc.learning-rate nan", "bc.learning_rate must be more than 0 and finite, not nan"),
+        ("bc --bc.ema-decay 2", "bc.ema_decay must be from 0 to less than 1, not 2.0"),
+        ("bc --bc.held-out 1", "bc.held_out must be from 0 to less than 1, not 1.0"),
+        ("bc --network.depth -1", "network.depth must be at least 1, not -1"),
+        ("fpo --scratch.network.width 0", "network.width must be at least 1, not 0"),
+        ("fpo --ppo.actor-learning-rate -1", "ppo.actor_learning_rate must be more than 0"),
+        ("fpo --ppo.critic-learning-rate inf", "ppo.critic_learning_rate must be more than 0"),
+        ("fpo --ppo.clip-range -1", "ppo.clip_range must be more than 0 and finite, not -1.0"),
+        ("fpo --ppo.gamma 1.5", "ppo.gamma must be from 0 to less than 1, not 1.5"),
+        ("fpo --ppo.gae-lambda 3", "ppo.gae_lambda must be from 0 to 1, not 3.0"),
+        ("fpo --ppo.ema-decay 1.5", "ppo.ema_decay must be from 0 to less than 1, not 1.5"),
+        ("rldt --rldt.gamma 2", "rldt.gamma must be from 0 to less than 1, not 2.0"),
+        ("rldt --rldt.actor-learning-rate -1", "rldt.actor_learning_rate must be more than 0"),
+        ("rldt --rldt.critic.depth 0", "rldt.critic.depth must be at least 1, not 0"),
+    ],
+)
+def test_settings_without_sense_are_refused(tmp_path, capsys, flags, says):
+    demos = "--demos x" if flags.startswith("bc") else ""
+    said = refused(
+        capsys, f"train {flags} --task lift --run-dir {{out}} {demos}", out=tmp_path / "run"
+    )
+    assert said.startswith(f"error: {says}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_no_episode_can_be_held_out_progress_says_so(place, tmp_path, monkeypatch):
+    notes = []
+    monkeypatch.setattr(Progress, "reach", lambda self, step, note, metrics: notes.append(note))
+    for name, more in (("few", ()), ("none", ("--bc.held-out", "0"))):
+        assert cli.main([*training(place, tmp_path / name), *more]) == 0
+    assert re.fullmatch(
+        r"training loss \d+\.\d{3} \(too few episodes to hold any out: 1\)", notes[0]
+    )
+    assert re.fullmatch(r"training loss \d+\.\d{3}", notes[1])
 
 
 def test_a_trained_policy_is_not_overwritten(place, capsys):
@@ -223,6 +268,48 @@ def test_ctrl_c_that_python_drops_comes_again(capsys, monkeypatch):
     assert capsys.readouterr().err == "interrupted\n"
     assert not finished
     assert sys.unraisablehook is hook
+
+
+class InterruptedImport:
+    """An importer for one module: Ctrl-C comes while it is looked for."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "never_there":
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_that_an_import_swallows_comes_again(capsys, monkeypatch):
+    """What compiled modules import loses it, as numpy's within torch."""
+    monkeypatch.setattr(sys, "meta_path", [InterruptedImport(), *sys.meta_path])
+    finished = []
+
+    def work(config):
+        with contextlib.suppress(KeyboardInterrupt):
+            importlib.import_module("never_there")
+        time.sleep(30)
+        finished.append(True)
+
+    monkeypatch.setattr("flow_policy_rl.listing.main", work)
+    assert cli.main(["list"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert not finished
+
+
+def test_ctrl_c_within_an_import_does_not_come_again_while_a_command_cleans_up(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [InterruptedImport(), *sys.meta_path])
+    clean = []
+
+    def work(config):
+        try:
+            importlib.import_module("never_there")
+        finally:
+            time.sleep(0.3)
+            clean.append(True)
+
+    monkeypatch.setattr("flow_policy_rl.listing.main", work)
+    assert cli.main(["list"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert clean
 
 
 def test_ctrl_c_within_executed_text_is_exit_code_130(tmp_path):

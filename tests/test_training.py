@@ -2,7 +2,10 @@
 
 import copy
 import dataclasses
+import json
 import os
+import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -112,8 +115,58 @@ def test_only_the_same_run_can_be_resumed(tmp_path):
     with pytest.raises(InputError, match="nothing to resume"):
         train.main(tiny("fpo", tmp_path / "none", resume=True))
     train.main(tiny("fpo", tmp_path / "run"))
-    with pytest.raises(InputError, match=r"other settings: ppo\.clip_range, seed"):
+    both = r"other settings: ppo\.clip_range 0\.2 there, 0\.3 here; seed 0 there, 1 here$"
+    with pytest.raises(InputError, match=both):
         train.main(tiny("fpo", tmp_path / "run", resume=True, seed=1, ppo={"clip_range": 0.3}))
+    with pytest.raises(InputError, match="other settings: algorithm fpo there, score_flow here$"):
+        train.main(tiny("score_flow", tmp_path / "run", resume=True))
+
+
+def test_a_run_goes_on_from_the_same_checkpoint_however_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = untrained(tmp_path).name
+    config = tiny("fpo", tmp_path / "run", checkpoint=Path(name), ppo={"num_iterations": 1})
+    train.main(config)
+    train.main(dataclasses.replace(config, checkpoint=tmp_path / name, resume=True))
+
+
+def test_a_resumed_run_is_repeated_by_its_config_and_never_goes_back(tmp_path):
+    train.main(tiny("fpo", tmp_path))
+    train.main(tiny("fpo", tmp_path, resume=True))  # a study may ask again for what is complete
+    config = (tmp_path / "config.json").read_text()
+    assert json.loads(config)["resume"] is False
+    with pytest.raises(
+        InputError, match=r"left: 2 iterations are done, --ppo\.num-iterations is 1"
+    ):
+        train.main(tiny("fpo", tmp_path, resume=True, ppo={"num_iterations": 1}))
+    assert (tmp_path / "config.json").read_text() == config
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    """In the first iteration; then in the third, when the second is saved. What it says goes on to the end."""
+    config = tiny("fpo", tmp_path / "a run", ppo={"num_iterations": 4}, save_every=2)
+    log = train.RunLogger.log
+
+    def at(iteration):
+        def stop(self, step, metrics):
+            if step == iteration:
+                os.kill(os.getpid(), signal.SIGINT)
+            log(self, step, metrics)
+
+        monkeypatch.setattr(train.RunLogger, "log", stop)
+
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(config), default=str))
+    line = ["train", "fpo", "--config", str(tmp_path / "config.json")]
+    at(1)
+    assert cli.main(line) == 130
+    assert capsys.readouterr().err == "interrupted after iteration 1; nothing is saved yet\n"
+    at(3)
+    assert cli.main(line) == 130
+    said, _, command = capsys.readouterr().err.strip().partition("; go on with: flow-policy ")
+    assert said == "interrupted after iteration 3 (state of iteration 2 is saved)"
+    monkeypatch.setattr(train.RunLogger, "log", log)
+    assert cli.main(shlex.split(command)) == 0
+    assert len(read_metrics(tmp_path / "a run/metrics.csv")) == 4
 
 
 def test_a_time_limit_ends_episodes_of_training(tmp_path):

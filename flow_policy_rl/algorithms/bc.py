@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flow_policy_rl import flow
 from flow_policy_rl.data.demonstrations import ChunkDataset
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import COUNT, DECAY, POSITIVE, InputError, check_settings
 from flow_policy_rl.networks import shift_images
 from flow_policy_rl.policy import FlowPolicy, Obs
 
@@ -47,6 +47,9 @@ class BCConfig:
     random_shift: int = 0
 
     def __post_init__(self):
+        check_settings(self, "bc", COUNT, "num_steps", "batch_size")
+        check_settings(self, "bc", POSITIVE, "learning_rate")
+        check_settings(self, "bc", DECAY, "ema_decay", "held_out")
         if self.random_shift < 0:
             raise InputError(f"random_shift must be at least 0 pixels, not {self.random_shift}")
 

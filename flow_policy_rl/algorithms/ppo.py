@@ -26,7 +26,15 @@ from torch import Tensor, nn
 
 from flow_policy_rl import distributed
 from flow_policy_rl.advantages import generalized_advantages
-from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.errors import (
+    COUNT,
+    DECAY,
+    POSITIVE,
+    SHARE,
+    InputError,
+    RunFailed,
+    check_settings,
+)
 from flow_policy_rl.networks import ValueFunction, shift_images
 from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.rollout import Collector, Rollout, TensorDict, flatten, select
@@ -114,22 +122,18 @@ class PPOConfig:
     random_shift: int = 0
 
     def __post_init__(self):
+        counts = ("num_iterations", "num_envs", "num_steps", "num_epochs", "num_minibatches")
+        check_settings(self, "ppo", COUNT, *counts, "micro_batch", "value_width", "value_depth")
+        rates = ("actor_learning_rate", "critic_learning_rate")
+        check_settings(self, "ppo", POSITIVE, *rates, "clip_range")
+        check_settings(self, "ppo", DECAY, "gamma", "ema_decay")
+        check_settings(self, "ppo", SHARE, "gae_lambda")
         if self.dual_clip and self.dual_clip <= 1 + self.clip_range:
             raise InputError(
                 f"dual_clip must be 0 (none) or more than 1 + clip_range, not {self.dual_clip}"
             )
         if self.random_shift < 0:
             raise InputError(f"random_shift must be at least 0 pixels, not {self.random_shift}")
-        for name in (
-            "num_iterations",
-            "num_envs",
-            "num_steps",
-            "num_epochs",
-            "num_minibatches",
-            "micro_batch",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.num_minibatches > self.num_envs * self.num_steps:
             raise InputError(
                 f"num_minibatches {self.num_minibatches} is more than the "

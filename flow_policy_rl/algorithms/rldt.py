@@ -43,7 +43,7 @@ from flow_policy_rl import distributed, flow
 from flow_policy_rl.advantages import lambda_returns
 from flow_policy_rl.algorithms.ppo import apply_gradient, require_sound
 from flow_policy_rl.buffers import ChunkReplay, draw, flat, nested, rollout_segments
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import COUNT, DECAY, POSITIVE, SHARE, InputError, check_settings
 from flow_policy_rl.networks import CriticEnsemble
 from flow_policy_rl.policy import FlowPolicy, Obs
 from flow_policy_rl.rollout import Collector
@@ -113,6 +113,13 @@ class CriticConfig:
     stage_input: bool = False
     time_limit_is_terminal: bool = False
 
+    def __post_init__(self):
+        counts = ("num_critics", "width", "depth", "num_target_actions")
+        check_settings(self, "rldt.critic", COUNT, *counts)
+        check_settings(self, "rldt.critic", POSITIVE, "learning_rate")
+        check_settings(self, "rldt.critic", DECAY, "target_decay")
+        check_settings(self, "rldt.critic", SHARE, "td_lambda")
+
 
 @dataclass(frozen=True)
 class RLDTConfig:
@@ -178,16 +185,12 @@ class RLDTConfig:
     def __post_init__(self):
         counts = ("num_iterations", "num_envs", "num_steps", "num_blocks", "segments_per_block")
         counts += ("num_particles", "replay_iterations", "actor_steps", "critic_steps")
-        for name in (*counts, "explore_last_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"rldt: {name} must be at least 1, not {getattr(self, name)}")
-        for name in ("actor_share", "fresh_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"rldt: {name} must be from 0 to 1, not {getattr(self, name)}")
+        check_settings(self, "rldt", COUNT, *counts, "explore_last_steps")
+        check_settings(self, "rldt", POSITIVE, "actor_learning_rate")
+        check_settings(self, "rldt", DECAY, "gamma")
+        check_settings(self, "rldt", SHARE, "actor_share", "fresh_share")
         if not 0 <= self.start_noise[0] <= self.start_noise[1]:
             raise InputError(f"rldt: start_noise must be 0 <= low <= high, not {self.start_noise}")
-        if self.critic.num_critics < 1 or self.critic.num_target_actions < 1:
-            raise InputError("rldt: num_critics and num_target_actions must be at least 1")
 
     @property
     def num_segments(self) -> int:

@@ -62,6 +62,11 @@ def read(path: str | Path, max_bytes: int = MAX_BYTES) -> ModelFile:
         PolicyFileError: what is wrong with it, in one line.
     """
     path = shipped.existing(path)
+    if path.suffix == ".safetensors":
+        raise PolicyFileError(
+            f"policy '{path}' is a checkpoint: make a policy.onnx of it with "
+            f"flow-policy export --checkpoint {path}"
+        )
     size = path.stat().st_size
     if size > max_bytes:
         raise PolicyFileError(f"policy '{path}' has {size:,} bytes; the limit is {max_bytes:,}")
