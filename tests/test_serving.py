@@ -356,6 +356,19 @@ def test_chunks_that_agree_join_without_a_seam(joining):
     assert np.allclose(joined.seam_jump, 0, atol=1e-9)
 
 
+@pytest.mark.parametrize("joining", ["replace", "crossfade", "ensemble", "sync"])
+@pytest.mark.parametrize("lead_s", [0.01, 0.05, 0.2])
+def test_no_target_is_due_before_the_plan_may_change(joining, lead_s):
+    """Also of the first chunk of a run, which may begin while the arm still comes to rest, at any rate of a policy."""
+    scheduler = ChunkScheduler(small_spec(), lead_s, joining)
+    for now in (0, 400 * MS):
+        targets = scheduler.join(ramp(0.0, 0.1), now, now)
+        assert targets.due[0] >= now + (lead_s + 0.2 * 0.05) * 1e9 - 1
+        if now == 0:
+            assert targets.due[0] <= now + (lead_s + 0.05) * 1e9
+        assert (np.diff(targets.due) == 50 * MS).all()
+
+
 def test_a_crossfade_begins_with_the_old_chunk_and_ends_with_the_new():
     scheduler = ChunkScheduler(small_spec(), joining="crossfade")
     scheduler.join(np.zeros((6, 2)), 0, 0)

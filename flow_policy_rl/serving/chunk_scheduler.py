@@ -148,16 +148,18 @@ class ChunkScheduler:
     ) -> Targets | None:
         """Targets from now on, once the chunk (H, A) observed at `stamp` is there; None when all of it is past."""
         self._delays.append(now + self.min_lead - stamp)
+        soonest = now + self.min_lead + round(SHORTEST * self.step)
+        anew = max(now, soonest - self.step)  # when a chunk begins that continues none
         if self.joining == "sync":
-            due = pace.due(now, self.step * np.arange(1, self.execute_horizon + 1))
+            due = pace.due(anew, self.step * np.arange(1, self.execute_horizon + 1))
             self._busy_until = int(due[-1])
             return self._take_over(due, chunk[: self.execute_horizon])
         due = pace.due(stamp, self._steps)
-        past = bisect_left(due, now + self.min_lead + round(SHORTEST * self.step))
+        past = bisect_left(due, soonest)
         if past == len(due):
             return None
         if not self._due:
-            stamp, due, past = now, pace.due(now, self._steps), 0
+            stamp, due, past = anew, pace.due(anew, self._steps), 0
         due, positions = due[past:], chunk[past:]
         if self.joining in ("crossfade", "rtc") and self._due:
             positions = self._crossfaded(due, positions)
