@@ -153,9 +153,8 @@ def interruptions() -> Iterator[list[int]]:
         seen.append(number)
         cleans_up = bool(repeated) and repeated.pop() and is_handled(sys.exc_info()[1])
         if cleans_up or is_import(frame):
-            _thread.start_new_thread(
-                again, ()
-            )  # threading.Timer takes locks, which may be held here
+            # threading.Timer takes locks, which may be held here.
+            _thread.start_new_thread(again, ())
         if not cleans_up:
             raise KeyboardInterrupt
 

@@ -31,9 +31,8 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
     )
 
 
-Range = tuple[
-    str, Callable[[float], bool]
-]  # in words, and whether a number is in it; nan is in none
+# In words, and whether a number is in it; nan is in none.
+Range = tuple[str, Callable[[float], bool]]
 COUNT: Range = "at least 1", lambda value: value >= 1
 POSITIVE: Range = "more than 0 and finite", lambda value: 0 < value < math.inf
 SHARE: Range = "from 0 to 1", lambda value: 0 <= value <= 1

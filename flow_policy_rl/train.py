@@ -28,7 +28,7 @@ from flow_policy_rl.algorithms.score_flow import ScoreFlow, ScoreFlowConfig
 from flow_policy_rl.data import demonstrations, sources
 from flow_policy_rl.data import recorded as recording
 from flow_policy_rl.data.demonstrations import ChunkDataset, DemoLayout, Demonstrations
-from flow_policy_rl.errors import InputError, PeerLost, RunFailed
+from flow_policy_rl.errors import InputError, PeerLost, RunFailed, refuse_below
 from flow_policy_rl.evaluate import check_fits, player, task_of
 from flow_policy_rl.logger import RunLogger, Tracker
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
@@ -499,10 +499,7 @@ def train_rl(config: TrainRL) -> dict:
     task, base = starting_point(config)
     if config.stop_at is not None and not config.eval_every:
         raise InputError("--stop-at needs evaluations: --eval-every must be at least 1")
-    for name, least in (("eval_every", 0), ("eval_episodes", 1), ("save_every", 1)):
-        if getattr(config, name) < least:
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"{flag} must be at least {least}, not {getattr(config, name)}")
+    refuse_below(config, eval_every=0, eval_episodes=1, save_every=1)
     env = own_environments(task, config)
     learner = build_learner(config, base, env, generator)
     learner.policy.spec = learner.policy.spec.replace(algorithm=config.algorithm)

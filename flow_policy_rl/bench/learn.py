@@ -37,10 +37,8 @@ from sim.tasks import task_names
 
 EVAL_SEED = 10_000  # episodes of the table; training watches others
 NOISES = ("zero", "random")
-MAY_MOVE = {
-    "checkpoint",
-    "demos",
-}  # settings that change where a study's folder is moved, or its bases are copied
+# Settings that change where a study's folder is moved, or its bases are copied.
+MAY_MOVE = {"checkpoint", "demos"}
 
 
 @dataclass(frozen=True)

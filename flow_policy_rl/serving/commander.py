@@ -16,9 +16,7 @@ SHORTEST_SEGMENT = 1_000_000  # ns
 # at most two hundredths of acceleration, where that turns round.
 NEAREST_S = 5e-5
 LAG_S = 0.15  # an arm is where it was sent some time ago; by so much it may lag (the simulated one: 0.12)
-HISTORY_S = (
-    1.0  # of a plan that is remembered: an observation may be as old as its inference is slow
-)
+HISTORY_S = 1.0  # of a plan is remembered: an observation may be as old as its inference is slow
 
 
 @dataclass(frozen=True)
@@ -197,9 +195,8 @@ class Commander:
         error = self._tracking_error(stamp, measured)
         if not self._between_runs(stamp) or (error <= self.max_tracking_error).all():
             return self.plan
-        there = self.plan.spline.positions[
-            -1
-        ].copy()  # a gripper may hold something: it stays as it was sent
+        # A gripper may hold something: it stays as it was sent.
+        there = self.plan.spline.positions[-1].copy()
         there[self.safety.arm] = measured[self.safety.arm]
         return Plan(now, _standing(there))
 

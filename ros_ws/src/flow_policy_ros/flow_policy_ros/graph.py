@@ -27,10 +27,8 @@ DEPTH = 5
 BUTTON_DEPTH = 10
 LATCHED = DurabilityPolicy.TRANSIENT_LOCAL
 INPUT_TYPES = {"joint_position": JointState, "joint_velocity": JointState, "pose": PoseStamped}
-SMOOTH = (
-    "interpolate_from_desired_state",
-    "open_loop_control",
-)  # the second one on Humble; either is enough
+# The second one on Humble; either is enough.
+SMOOTH = ("interpolate_from_desired_state", "open_loop_control")
 CONTROLLER_PARAMETERS = ("joints", "allow_partial_joints_goal", *SMOOTH)
 
 

@@ -79,15 +79,12 @@ def declare(node: Node, parameters: Sequence[Parameter]) -> None:
     Raises:
         InputError: a value is of another type or out of range, or a name is none of the node's.
     """
-    given = (
-        node._parameter_overrides
-    )  # NOTE: what nobody declares rclpy ignores, and tells in no other place.
+    given = node._parameter_overrides  # NOTE: what nobody declares rclpy tells in no other place
     for p in parameters:
         value = p.value(given[p.name].value) if p.name in given else p.default
         node.declare_parameter(p.name, value, p.descriptor, ignore_override=True)
-    for (
-        name
-    ) in given:  # rclpy has declared its own (use_sim_time) before, but for the QoS of a topic
+    # rclpy has declared its own (use_sim_time) before, but for the QoS of a topic.
+    for name in given:
         if not node.has_parameter(name) and not name.startswith("qos_overrides."):
             known = (*(p.name for p in parameters), "use_sim_time")
             raise unknown_name(f"parameter of {node.get_name()}", name, known)

@@ -113,9 +113,8 @@ def test_an_arm_that_does_not_follow_is_noticed(start, peer, robot, policy_file,
     robot.follows = False
     peer.until(lambda: "from where it was commanded to be" in status(), "diagnostics say so")
     peer.until_quiet(commands, "silence")
-    assert not is_hold(
-        commands[-1]
-    )  # nobody knows where the controller would have to start it from
+    # Nobody knows where the controller would have to start a hold from.
+    assert not is_hold(commands[-1])
     robot.follows = True
     assert change_state(peer, "deactivate")
     assert change_state(peer, "activate")
