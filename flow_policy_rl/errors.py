@@ -31,6 +31,12 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
     )
 
 
+def near_match(name: str, valid: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` with the nearest valid name, or nothing."""
+    near = difflib.get_close_matches(name, valid, n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
 # In words, and whether a number is in it; nan is in none.
 Range = tuple[str, Callable[[float], bool]]
 COUNT: Range = "at least 1", lambda value: value >= 1
@@ -40,7 +46,7 @@ DECAY: Range = "from 0 to less than 1", lambda value: 0 <= value < 1
 
 
 def check_settings(settings: object, where: str, valid: Range, *names: str) -> None:
-    """Refuse numbers that are not in a range; None is no number, but a default.
+    """Refuse numbers of nested settings that are not in a range; None is no number, but a default.
 
     Args:
         where: what the settings are called, for the error.
@@ -53,12 +59,6 @@ def check_settings(settings: object, where: str, valid: Range, *names: str) -> N
         value = getattr(settings, name)
         if value is not None and not holds(value):
             raise InputError(f"{where}.{name} must be {words}, not {value}")
-
-
-def near_match(name: str, valid: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` with the nearest valid name, or nothing."""
-    near = difflib.get_close_matches(name, valid, n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def refuse_below(config: object, **least: float) -> None:
