@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from toys import ROOT, gradient_step
 
-from flow_policy_rl import checkpoint, cli, collect, train
+from flow_policy_rl import checkpoint, cli, collect, gradients, train
 from flow_policy_rl.algorithms import ppo
 from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.algorithms.ppo import PPOConfig
@@ -194,12 +194,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 ):
     train.main(tiny("fpo", tmp_path))
     good = weights(tmp_path)
-    require = ppo.require_sound
+    require = gradients.require_sound
 
     def poisoned(value, name):
         require(float("nan") if name == term else value, name)
 
-    monkeypatch.setattr(ppo, "require_sound", poisoned)
+    monkeypatch.setattr(gradients, "require_sound", poisoned)
     config = tiny("fpo", tmp_path, resume=True, ppo={"num_iterations": 4})
     with pytest.raises(RunFailed, match=f"iteration 3: {term} is nan") as error:
         train.main(config)

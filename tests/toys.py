@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from flow_policy_rl import gradients
 from flow_policy_rl.algorithms import ppo
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.spec import ObservationField, PolicySpec
@@ -114,7 +115,7 @@ def gradient_step(
     """One gradient step on a loss; returns the gradient's norm before clipping."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    return ppo.apply_gradient(optimizer, loss.item(), max_grad_norm, "loss")
+    return gradients.apply_gradient(optimizer, loss.item(), max_grad_norm, "loss")
 
 
 def two_mode_bandit(estimator, trust_region: str, clip_range: float) -> tuple[float, float]:

@@ -32,9 +32,9 @@ from flow_policy_rl.errors import (
     POSITIVE,
     SHARE,
     InputError,
-    RunFailed,
     check_settings,
 )
+from flow_policy_rl.gradients import apply_gradient
 from flow_policy_rl.networks import ValueFunction, shift_images
 from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.rollout import Collector, Rollout, TensorDict, flatten, select
@@ -42,7 +42,6 @@ from flow_policy_rl.statistics import RunningStatistics
 from sim.vec_env import VecEnv
 
 TrustRegion = Literal["ppo", "spo", "aspo"]
-LOSS_LIMIT = 1e8  # a loss beyond this has exploded
 KL_SHARE = 10.0
 STATEFUL = (
     "estimator",
@@ -472,26 +471,3 @@ def surrogate(
         return clipped
     pulled = ratio * advantage - advantage.abs() * (ratio - 1).square() / (2 * clip_range)
     return pulled if trust_region == "spo" else torch.where(advantage >= 0, clipped, pulled)
-
-
-def apply_gradient(
-    optimizer: torch.optim.Optimizer, loss: float, max_grad_norm: float, term: str
-) -> float:
-    """Step along the gradients summed over the processes; returns their norm before clipping.
-
-    Raises:
-        RunFailed: the loss or its gradient is not finite, or the loss has exploded. No weight was changed.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    distributed.sum_gradients(parameters)
-    require_sound(loss, term)
-    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
-    require_sound(norm, f"gradient of the {term}")
-    optimizer.step()
-    return norm
-
-
-def require_sound(value: float, term: str) -> None:
-    """Refuse a number that is not finite or has exploded."""
-    if not math.isfinite(value) or abs(value) > LOSS_LIMIT:
-        raise RunFailed(f"{term} is {value:.4g}")

@@ -41,9 +41,9 @@ from torch import Tensor
 
 from flow_policy_rl import distributed, flow
 from flow_policy_rl.advantages import lambda_returns
-from flow_policy_rl.algorithms.ppo import apply_gradient, require_sound
 from flow_policy_rl.buffers import ChunkReplay, draw, flat, nested, rollout_segments
 from flow_policy_rl.errors import COUNT, DECAY, POSITIVE, SHARE, InputError, check_settings
+from flow_policy_rl.gradients import apply_gradient, require_sound
 from flow_policy_rl.networks import CriticEnsemble
 from flow_policy_rl.policy import FlowPolicy, Obs
 from flow_policy_rl.rollout import Collector
