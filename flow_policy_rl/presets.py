@@ -12,7 +12,8 @@ from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.algorithms.fpo import FPOConfig
 from flow_policy_rl.algorithms.gaussian import GaussianConfig
 from flow_policy_rl.algorithms.ppo import PPOConfig
-from flow_policy_rl.algorithms.rldt import CriticConfig, RLDTConfig, TransportConfig
+from flow_policy_rl.algorithms.rldt import RLDTConfig, TransportConfig
+from flow_policy_rl.algorithms.rldt_critic import CriticConfig
 from flow_policy_rl.algorithms.score_flow import ScoreFlowConfig
 
 Preset = Literal["clean", "paper"]

@@ -10,7 +10,8 @@ from point_world import PointEnv, point_policy
 from flow_policy_rl import presets
 from flow_policy_rl.advantages import lambda_returns
 from flow_policy_rl.algorithms import rldt
-from flow_policy_rl.algorithms.rldt import RLDT, CriticConfig, RLDTConfig
+from flow_policy_rl.algorithms.rldt import RLDT, RLDTConfig
+from flow_policy_rl.algorithms.rldt_critic import CriticConfig
 from flow_policy_rl.buffers import ChunkReplay, rollout_segments
 from flow_policy_rl.errors import RunFailed
 from flow_policy_rl.nesting import flat
@@ -124,7 +125,7 @@ def constant_value_learner(value: float, generator, **critic) -> RLDT:
     )
     torch.manual_seed(0)
     learner = RLDT(point_policy(width=16, depth=2), PointEnv(16), config, generator)
-    for critic_net in (learner.critic, learner.target):
+    for critic_net in (learner.critic.ensemble, learner.critic.target):
         with torch.no_grad():
             critic_net.head.zero_()
             critic_net.head_bias.fill_(value)
@@ -140,7 +141,7 @@ class ThreeSteps(PointEnv):
 def targets_of(learner: RLDT, env: PointEnv, generator):
     collector = Collector(env, 2, 0.9)
     rollout = collector.collect(lambda obs: learner.explore(obs), 6)
-    return rollout, learner.critic_targets(
+    return rollout, learner.critic.targets(
         learner.critic_batch(rollout_segments(rollout), learner.generator)
     )
 
@@ -206,7 +207,7 @@ def test_targets_are_open_but_in_the_released_settings(preset, task, held, gener
 def test_the_critic_takes_the_least_of_its_members(generator):
     learner = constant_value_learner(1.0, generator)
     with torch.no_grad():
-        learner.target.head_bias[1].fill_(3.0)
+        learner.critic.target.head_bias[1].fill_(3.0)
     rollout, targets = targets_of(learner, PointEnv(16), generator)
     running = ~(rollout.terminated | rollout.truncated) & (rollout.reward == 0)
     assert torch.allclose(targets[running], torch.tensor(0.81))
@@ -248,7 +249,7 @@ def test_two_and_two_iterations_are_four_bit_for_bit():
     for _ in range(2):
         second.iterate()
     for name in ("policy", "reference", "base", "critic", "target"):
-        a, b = (getattr(x, name).state_dict() for x in (whole, second))
+        a, b = (x.state_dict()[name] for x in (whole, second))
         assert all(torch.equal(a[k], b[k]) for k in a), name
     assert not torch.equal(
         whole.policy.velocity_field.head.bias, whole.base.velocity_field.head.bias
@@ -321,10 +322,11 @@ def test_the_target_network_follows_at_its_decay():
     learner = tiny()
     learner.iterate()
     batch = learner.critic_batch(learner.replay.sample(8, learner.generator), learner.generator)
-    before = [p.clone() for p in learner.target.parameters()]
-    learner.critic_step(batch)
-    critic = list(learner.critic.parameters())
-    for new, old, aim in zip(learner.target.parameters(), before, critic, strict=True):
+    before = [p.clone() for p in learner.critic.target.parameters()]
+    learner.critic.step(batch)
+    critic = learner.critic
+    parameters = list(critic.ensemble.parameters())
+    for new, old, aim in zip(critic.target.parameters(), before, parameters, strict=True):
         torch.testing.assert_close(new, 0.995 * old + 0.005 * aim)
 
 
@@ -339,8 +341,8 @@ def test_segments_are_dealt_to_the_members_in_turn(split):
         segments = learner.replay.sample(8, learner.generator)
         batch = learner.critic_batch(segments, torch.Generator().manual_seed(0))
         batch["reward"][:, spoiled] += 5.0
-        learner.critic_step(batch)
-        return tuple([p[i].clone() for p in learner.critic.parameters()] for i in range(2))
+        learner.critic.step(batch)
+        return tuple([p[i].clone() for p in learner.critic.ensemble.parameters()] for i in range(2))
 
     plain, odd = learned(slice(0, 0)), learned(slice(1, None, 2))
     same = [all(map(torch.equal, a, b)) for a, b in zip(plain, odd, strict=True)]
@@ -373,14 +375,16 @@ def test_actions_that_are_not_executed_get_no_field(monkeypatch):
 def test_the_field_does_not_push_past_the_joint_limits():
     learner = tiny()
     learner.iterate()
-    context = learner.critic.embed(torch.zeros(1, learner.policy.num_features + 1))
+    features, policy = torch.zeros(1, learner.policy.num_features + 1), learner.policy
+    limits = [policy.normalize_action(x) for x in (policy.action_low, policy.action_high)]
     at_limit = torch.tensor([1.5, -1.5]).expand(1, 8, 2, 2).clone()
-    gradient, _ = learner.q_gradient(context, at_limit)
+    gradient, _ = learner.critic.gradient(features, at_limit, *limits)
     assert (gradient[..., 0] <= 0).all()
     assert (gradient[..., 1] >= 0).all()
-    inside, agreement = learner.q_gradient(context, 0.1 * at_limit)
+    inside, agreement = learner.critic.gradient(features, 0.1 * at_limit, *limits)
     action = (0.1 * at_limit).requires_grad_()
-    q = learner.critic(context, action.flatten(0, 1).flatten(1)).mean(0).sum()
+    ensemble = learner.critic.ensemble
+    q = ensemble(ensemble.embed(features), action.flatten(0, 1).flatten(1)).mean(0).sum()
     assert torch.allclose(inside, torch.autograd.grad(q, action)[0], atol=1e-7)
     assert -1 <= agreement <= 1
 
@@ -390,11 +394,11 @@ def test_a_loss_that_explodes_stops_the_run_before_it_spoils_the_weights(poison)
     learner = tiny()
     learner.iterate()
     with torch.no_grad():
-        learner.critic.head.fill_(poison)
-    before = learner.critic.from_action.clone()
+        learner.critic.ensemble.head.fill_(poison)
+    before = learner.critic.ensemble.from_action.clone()
     with pytest.raises(RunFailed, match=r"critic loss is"):
         learner.iterate()
-    assert torch.equal(before, learner.critic.from_action)
+    assert torch.equal(before, learner.critic.ensemble.from_action)
     other = tiny()
     other.iterate()
     block = other.replay.sample(8, other.generator)

@@ -14,7 +14,6 @@ from flow_policy_rl import flow
 from flow_policy_rl.algorithms.bc import cfm_loss
 from flow_policy_rl.algorithms.rldt import (
     RLDT,
-    CriticConfig,
     RLDTConfig,
     TransportConfig,
     actor_loss,
@@ -23,6 +22,7 @@ from flow_policy_rl.algorithms.rldt import (
     stratified_steps,
     transport_field,
 )
+from flow_policy_rl.algorithms.rldt_critic import CriticConfig
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.spec import ObservationField

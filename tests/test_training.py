@@ -21,7 +21,8 @@ from flow_policy_rl import checkpoint, cli, collect, gradients, train
 from flow_policy_rl.algorithms import ppo
 from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.algorithms.ppo import PPOConfig
-from flow_policy_rl.algorithms.rldt import CriticConfig, RLDTConfig
+from flow_policy_rl.algorithms.rldt import RLDTConfig
+from flow_policy_rl.algorithms.rldt_critic import CriticConfig
 from flow_policy_rl.data import robomimic
 from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episode
 from flow_policy_rl.errors import InputError, RunFailed

@@ -7,8 +7,7 @@
     loss  = - <v, phi> w  +  l1 |a† - a|^2 w^2  +  l2 |v(x') - v_ref(x')|^2,     w = 1 / (K (1 - t))
 
 Gradient flows through two calls of the network per particle, v at (x_t, t) and at (x', t') on a fresh straight line
-to the final action, never through the chain. Norms are sums over the chunk. The critic is an ensemble on
-(observation, executed chunk), fitted by TD(lambda) along replayed segments.
+to the final action, never through the chain. Norms are sums over the chunk. The critic Q is in `rldt_critic.py`.
 
 Deviations from the paper and the released code; the `paper` presets undo those that are settings:
 - Time limits bootstrap from the final observation (`time_limit_is_terminal` for the released rule). Rewards are
@@ -40,16 +39,16 @@ import torch
 from torch import Tensor
 
 from flow_policy_rl import distributed, flow
-from flow_policy_rl.advantages import lambda_returns
+from flow_policy_rl.algorithms.rldt_critic import Critic, CriticConfig
 from flow_policy_rl.buffers import ChunkReplay, draw, flat, nested, rollout_segments
 from flow_policy_rl.errors import COUNT, DECAY, POSITIVE, SHARE, InputError, check_settings
 from flow_policy_rl.gradients import apply_gradient, require_sound
-from flow_policy_rl.networks import CriticEnsemble
 from flow_policy_rl.policy import FlowPolicy, Obs
 from flow_policy_rl.rollout import Collector
 from sim.vec_env import VecEnv
 
 COLLAPSED = 0.1  # share of the base policy's sample spread below which a warning is printed
+STATEFUL = ("policy", "reference", "base", "actor_optimizer", "replay")
 SPREAD_STATES = 128  # on which the variety of the policy is compared with that of the base policy
 
 
@@ -73,52 +72,6 @@ class TransportConfig:
     temperature_mode: Literal["relative", "unit_gradient", "absolute"] = "relative"
     row_normalized: bool = False
     bandwidth: float | None = None
-
-
-@dataclass(frozen=True)
-class CriticConfig:
-    """The critic ensemble.
-
-    Attributes:
-        num_critics, width, depth, layer_norm: size.
-        init_std: spread of the initial weights; by default 1 / sqrt(inputs).
-        learning_rate: of AdamW.
-        target_decay: of the target network, per gradient step.
-        split_data: each member is fitted to its own share of the segments.
-        target: how the members' values become one target.
-        value_low, value_high: what next states are worth is held to this range (divided as rewards are, with
-            `normalize_reward`), e.g. what returns can be, which is the released rule on sparse tasks and taught less
-            on two of ours (docs/log.md).
-        num_target_actions: policy samples per next state.
-        td_lambda: per chunk.
-        normalize_reward: divide by a running mean of |chunk reward|.
-        stage_input: the critic also sees the reward that the episode has collected so far.
-        time_limit_is_terminal: the released rule; biased.
-    """
-
-    num_critics: int = 2
-    width: int = 256
-    depth: int = 3
-    layer_norm: bool = False
-    init_std: float | None = None
-    learning_rate: float = 1e-3
-    target_decay: float = 0.995
-    split_data: bool = True
-    target: Literal["min", "mean"] = "min"
-    value_low: float | None = None
-    value_high: float | None = None
-    num_target_actions: int = 2
-    td_lambda: float = 0.5
-    normalize_reward: bool = False
-    stage_input: bool = False
-    time_limit_is_terminal: bool = False
-
-    def __post_init__(self):
-        counts = ("num_critics", "width", "depth", "num_target_actions")
-        check_settings(self, "rldt.critic", COUNT, *counts)
-        check_settings(self, "rldt.critic", POSITIVE, "learning_rate")
-        check_settings(self, "rldt.critic", DECAY, "target_decay")
-        check_settings(self, "rldt.critic", SHARE, "td_lambda")
 
 
 @dataclass(frozen=True)
@@ -386,17 +339,12 @@ class RLDT:
         require_shares(config)
         self.base = copy.deepcopy(policy).requires_grad_(False)
         self.reference = copy.deepcopy(self.base)
-        critic = config.critic
-        self.critic = CriticEnsemble(
-            policy.num_features + critic.stage_input,
+        self.critic = Critic(
+            policy.num_features + config.critic.stage_input,
             self.execute_horizon * policy.chunk_shape[1],
-            critic.num_critics,
-            critic.width,
-            critic.depth,
-            critic.layer_norm,
-            critic.init_std,
-        ).to(device)
-        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+            config.critic,
+            device,
+        )
         self.replay = ChunkReplay(config.replay_iterations * config.num_envs, device)
         encode = {} if config.train_encoder else {"encode": self._encode}
         self.collector = Collector(env, self.execute_horizon, config.gamma, **encode, device=device)
@@ -405,12 +353,8 @@ class RLDT:
             lr=config.actor_learning_rate,
             fused=True,
         )
-        self.critic_optimizer = torch.optim.AdamW(
-            self.critic.parameters(), lr=critic.learning_rate, weight_decay=0.0, fused=True
-        )
         self.iteration = 0
         self.actor_updates = 0
-        self.reward_scale = 0.0
 
     def _encode(self, obs: Obs) -> dict[str, Tensor]:
         return {"features": self.policy.features(obs)}
@@ -423,7 +367,7 @@ class RLDT:
         own = rollout_segments(rollout)
         everybodys = {n: distributed.gather(v, dim=1) for n, v in flat(own).items()}
         self.replay.add(everybodys)
-        self._observe_rewards(everybodys["reward"])
+        self.critic.observe_rewards(everybodys["reward"])
         metrics = distributed.average(self.health(own) | self.update())
         if metrics["train/spread_ratio"] < COLLAPSED:
             logging.getLogger(__name__).warning(
@@ -477,14 +421,14 @@ class RLDT:
                 self.generator,
             )
             for _ in range(config.critic_steps):
-                record(seen, self.critic_step(batch))
+                record(seen, self.critic.step(batch))
             for _ in range(config.actor_steps if train_actor else 0):
                 record(seen, self.actor_step(block))
         if train_actor:
             self.update_reference()
         return {f"train/{name}": torch.stack(v).mean().item() for name, v in seen.items()}
 
-    # --- the critic ---
+    # --- what the critic is told ---
 
     @torch.no_grad()
     def features(self, obs: Obs, stage: Tensor) -> Tensor:
@@ -496,104 +440,36 @@ class RLDT:
         return torch.cat([features, stage.unsqueeze(-1)], dim=-1)
 
     @torch.no_grad()
+    def next_actions(self, final_obs: Obs, generator: torch.Generator) -> Tensor:
+        """Samples of the policy after each chunk, as they would be executed: (T, S, ...) -> (T, S, M, D)."""
+        obs = {name: by_segment(value) for name, value in final_obs.items()}
+        segments = next(iter(final_obs.values())).shape[1]
+        count = self.config.critic.num_target_actions
+        context = self.policy.embed(obs).repeat_interleave(count, 0)
+        action = self._held(self._chain(self.policy, context, generator)[-1]).flatten(1)
+        return action.unflatten(0, (segments, -1, count)).transpose(0, 1)
+
     def critic_batch(self, block: dict, generator: torch.Generator) -> dict[str, Tensor]:
-        """What is the same in every gradient step on a block: features, scaled rewards, actions at the next states."""
-        config = self.config.critic
-        next_obs = {name: by_segment(value) for name, value in block["final_obs"].items()}
-        context = self.policy.embed(next_obs).repeat_interleave(config.num_target_actions, 0)
-        next_action = self._held(self._chain(self.policy, context, generator)[-1]).flatten(1)
-        next_action = next_action.unflatten(
-            0, (block["reward"].shape[1], -1, config.num_target_actions)
+        """A block of segments as the critic takes it."""
+        return self.critic.batch(
+            block,
+            self.features(block["obs"], block["return_before"]),
+            self.features(block["final_obs"], block["return_after"]),
+            self.next_actions(block["final_obs"], generator),
         )
-        terminated, truncated = block["terminated"], block["truncated"]
-        if config.time_limit_is_terminal:
-            terminated = terminated | truncated
-        return {
-            "features": self.features(block["obs"], block["return_before"]),
-            "action": block["action"].flatten(2),
-            "reward": block["reward"] / (self.reward_scale or 1.0),
-            "discount": block["discount"],
-            "terminated": terminated,
-            "truncated": truncated,
-            "next_features": self.features(block["final_obs"], block["return_after"]),
-            "next_action": next_action.transpose(0, 1),  # (T, S, actions, D)
-        }
-
-    @torch.no_grad()
-    def critic_targets(self, batch: dict[str, Tensor]) -> Tensor:
-        """TD(lambda) targets (T, S)."""
-        config = self.config.critic
-        shape = batch["reward"].shape
-        context = self.target.embed(batch["next_features"].flatten(0, 1))
-        q = self.target(context, batch["next_action"].flatten(0, 2))
-        value = q.amin(0) if config.target == "min" else q.mean(0)
-        value = value.unflatten(0, (*shape, -1)).mean(-1)
-        if config.value_low is not None or config.value_high is not None:
-            value = value.clamp(config.value_low, config.value_high)
-        ends = batch["terminated"], batch["truncated"]
-        return lambda_returns(batch["reward"], value, batch["discount"], *ends, config.td_lambda)
-
-    def critic_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One gradient step of every member, and of the target network."""
-        config = self.config.critic
-        targets = self.critic_targets(batch)
-        shares = config.num_critics if config.split_data else 1
-
-        def share(x: Tensor) -> Tensor:
-            """(T, S, ...) to one part per member, (E, T * S / E, ...), or to (1, T * S, ...) for all."""
-            return x.unflatten(1, (-1, shares)).movedim(2, 0).flatten(1, 2)
-
-        context = self.critic.embed(share(batch["features"]))
-        q = self.critic(context, share(batch["action"]))
-        loss = (q - share(targets)).square().mean(1).sum()
-        require_sound(loss.item(), "critic loss")
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        (loss / distributed.world_size()).backward()
-        distributed.sum_gradients(self.critic.parameters())
-        self.critic_optimizer.step()
-        torch._foreach_lerp_(
-            list(self.target.parameters()), list(self.critic.parameters()), 1 - config.target_decay
-        )
-        return {"critic_loss": loss.detach(), "q_mean": q.detach().mean()}
 
     @torch.no_grad()
     def health(self, segments: dict) -> dict[str, float]:
         """How the critic judges the latest rollout before it learns from it, and how much of its variety is left."""
         generator = torch.Generator(self.generator.device).manual_seed(self.iteration)
-        batch = self.critic_batch(segments, generator)
-        shape = batch["reward"].shape
-
-        def mean_q(features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-            q = self.critic(self.critic.embed(features.flatten(0, 1)), action)
-            return q.mean(0).view(shape), (q - q.mean(0)).square().mean().sqrt()
-
-        q, disagreement = mean_q(batch["features"], batch["action"].flatten(0, 1))
-        beyond, _ = mean_q(batch["next_features"], batch["next_action"][:, :, 0].flatten(0, 1))
-        ends = batch["terminated"], batch["truncated"]
-        achieved = lambda_returns(batch["reward"], beyond, batch["discount"], *ends, 1.0)
-        explained = 1 - (achieved - q).var() / achieved.var().clamp_min(1e-8)
-
+        judged = self.critic.health(self.critic_batch(segments, generator))
         obs = {name: v.flatten(0, 1)[:SPREAD_STATES] for name, v in segments["obs"].items()}
         spread = {}
         for policy in (self.policy, self.base):
             context = policy.embed(obs).repeat_interleave(self.config.num_particles, 0)
             final = self._chain(policy, context, generator)[-1]
             spread[policy] = sample_spread(final.unflatten(0, (-1, self.config.num_particles)))
-        return {
-            "train/q_bias": (q - achieved).mean().item(),
-            "train/q_explained_variance": explained.item(),
-            "train/q_disagreement": disagreement.item(),
-            "train/spread_ratio": (spread[self.policy] / spread[self.base]).item(),
-        }
-
-    def _observe_rewards(self, reward: Tensor, rate: float = 0.01) -> None:
-        if not self.config.critic.normalize_reward:
-            return
-        for row in reward.abs().mean(1).tolist():
-            if row > 0:
-                self.reward_scale = (
-                    (1 - rate) * self.reward_scale + rate * row if self.reward_scale else row
-                )
+        return judged | {"train/spread_ratio": (spread[self.policy] / spread[self.base]).item()}
 
     # --- the actor ---
 
@@ -607,14 +483,12 @@ class RLDT:
         )
         rows = distributed.own_rows(rows)
         obs = {name: value[:, rows] for name, value in block["obs"].items()}
-        with torch.no_grad():
-            features = self.features(obs, block["return_before"][:, rows])
-            context = self.critic.embed(by_segment(features))
+        features = by_segment(self.features(obs, block["return_before"][:, rows]))
         obs = {name: by_segment(value) for name, value in obs.items()}
 
         def transport(landing: Tensor, final: Tensor) -> Tensor:
             centers = self._executed(landing if config.transport.kernel == "delta" else final)
-            gradient, agreement = self.q_gradient(context, centers)
+            gradient, agreement = self.critic.gradient(features, centers, *self._limits)
             phi, norms = transport_field(
                 self._executed(landing), centers, gradient, config.transport
             )
@@ -635,23 +509,6 @@ class RLDT:
         (loss / distributed.world_size()).backward()
         norm = apply_gradient(self.actor_optimizer, loss.item(), config.max_grad_norm, "actor loss")
         return metrics | {"actor_grad_norm": loss.new_tensor(norm)}
-
-    def q_gradient(self, context: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of the critics' mean at actions (B, P, h, A), and the mean cosine between members.
-
-        The critic is asked at the action that would be executed; where that is the joint limit, no push beyond it.
-        """
-        low, high = self._limits
-        held = actions.clamp(low, high)
-        members = held.flatten(0, 1).flatten(1).expand(len(context), -1, -1).clone()
-        q = self.critic(context, members.requires_grad_())
-        (parts,) = torch.autograd.grad(q.mean(0).sum(), members)  # (E, B * P, D)
-        gradient = parts.sum(0).view_as(actions)
-        outward = ((held >= high) & (gradient > 0)) | ((held <= low) & (gradient < 0))
-        unit = torch.nn.functional.normalize(parts, dim=-1)
-        pairs = max(1, len(parts) * (len(parts) - 1))
-        agreement = (unit.sum(0).square().sum(-1).mean() - len(parts)) / pairs
-        return gradient.masked_fill(outward, 0.0), agreement
 
     @torch.no_grad()
     def update_reference(self) -> None:
@@ -683,24 +540,20 @@ class RLDT:
 
     def state_dict(self) -> dict:
         """Everything that the next iteration depends on, but the environments."""
-        modules = ("policy", "reference", "base", "critic", "target")
-        stateful = (*modules, "actor_optimizer", "critic_optimizer", "replay")
-        return {name: getattr(self, name).state_dict() for name in stateful} | {
+        return {name: getattr(self, name).state_dict() for name in STATEFUL} | {
+            **self.critic.state_dict(),
             "generator": self.generator.get_state(),
             "iteration": self.iteration,
             "actor_updates": self.actor_updates,
-            "reward_scale": self.reward_scale,
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Undo `state_dict`."""
-        for name, value in state.items():
-            if name == "generator":
-                self.generator.set_state(value)
-            elif isinstance(value, dict):
-                getattr(self, name).load_state_dict(value)
-            else:
-                setattr(self, name, value)
+        for name in STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
+        self.critic.load_state_dict(state)
+        self.generator.set_state(state["generator"])
+        self.iteration, self.actor_updates = state["iteration"], state["actor_updates"]
 
 
 def require_shares(config: RLDTConfig) -> None:
