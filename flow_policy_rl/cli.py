@@ -87,7 +87,7 @@ EXTRAS = {
     "cv2": "report",
 }
 
-# flow-policy train ALGO: each a config of train.py
+# flow-policy train ALGO: each a config of train_config.py
 ALGORITHMS: dict[str, str] = {
     "bc": "imitation of demonstrations, which all others start from",
     "fpo": "PPO with a ratio from flow-matching losses",
@@ -290,15 +290,17 @@ def parse_train(arguments: list[str], file: Path | None):
     prog = f"flow-policy train {algorithm}"
     if algorithm not in ALGORITHMS:  # a module of another package
         return found, parse(found.Config, flags, prog, file)
-    from flow_policy_rl import train
+    from flow_policy_rl import train, train_config
 
-    config_type = train.ALGORITHMS[algorithm]
+    config_type = train_config.ALGORITHMS[algorithm]
     from_file = config_file.load(file, config_type) if file else []
     settings = [f for f in from_file + flags if f not in ("-h", "--help")]
     with one_line_errors(prog, flags, file):
         given, _ = tyro.cli(Given, args=settings, return_unknown_args=True)
     from_scratch = given.checkpoint is None
-    default = train.default_config(algorithm, given.task or "lift", given.preset, from_scratch)
+    default = train_config.default_config(
+        algorithm, given.task or "lift", given.preset, from_scratch
+    )
     if given.task is None and {"-h", "--help"} & set(flags):
         default = dataclasses.replace(default, task=tyro.MISSING)  # shown as required
     config = parse(config_type, flags, prog, file, default=default)

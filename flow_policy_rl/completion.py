@@ -26,13 +26,13 @@ class Config:
 
 def main(config: Config) -> dict:
     """Every command that this installation can import, as tyro subcommands."""
-    from flow_policy_rl import train
+    from flow_policy_rl import train_config
     from flow_policy_rl.cli import BENCHES, COMMANDS
 
     modules = {name: (c.module, c.config) for name, c in COMMANDS.items() if c.config}
     types = {name: _config_type(*where) for name, where in modules.items()}
     benches = {name: _config_type(f"bench.{name}", "Config") for name in BENCHES}
-    types["train"] = _group("Train", train.ALGORITHMS)
+    types["train"] = _group("Train", train_config.ALGORITHMS)
     if any(benches.values()):
         types["bench"] = _group("Bench", benches)
     output = io.StringIO()

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flow_policy_rl import collect, export_command, film, provenance, replay, report, train
+from flow_policy_rl import collect, export_command, film, provenance, replay, report
 from flow_policy_rl.evaluate import wilson_interval
 from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.progress import Progress
+from flow_policy_rl.train_config import default_config
 from sim.errors import SimulationError
 from sim.render import Renderer
 
@@ -157,11 +158,11 @@ def commands(demo: "Demo") -> list[str]:
     """The same run, by hand."""
     task, base, tuned = demo.config.task, demo.bc_config, demo.rl_config
     policy, evaluation = demo.export_config.out, demo.evaluation_flags
-    tuned_default = train.default_config(tuned.algorithm, task)
+    tuned_default = default_config(tuned.algorithm, task)
     nothing = export_command.ExportConfig(Path(), Path())
     return [
         f"flow-policy collect {flags(demo.collect_config, collect.Config(task, Path()))}",
-        f"flow-policy train bc {flags(base, train.default_config('bc', task))}",
+        f"flow-policy train bc {flags(base, default_config('bc', task))}",
         f"flow-policy train {tuned.algorithm} {flags(tuned, tuned_default)}",
         f"flow-policy eval --policy {tuned.checkpoint} {evaluation}",
         f"flow-policy eval --policy {demo.export_config.checkpoint} {evaluation}",

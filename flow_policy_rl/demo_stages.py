@@ -25,6 +25,8 @@ from flow_policy_rl.evaluate import player
 from flow_policy_rl.offline.metrics import percentiles
 from flow_policy_rl.over_ros import run_episodes
 from flow_policy_rl.progress import Progress
+from flow_policy_rl.run_folder import POLICY_FILE
+from flow_policy_rl.train_config import TrainBC, TrainRL, default_config
 from sim.tasks import make_task
 from sim.vec_env import VecEnv
 
@@ -46,7 +48,7 @@ class Demo:
             **presets.demo_data(config.task, config.cameras),
             seed=config.seed,
         )
-        self.bc_config = train.TrainBC(
+        self.bc_config = TrainBC(
             task=config.task,
             demos=self.collect_config.out,
             run_dir=self.dir / "base",
@@ -54,13 +56,13 @@ class Demo:
             bc=presets.demo_bc(config.task, config.cameras),
         )
         self.rl_config = dataclasses.replace(
-            train.default_config(config.algorithm, config.task),
-            checkpoint=self.bc_config.run_dir / train.POLICY_FILE,
+            default_config(config.algorithm, config.task),
+            checkpoint=self.bc_config.run_dir / POLICY_FILE,
             run_dir=self.dir / "finetuned",
             seed=config.seed,
         )
         self.export_config = export_command.ExportConfig(
-            self.rl_config.run_dir / train.POLICY_FILE, self.dir / "policy.onnx"
+            self.rl_config.run_dir / POLICY_FILE, self.dir / "policy.onnx"
         )
 
     @property
@@ -139,7 +141,7 @@ class Demo:
         result = {}
         with Progress("evaluate", len(paths), "policy") as progress:
             for name, folder in paths.items():
-                policy = checkpoint.load(folder / train.POLICY_FILE)
+                policy = checkpoint.load(folder / POLICY_FILE)
                 play = player(policy.spec, policy.act)
                 env = VecEnv(task, self.config.episodes)
                 outcome = play(env, range(EVAL_SEED, EVAL_SEED + self.config.episodes))
@@ -223,7 +225,7 @@ def collect_afresh(config: collect.Config) -> dict:
     return collect.main(config)
 
 
-def train_afresh(config: train.TrainBC | train.TrainRL) -> dict:
+def train_afresh(config: TrainBC | TrainRL) -> dict:
     """A stage that was interrupted begins again."""
     shutil.rmtree(config.run_dir, ignore_errors=True)
     return train.main(config)

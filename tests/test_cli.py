@@ -278,7 +278,7 @@ def test_bash_completes_commands_algorithms_flags_and_choices(tmp_path, capsys):
 
 def config_types() -> dict[str, type]:
     """The config of every command, `train ALGO` and `bench NAME` too."""
-    from flow_policy_rl import train
+    from flow_policy_rl import train_config
 
     commands = {name: (c.module, c.config) for name, c in cli.COMMANDS.items() if c.config}
     commands |= {f"bench {name}": (f"bench.{name}", "Config") for name in cli.BENCHES}
@@ -286,7 +286,7 @@ def config_types() -> dict[str, type]:
         name: getattr(importlib.import_module(f"flow_policy_rl.{module}"), config)
         for name, (module, config) in commands.items()
     }
-    return found | {f"train {name}": config for name, config in train.ALGORITHMS.items()}
+    return found | {f"train {name}": config for name, config in train_config.ALGORITHMS.items()}
 
 
 def flags_of(config_type: type, prefix: str = ""):
@@ -442,9 +442,9 @@ def test_what_needs_no_network_comes_without_torch(line, tmp_path, monkeypatch):
 
 
 def test_names_that_are_listed_without_torch_are_those_that_exist():
-    from flow_policy_rl import listing, networks, presets, train
+    from flow_policy_rl import listing, networks, presets, train_config
 
-    assert list(cli.ALGORITHMS) == list(train.ALGORITHMS)
+    assert list(cli.ALGORITHMS) == list(train_config.ALGORITHMS)
     assert set(cli.ALGORITHMS) == set(presets.PRESETS)
     assert set(listing.ENCODERS) == set(networks.ENCODERS)
     assert typing.get_args(presets.Preset) == listing.PRESETS
@@ -499,7 +499,7 @@ def test_commands_in_the_demo_report_are_the_demo(algorithm, cameras, tmp_path, 
     """Every printed command parses back to the config that ran."""
     import tyro
 
-    from flow_policy_rl import collect, demo_page, demo_stages, train
+    from flow_policy_rl import collect, demo_page, demo_stages, train_config
 
     run = demo_stages.Demo(
         demo.Config(algorithm, cameras=cameras, run_dir=tmp_path / "run", seed=3)
@@ -507,14 +507,16 @@ def test_commands_in_the_demo_report_are_the_demo(algorithm, cameras, tmp_path, 
     lines = {line.split()[1]: line.split() for line in demo_page.commands(run)[:2]}
     assert tyro.cli(collect.Config, args=lines["collect"][2:]) == run.collect_config
     parsed = tyro.cli(
-        train.TrainBC, args=lines["train"][3:], default=train.default_config("bc", "lift")
+        train_config.TrainBC,
+        args=lines["train"][3:],
+        default=train_config.default_config("bc", "lift"),
     )
     assert parsed == run.bc_config
     tuned = demo_page.commands(run)[2].split()
     parsed = tyro.cli(
-        train.ALGORITHMS[algorithm],
+        train_config.ALGORITHMS[algorithm],
         args=tuned[3:],
-        default=train.default_config(algorithm, "lift"),
+        default=train_config.default_config(algorithm, "lift"),
     )
     assert parsed == run.rl_config
 

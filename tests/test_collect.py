@@ -8,7 +8,7 @@ import pytest
 import tyro
 from toys import small_policy
 
-from flow_policy_rl import checkpoint, collect, demo_stages, train
+from flow_policy_rl import checkpoint, collect, demo_stages, train, train_config
 from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.collect import PolicyChunks, ScriptedExperts, collect_batch
 from flow_policy_rl.data import demonstrations
@@ -46,7 +46,7 @@ def test_the_second_arm_is_written_down(tmp_path):
     assert demos.layout.robot == "ur5e"
     assert demos.layout.joint_names[0] == "shoulder_pan_joint"
     assert demos.provenance["expert"] == "scripted"
-    config = train.TrainBC("reach", tmp_path / "d.hdf5", tmp_path / "run", bc=BCConfig(2, 8))
+    config = train_config.TrainBC("reach", tmp_path / "d.hdf5", tmp_path / "run", bc=BCConfig(2, 8))
     assert checkpoint.load(train.main(config)["checkpoint"]).spec.robot == "ur5e"
 
 
@@ -69,7 +69,7 @@ def test_a_policy_executes_its_horizon_and_plans_again():
 def test_successes_of_a_policy_file_are_kept(tmp_path):
     first = tmp_path / "first.hdf5"
     collect.main(collect.Config("reach", first, episodes=40))
-    run = train.TrainBC(
+    run = train_config.TrainBC(
         "reach",
         first,
         tmp_path / "run",
@@ -151,7 +151,7 @@ def test_options_of_a_task_pass_through_collect_eval_and_train(tmp_path):
     assert demos.provenance["task_options"] == {"reward": "dense"}
     assert (demos.episodes[0].rewards[:-1] < 0).all()
     assert task_of(demos.layout, None, {"reward": "dense"}).reward == "dense"
-    started = train.starting_point(train.TrainScoreFlow("push", {"reward": "dense"}))
+    started = train.starting_point(train_config.TrainScoreFlow("push", {"reward": "dense"}))
     assert started[0].reward == "dense"
     config = dataclasses.replace(config, out=tmp_path / "again.hdf5")
     with pytest.raises(SimulationError, match="unknown option of task 'push' 'rewards'"):

@@ -29,7 +29,7 @@ from bag_toys import (
     write,
 )
 
-from flow_policy_rl import checkpoint, convert, train
+from flow_policy_rl import checkpoint, convert, train, train_config
 from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.convert import Config, Splitting
 from flow_policy_rl.data import demonstrations, sources
@@ -601,7 +601,7 @@ def test_training_takes_any_data_set(tmp_path, output):
     demonstrations.save(tmp_path / "d.hdf5", Demonstrations(layout, episodes, {}))
     if output != "d.hdf5":
         convert.main(Config(tmp_path / "d.hdf5", tmp_path / output))
-    config = train.TrainBC(
+    config = train_config.TrainBC(
         task="recorded",
         demos=tmp_path / output,
         run_dir=tmp_path / "run",

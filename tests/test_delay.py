@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from flow_policy_rl import collect, evaluate, presets, train
+from flow_policy_rl import collect, evaluate, presets, train, train_config
 
 
 @pytest.mark.slow
@@ -13,7 +13,7 @@ def test_success_under_inference_delay_survives_fine_tuning(tmp_path):
     demos = tmp_path / "demos.hdf5"
     collect.main(collect.Config("lift", demos, episodes=50, noise=0.03))
     base, tuned = tmp_path / "base", tmp_path / "tuned"
-    imitation = train.default_config("bc", "lift")
+    imitation = train_config.default_config("bc", "lift")
     train.main(
         dataclasses.replace(
             imitation,
@@ -23,7 +23,7 @@ def test_success_under_inference_delay_survives_fine_tuning(tmp_path):
             bc=presets.demo_bc("lift", cameras=False),
         )
     )
-    config = train.default_config("score_flow", "lift")
+    config = train_config.default_config("score_flow", "lift")
     train.main(
         dataclasses.replace(
             config,

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from toys import small_policy
 
-from flow_policy_rl import checkpoint, cli, evaluate, train
+from flow_policy_rl import checkpoint, cli, evaluate, train_config, train_run
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.spec import ObservationField, PolicySpec
@@ -27,9 +27,11 @@ def hopper(tmp_path_factory) -> str:
     fields = tuple(
         ObservationField(f.name, f.kind, f.elements, f.unit, f.source) for f in task.obs_fields
     )
-    horizons = train.ScratchConfig(action_horizon=4, execute_horizon=3)
+    horizons = train_config.ScratchConfig(action_horizon=4, execute_horizon=3)
     path = tmp_path_factory.mktemp("hopper") / "policy.safetensors"
-    checkpoint.save(path, FlowPolicy(train.policy_spec(task, fields, horizons), NetworkConfig()))
+    checkpoint.save(
+        path, FlowPolicy(train_run.policy_spec(task, fields, horizons), NetworkConfig())
+    )
     return str(path)
 
 

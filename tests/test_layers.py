@@ -20,6 +20,7 @@ ROS = {
     "std_msgs",
 }
 TRAINING = {"torch", "safetensors", "h5py"}
+TRAIN = {f"flow_policy_rl.train{part}" for part in ("", "_bc", "_config", "_run")}
 
 # folder or file -> top-level or dotted names that must not be imported below it
 FORBIDDEN = {
@@ -42,16 +43,17 @@ FORBIDDEN = {
         "flow_policy_rl.data",
     },
     "ros_ws/src/flow_policy_ros/flow_policy_ros": TRAINING
-    | {"mujoco", "flow_policy_rl.policy", "flow_policy_rl.train"},
+    | TRAIN
+    | {"mujoco", "flow_policy_rl.policy"},
     "ros_ws/src/flow_policy_ros/flow_policy_ros/policy_node.py": {"sim"},
     "launch": TRAINING
+    | TRAIN
     | {
         "flow_policy_ros",
         "sim",
         "mujoco",
         "rclpy",
         "flow_policy_rl.policy",
-        "flow_policy_rl.train",
     },
 }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flow_policy_rl import cli, progress, train
+from flow_policy_rl import cli, progress, train_run
 from flow_policy_rl.bench import learn, stages
 from flow_policy_rl.bench.studies import STUDIES, Budget, Variant
 from flow_policy_rl.errors import InputError, RunFailed
@@ -386,7 +386,7 @@ def test_a_training_of_another_recipe_is_not_kept(tmp_path):
     learn.check_recipes([cell])  # nothing was run yet
     _, config = cli.parse_train(list(stage.command[1:]), None)
     run_dir.mkdir(parents=True)
-    train.begin_run(config)
+    train_run.begin_run(config)
     stage.name.with_suffix(".done").touch()
     learn.check_recipes([cell])
     more = learn.training((*command[:-1], "1", "--ppo.num-iterations", "5"), run_dir)

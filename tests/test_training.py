@@ -1,4 +1,4 @@
-"""Runs: exact resumption, several processes, what happens when one goes wrong, and running statistics."""
+"""Runs: exact resumption, what happens when one goes wrong, and running statistics."""
 
 import copy
 import dataclasses
@@ -6,31 +6,24 @@ import json
 import os
 import shlex
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from toys import ROOT, gradient_step
+from toys import gradient_step
+from training_toys import SCRATCH, untrained, weights
 
-from flow_policy_rl import checkpoint, cli, collect, gradients, train
+from flow_policy_rl import checkpoint, cli, gradients, train
 from flow_policy_rl.algorithms import ppo
-from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.algorithms.ppo import PPOConfig
 from flow_policy_rl.algorithms.rldt import RLDTConfig
 from flow_policy_rl.algorithms.rldt_critic import CriticConfig
-from flow_policy_rl.data import robomimic
-from flow_policy_rl.data.demonstrations import DemoLayout, Demonstrations, Episode
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.logger import read_metrics
-from flow_policy_rl.policy import NetworkConfig
+from flow_policy_rl.run_folder import POLICY_FILE, RAW_POLICY_FILE
 from flow_policy_rl.statistics import RunningStatistics
-from flow_policy_rl.train import ScratchConfig
-from sim.tasks import make_task
+from flow_policy_rl.train_config import TrainOnPolicy, default_config
 
 TINY = PPOConfig(
     num_iterations=2,
@@ -44,31 +37,17 @@ TINY = PPOConfig(
     value_depth=2,
     scale_rewards=True,
 )
-SCRATCH = ScratchConfig(4, 4, num_flow_steps=2, network=NetworkConfig(width=16, depth=2))
 
 
-def tiny(algorithm: str, folder, task: str = "hopper", **changes) -> train.TrainOnPolicy:
+def tiny(algorithm: str, folder, task: str = "hopper", **changes) -> TrainOnPolicy:
     """A run from scratch of a few seconds."""
     ppo_changes = changes.pop("ppo", {})
     return dataclasses.replace(
-        train.default_config(algorithm, task),
+        default_config(algorithm, task),
         run_dir=folder,
         ppo=dataclasses.replace(TINY, **ppo_changes),
         **{"scratch": SCRATCH, "eval_every": 0} | changes,
     )
-
-
-def untrained(folder, task: str = "hopper", **options) -> Path:
-    """A checkpoint for what needs one."""
-    config = train.default_config("fpo", task)
-    config = dataclasses.replace(config, scratch=SCRATCH, task_options=options)
-    torch.manual_seed(0)
-    checkpoint.save(folder / "untrained.safetensors", train.starting_point(config)[1])
-    return folder / "untrained.safetensors"
-
-
-def weights(folder, name=train.POLICY_FILE):
-    return load_file(folder / name)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +67,8 @@ def test_two_and_two_iterations_are_four_bit_for_bit(algorithm, randomize, tmp_p
     train.main(tiny(algorithm, tmp_path / "two", ppo=extra, randomize=randomize))
     half = weights(tmp_path / "two")
     train.main(tiny(algorithm, tmp_path / "two", resume=True, **more))
-    names = [train.POLICY_FILE, "state.safetensors"]
-    for name in names + ([train.RAW_POLICY_FILE] if extra else []):
+    names = [POLICY_FILE, "state.safetensors"]
+    for name in names + ([RAW_POLICY_FILE] if extra else []):
         four, two = (weights(tmp_path / run, name) for run in ("four", "two"))
         assert four.keys() == two.keys()
         assert [k for k in four if not torch.equal(four[k], two[k])] == []
@@ -106,10 +85,10 @@ def test_two_and_two_iterations_are_four_bit_for_bit(algorithm, randomize, tmp_p
 
 def test_average_and_raw_weights_are_kept_apart(tmp_path):
     train.main(tiny("fpo", tmp_path, ppo={"ema_decay": 0.9}))
-    average, raw = weights(tmp_path), weights(tmp_path, train.RAW_POLICY_FILE)
+    average, raw = weights(tmp_path), weights(tmp_path, RAW_POLICY_FILE)
     assert not torch.equal(average["velocity_field.head.weight"], raw["velocity_field.head.weight"])
     assert torch.equal(average["normalizer.mean"], raw["normalizer.mean"])
-    assert checkpoint.load(tmp_path / train.POLICY_FILE).spec.algorithm == "fpo"
+    assert checkpoint.load(tmp_path / POLICY_FILE).spec.algorithm == "fpo"
 
 
 def test_only_the_same_run_can_be_resumed(tmp_path):
@@ -318,7 +297,7 @@ def test_every_tensor_is_made_where_the_policy_is(algorithm, tmp_path):
     """Whoever forgets the device gets one without data here, and on a GPU one in the wrong place."""
     if algorithm == "rldt":
         config = dataclasses.replace(
-            train.default_config("rldt", "hopper"),
+            default_config("rldt", "hopper"),
             checkpoint=untrained(tmp_path),
             rldt=RLDTConfig(
                 num_envs=4,
@@ -342,95 +321,6 @@ def test_every_tensor_is_made_where_the_policy_is(algorithm, tmp_path):
             learner.iterate()
 
 
-# --- several processes ---
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def launch(arguments: list[str], rank: int, processes: int, port: int) -> subprocess.Popen:
-    """What torchrun does for one process."""
-    environment = os.environ | {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "flow_policy_rl.cli", *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-COMMON = "--task hopper --time-limit 60 --eval-every 0 --device cpu --json"
-SCRATCH_FLAGS = "--scratch.num-flow-steps 2 --scratch.network.width 16 --scratch.network.depth 2"
-SEVERAL = {
-    # 90 minibatches of 96 chunks: of most of them a process has no row
-    "fpo": (
-        f"{SCRATCH_FLAGS} --ppo.num-iterations 2 --ppo.num-envs 4 --ppo.num-steps 24 --ppo.num-epochs 1 "
-        "--ppo.num-minibatches 90 --ppo.critic-warmup 0 --ppo.value-width 16 --ppo.value-depth 2 "
-        "--ppo.actor-learning-rate 1e-5 --ppo.critic-learning-rate 1e-4",
-        ("rollout/return", "train/value_loss", "train/approx_kl"),
-    ),
-    "fpo_plus_plus": (
-        f"{SCRATCH_FLAGS} --ppo.num-iterations 3 --ppo.num-envs 4 --ppo.num-steps 24 --ppo.num-epochs 2 "
-        "--ppo.num-minibatches 3 --ppo.critic-warmup 0 --ppo.scale-rewards --ppo.value-width 16 --ppo.value-depth 2",
-        ("rollout/return", "train/policy_loss", "train/value_loss", "train/approx_kl"),
-    ),
-    "rldt": (
-        "--rldt.num-iterations 3 --rldt.num-envs 4 --rldt.num-steps 24 --rldt.num-blocks 3 "
-        "--rldt.segments-per-block 8 --rldt.critic-steps 2 --rldt.actor-share 0.5 --rldt.critic-warmup 1 "
-        "--rldt.critic.width 16 --rldt.critic.depth 2 --rldt.actor-learning-rate 0.01 --rldt.actor-warmup-steps 1",
-        ("rollout/return", "train/critic_loss", "train/transport_loss", "train/q_bias"),
-    ),
-}
-
-
-@pytest.mark.parametrize("algorithm", SEVERAL)
-def test_two_processes_do_what_one_does_with_as_many_environments(algorithm, tmp_path):
-    """Gradients, advantages, normalisers, replay and batches are those of all environments, up to rounding."""
-    settings, watched = SEVERAL[algorithm]
-    flags = ["train", algorithm, *COMMON.split(), *settings.split()]
-    if algorithm == "rldt":
-        flags += ["--checkpoint", str(untrained(tmp_path))]
-    port = free_port()
-    runs = [launch([*flags, "--run-dir", str(tmp_path / "two")], r, 2, port) for r in range(2)]
-    one = launch([*flags, "--run-dir", str(tmp_path / "one")], 0, 1, port)
-    for run in [*runs, one]:
-        _, err = run.communicate(timeout=300)
-        assert run.returncode == 0, err
-    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name, value in a.items():
-        assert torch.allclose(value, b[name], atol=2e-4), name
-    one_row, two_row = (read_metrics(tmp_path / run / "metrics.csv")[-1] for run in ("one", "two"))
-    for name in ("rollout/env_steps", "rollout/episodes"):
-        assert one_row[name] == two_row[name]
-    for name in watched:
-        assert one_row[name] == pytest.approx(two_row[name], rel=0.02, abs=1e-4), name
-    assert (tmp_path / "two" / "state-1.safetensors").is_file()
-
-
-def test_an_unreachable_peer_is_one_clear_line():
-    flags = ["train", "fpo", "--task", "hopper", "--peer-timeout-s", "2", "--json"]
-    run = launch(flags, 1, 2, free_port())
-    _, err = run.communicate(timeout=120)
-    assert run.returncode == 2
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert "process 1 of 2 cannot reach the others at 127.0.0.1:" in lines[0]
-    assert "Traceback" not in err
-
-
 NO_STEPS = dataclasses.replace(SCRATCH, num_flow_steps=0)
 
 
@@ -445,7 +335,7 @@ def test_a_run_ends_at_the_first_evaluation_that_is_good_enough(tmp_path):
         )
         rows = read_metrics(folder / "metrics.csv")
         assert len(rows) == iterations
-        assert (folder / train.POLICY_FILE).is_file()
+        assert (folder / POLICY_FILE).is_file()
     with pytest.raises(InputError, match="--stop-at needs evaluations"):
         train.main(tiny("gaussian_ppo", tmp_path, stop_at=1.0))
 
@@ -474,7 +364,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
 def test_a_checkpoint_of_another_task_names_both(tmp_path):
     train.main(tiny("fpo", tmp_path, ppo={"num_iterations": 1}))
     config = dataclasses.replace(
-        tiny("fpo", tmp_path / "b", task="lift"), checkpoint=tmp_path / train.POLICY_FILE
+        tiny("fpo", tmp_path / "b", task="lift"), checkpoint=tmp_path / POLICY_FILE
     )
     with pytest.raises(InputError, match=r"task 'hopper'.*does not fit task 'lift'"):
         train.main(config)
@@ -485,7 +375,7 @@ def test_an_off_policy_run_goes_on_exactly_too(tmp_path):
     base = untrained(tmp_path)
 
     def run(folder, iterations, resume=False):
-        config = train.default_config("rldt", "hopper")
+        config = default_config("rldt", "hopper")
         rldt = dataclasses.replace(
             config.rldt,
             num_iterations=iterations,
@@ -510,94 +400,12 @@ def test_an_off_policy_run_goes_on_exactly_too(tmp_path):
     run(tmp_path / "four", 4)
     run(tmp_path / "two", 2)
     run(tmp_path / "two", 4, resume=True)
-    for name in (train.POLICY_FILE, "state.safetensors"):
+    for name in (POLICY_FILE, "state.safetensors"):
         four, two = (weights(tmp_path / folder, name) for folder in ("four", "two"))
         assert [k for k in four if not torch.equal(four[k], two[k])] == []
 
 
 def test_rldt_needs_a_policy_to_hold_on_to(tmp_path):
-    config = dataclasses.replace(train.default_config("rldt", "hopper"), run_dir=tmp_path / "run")
+    config = dataclasses.replace(default_config("rldt", "hopper"), run_dir=tmp_path / "run")
     with pytest.raises(InputError, match="train rldt needs --checkpoint.*fpo"):
         train.main(config)
-
-
-STRANGE = {
-    "joints": ({"joint_names": ("a", "b")}, r"have joints \('a', 'b'\); task 'lift' has \('panda"),
-    "rate": ({"control_dt": 0.1}, "have control_dt 0.1; task 'lift' has 0.05"),
-    "task": ({"task": "hopper"}, "have task hopper; task 'lift' has lift"),
-    "observations": ({"observations": ()}, r"have observations \(\); task 'lift' has"),
-    "too few": ({}, "is larger than the 7 steps"),
-}
-
-
-@pytest.mark.parametrize("case", STRANGE)
-def test_demonstrations_that_do_not_fit_are_refused(case):
-    """Other joints, rate, task or senses, fewer steps than a batch: the line says what is there and what is wanted."""
-    changes, says = STRANGE[case]
-    task = make_task("lift")
-    layout = DemoLayout.of_task(task)
-    episode = Episode({}, np.zeros((7, 8)), np.zeros(7), np.zeros((7, 0)))
-    demos = Demonstrations(dataclasses.replace(layout, **changes), [episode], {})
-    with pytest.raises(InputError, match=says):
-        train.check_demos(demos, task, train.default_config("bc", "lift"))
-
-
-def test_demonstrations_of_failure_are_refused(tmp_path):
-    """Said of every episode, through the file; one success, or nobody's word on one, is enough to go on."""
-    task = make_task("lift")
-    layout = DemoLayout.of_task(task)
-    obs = {f.name: np.zeros((300, f.size)) for f in layout.observations}
-    for successes, refused in (((False, False), True), ((False, True), False), ((None,), False)):
-        episodes = [
-            Episode(obs, np.zeros((300, 8)), np.zeros(300), np.zeros((300, 0)), success)
-            for success in successes
-        ]
-        path = tmp_path / f"{len(successes)}{refused}.hdf5"
-        robomimic.save(path, Demonstrations(layout, episodes, {}))
-        demos = robomimic.load(path)
-        assert [e.success for e in demos.episodes] == list(successes)
-        config = train.default_config("bc", "lift")
-        if refused:
-            with pytest.raises(InputError, match="none of the 2 demonstrations"):
-                train.check_demos(demos, task, config)
-        else:
-            train.check_demos(demos, task, config)
-
-
-def test_imitation_runs_in_one_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(train.distributed, "world_size", lambda: 2)
-    config = dataclasses.replace(train.default_config("bc", "lift"), run_dir=tmp_path)
-    with pytest.raises(InputError, match="^bc runs in one process"):
-        train.run_training(config)
-
-
-def test_imitation_goes_on_exactly(tmp_path):
-    """Interrupted after the state of step 500 was written: raw and averaged weights, Adam and batches go on."""
-    demos = str(tmp_path / "demos.hdf5")
-    collect.main(collect.Config("reach", Path(demos), episodes=4))
-    small = dataclasses.replace(
-        train.default_config("bc", "reach"),
-        demos=Path(demos),
-        network=NetworkConfig(width=16, depth=2),
-        bc=BCConfig(num_steps=700, batch_size=16),
-    )
-    train.main(dataclasses.replace(small, run_dir=tmp_path / "whole"))
-    broken = dataclasses.replace(small, run_dir=tmp_path / "broken")
-
-    class Stop(Exception):
-        pass
-
-    def stop(self, step, metrics):
-        if step == 600:
-            raise Stop
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.RunLogger, "log", stop)
-        with pytest.raises(Stop):
-            train.main(broken)
-    train.main(dataclasses.replace(broken, resume=True))
-    for name in (train.POLICY_FILE, train.RAW_POLICY_FILE, "state.safetensors"):
-        whole, resumed = (weights(tmp_path / run, name) for run in ("whole", "broken"))
-        assert [k for k in whole if not torch.equal(whole[k], resumed[k])] == []
-    average, raw = weights(tmp_path / "whole"), weights(tmp_path / "whole", train.RAW_POLICY_FILE)
-    assert not torch.equal(average["velocity_field.head.weight"], raw["velocity_field.head.weight"])

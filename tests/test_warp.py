@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flow_policy_rl import cli, collect, doctor, evaluate, train
+from flow_policy_rl import cli, collect, doctor, evaluate, train, train_config
 from flow_policy_rl.bench import sim as bench
 from flow_policy_rl.data import demonstrations
 from sim.backends import make_backend
@@ -320,7 +320,7 @@ def test_commands_run_on_it(warp, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_resumed_run_goes_on_bit_for_bit(warp, tmp_path):
     def run(folder: str, iterations: int, resume: bool = False) -> dict:
-        settings = train.default_config("gaussian_ppo", "hopper", from_scratch=True)
+        settings = train_config.default_config("gaussian_ppo", "hopper", from_scratch=True)
         ppo = dataclasses.replace(
             settings.ppo, num_iterations=iterations, num_envs=4, num_steps=4, num_minibatches=2
         )

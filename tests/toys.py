@@ -51,11 +51,11 @@ def small_policy(
 
 def untrained_policy(task, action_horizon: int = 4, execute_horizon: int = 4) -> FlowPolicy:
     """A freshly initialised policy that fits a task."""
-    from flow_policy_rl import train
+    from flow_policy_rl import train_config, train_run
     from flow_policy_rl.data.robomimic import DemoLayout
 
-    horizons = train.ScratchConfig(action_horizon, execute_horizon)
-    spec = train.policy_spec(task, DemoLayout.of_task(task).observations, horizons)
+    horizons = train_config.ScratchConfig(action_horizon, execute_horizon)
+    spec = train_run.policy_spec(task, DemoLayout.of_task(task).observations, horizons)
     return FlowPolicy(spec, NetworkConfig(width=16, depth=1))
 
 

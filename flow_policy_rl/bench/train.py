@@ -21,7 +21,7 @@ from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import NetworkConfig
 from flow_policy_rl.presets import Preset
 from flow_policy_rl.provenance import machine, versions
-from flow_policy_rl.train import ScratchConfig
+from flow_policy_rl.train_config import ScratchConfig, default_config
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def main(config: Config) -> dict:
 
 def build(config: Config) -> PPO:
     """The learner that training would build."""
-    chosen = train.default_config(config.algorithm, config.task, config.preset, True)
+    chosen = default_config(config.algorithm, config.task, config.preset, True)
     changes = {"num_envs": config.num_envs, "num_steps": config.num_steps, "critic_warmup": 0}
     changes = {name: value for name, value in changes.items() if value is not None}
     chosen = dataclasses.replace(

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from flow_policy_rl import checkpoint, convert, export, replay, train
+from flow_policy_rl import checkpoint, convert, export, replay, train, train_config
 from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.policy import NetworkConfig
 
@@ -31,7 +31,7 @@ def test_record_convert_train_replay(start, peer, tmp_path, output):
     assert made["episodes"] >= 9
     assert made["problems"] == []
 
-    config = train.TrainBC(
+    config = train_config.TrainBC(
         task="lift",
         demos=tmp_path / output,
         run_dir=tmp_path / "run",
