@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_policy_rl import distributed, flow
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import NOT_NEGATIVE, POSITIVE, InputError, check_settings
 from flow_policy_rl.policy import FlowPolicy, Obs
 
 
@@ -78,6 +78,9 @@ class FPOConfig:
             )
         if not 0 <= self.t_min < 0.5:
             raise InputError(f"t_min must be in [0, 0.5), not {self.t_min}")
+        check_settings(self, "fpo", POSITIVE, "temperature")
+        noises = ("start_noise", "action_noise")
+        check_settings(self, "fpo", NOT_NEGATIVE, *noises, "loss_clamp", "log_ratio_clamp")
 
 
 class FPO(nn.Module):

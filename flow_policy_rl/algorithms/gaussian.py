@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flow_policy_rl import distributed, flow
+from flow_policy_rl.errors import POSITIVE, InputError, check_settings
 from flow_policy_rl.networks import bounded_std
 from flow_policy_rl.policy import FlowPolicy, Obs
 
@@ -33,6 +34,13 @@ class GaussianConfig:
     sigma_min: float = 0.03
     sigma_max: float = 0.08
     sigma_learning_rate: float = 1e-3
+
+    def __post_init__(self):
+        check_settings(self, "gaussian", POSITIVE, "sigma_min", "sigma_max", "sigma_learning_rate")
+        if self.sigma_min > self.sigma_max:
+            raise InputError(
+                f"gaussian: need sigma_min <= sigma_max, not {self.sigma_min} and {self.sigma_max}"
+            )
 
 
 class Gaussian(nn.Module):

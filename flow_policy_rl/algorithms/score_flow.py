@@ -37,7 +37,14 @@ import torch
 from torch import Tensor, nn
 
 from flow_policy_rl import distributed, flow
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import (
+    DECAY,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    InputError,
+    check_settings,
+)
 from flow_policy_rl.networks import bounded_std, time_features
 from flow_policy_rl.policy import FlowPolicy, Obs
 
@@ -75,17 +82,21 @@ class ScoreFlowConfig:
     likelihood: Literal["joint", "per_dim_mean"] = "joint"
 
     def __post_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max:
+        check_settings(self, "score_flow", POSITIVE, "sigma_min", "sigma_max", "head_learning_rate")
+        check_settings(self, "score_flow", NOT_NEGATIVE, "start_noise")
+        check_settings(self, "score_flow", DECAY, "sigma_hold")
+        check_settings(self, "score_flow", SHARE, "sigma_decay")
+        if self.sigma_min >= self.sigma_max:
             raise InputError(
-                f"need 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}"
+                f"score_flow: need sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}"
             )
-        if not 0 <= self.sigma_hold < 1:
-            raise InputError(f"sigma_hold must be from 0 to less than 1, not {self.sigma_hold}")
         if self.noisy_steps < 0:
-            raise InputError(f"noisy_steps must be at least 0 (all), not {self.noisy_steps}")
-        if self.drift == "fixed" and self.fixed_gain <= 0:
             raise InputError(
-                f"fixed_gain must be positive, not {self.fixed_gain} (drift `none` is 0)"
+                f"score_flow.noisy_steps must be at least 0 (all), not {self.noisy_steps}"
+            )
+        if self.drift == "fixed" and not 0 < self.fixed_gain < math.inf:
+            raise InputError(
+                f"score_flow.fixed_gain must be positive and finite, not {self.fixed_gain} (drift `none` is 0)"
             )
 
 
