@@ -28,7 +28,8 @@ def failed_file(run_dir: Path, rank: int = 0) -> Path:
 
 @contextlib.contextmanager
 def claimed(folder: Path, flag: str = "--run-dir") -> Iterator[None]:
-    """Make the folder, and keep other runs out of it until the end, however that comes. Empty, it is not left behind.
+    """Make the folder, and keep other runs out of it until the end, however that comes. What was made for it and is
+    empty then is not left behind.
 
     Args:
         flag: with which another folder would be named.
@@ -36,7 +37,7 @@ def claimed(folder: Path, flag: str = "--run-dir") -> Iterator[None]:
     Raises:
         InputError: it cannot be made or written to, or another run has it.
     """
-    ours = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     descriptor = os.open(output_folder(folder), os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,9 +51,9 @@ def claimed(folder: Path, flag: str = "--run-dir") -> Iterator[None]:
     try:
         yield
     finally:
-        if ours:
-            with contextlib.suppress(OSError):  # it holds something
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # one holds something
+            for path in made:
+                path.rmdir()
         os.close(descriptor)
 
 

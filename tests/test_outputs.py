@@ -140,6 +140,22 @@ def test_no_seed_is_negative(capsys, line):
         ("fpo --ppo.gamma 1.5", "ppo.gamma must be from 0 to less than 1, not 1.5"),
         ("fpo --ppo.gae-lambda 3", "ppo.gae_lambda must be from 0 to 1, not 3.0"),
         ("fpo --ppo.ema-decay 1.5", "ppo.ema_decay must be from 0 to less than 1, not 1.5"),
+        ("fpo --fpo.temperature 0", "fpo.temperature must be more than 0 and finite, not 0.0"),
+        ("fpo --fpo.action-noise -1", "fpo.action_noise must be at least 0 and finite, not -1.0"),
+        ("score_flow --score-flow.sigma-min 0", "score_flow.sigma_min must be more than 0"),
+        ("score_flow --score-flow.sigma-max inf", "score_flow.sigma_max must be more than 0"),
+        ("score_flow --score-flow.sigma-min 1", "score_flow: need sigma_min < sigma_max, not 1.0"),
+        ("score_flow --score-flow.sigma-hold 1", "score_flow.sigma_hold must be from 0 to less"),
+        ("score_flow --score-flow.sigma-decay 2", "score_flow.sigma_decay must be from 0 to 1"),
+        ("score_flow --score-flow.start-noise nan", "score_flow.start_noise must be at least 0"),
+        ("score_flow --score-flow.head-learning-rate -1", "score_flow.head_learning_rate must be"),
+        (
+            "score_flow --score-flow.drift fixed --score-flow.fixed-gain nan",
+            "score_flow.fixed_gain must be positive",
+        ),
+        ("gaussian_ppo --gaussian.sigma-min 0", "gaussian.sigma_min must be more than 0"),
+        ("gaussian_ppo --gaussian.sigma-min 1", "gaussian: need sigma_min <= sigma_max, not 1.0"),
+        ("gaussian_ppo --gaussian.sigma-learning-rate nan", "gaussian.sigma_learning_rate must be"),
         ("rldt --rldt.gamma 2", "rldt.gamma must be from 0 to less than 1, not 2.0"),
         ("rldt --rldt.actor-learning-rate -1", "rldt.actor_learning_rate must be more than 0"),
         ("rldt --rldt.critic.depth 0", "rldt.critic.depth must be at least 1, not 0"),
@@ -187,9 +203,14 @@ def test_a_folder_belongs_to_one_run_at_a_time(place, tmp_path, capsys, line):
 
 
 def test_a_folder_that_nothing_was_written_to_is_left_as_it_was(place, tmp_path, capsys):
-    line = training(place, "fresh", "--task", "lift")  # found out after the folder was made
+    line = training(place, "fresh/runs/bc", "--task", "lift")  # found out after it was made
     assert "have task reach; task 'lift' has lift" in refused(capsys, " ".join(line))
     assert not (place / "fresh").exists()
+    (place / "mine").mkdir()
+    line = training(place, "mine/runs/bc", "--task", "lift")
+    refused(capsys, " ".join(line))
+    assert not list((place / "mine").iterdir())
+    (place / "mine").rmdir()
     with claimed(tmp_path):  # somebody else's
         pass
     assert tmp_path.is_dir()
