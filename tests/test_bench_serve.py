@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toys import documented
 
 from flow_policy_rl import export
 from flow_policy_rl.bench import serve
@@ -27,7 +28,7 @@ KEYS = {
 def test_the_bench_ends_with_its_keys(tmp_path):
     result = serve.main(serve.Config(calls=10, sweep=False, memory_calls=10))
     json.dumps(result)
-    assert set(result) >= KEYS
+    assert set(result) == documented("bench serve") >= KEYS
     assert result["p50_ms"] <= result["p95_ms"] <= result["p99_ms"] <= result["max_ms"]
     assert result["ratio_to_floor"] == pytest.approx(result["p50_ms"] / result["floor_ms"])
     assert (result["integrator"], result["num_flow_steps"]) == ("euler", 10)

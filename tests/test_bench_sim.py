@@ -5,6 +5,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from toys import documented
 
 from flow_policy_rl import cli
 from flow_policy_rl.bench import sim
@@ -23,7 +24,7 @@ def run(capsys, *flags: str) -> dict:
 
 def test_manipulation_with_cameras(capsys):
     result = run(capsys, "--task", "lift", "--cameras")
-    assert set(result) >= KEYS | {"frames_per_s"}
+    assert set(result) == documented("bench sim", "--cameras") >= KEYS | {"frames_per_s"}
     assert result["ratio_to_gymnasium"] is None
     assert result["env_steps_per_s"] > 0
     assert result["frames_per_s"] > 0
@@ -41,6 +42,7 @@ def test_locomotion_against_gymnasium_and_growth(capsys, tmp_path):
 
 def test_randomised_worlds_are_compared_with_the_nominal_one(capsys):
     result = run(capsys, "--task", "reach", "--randomize", "mild")
+    assert set(result) == documented("bench sim", "--randomize")
     assert set(result) >= KEYS | {"nominal_env_steps_per_cpu_s", "ratio_to_nominal_per_cpu_s"}
     assert "nominal_env_steps_per_s" not in run(capsys, "--task", "reach")
 

@@ -1,9 +1,11 @@
 """The command line as scripts and people meet it: one clear line for bad input, JSON keys that stay."""
 
+import contextlib
 import dataclasses
 import importlib
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import ROOT
+from toys import ROOT, documented
 
 from flow_policy_rl import cli, config_file, demo
 from flow_policy_rl.evaluate import Evaluation, text, wilson_interval
@@ -26,7 +28,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory) -> Path:
-    """A folder in which collect, train and export have run, small."""
+    """A folder in which collect, train and export have run, small; what each printed is beside what it wrote."""
     folder = tmp_path_factory.mktemp("chain")
     for line in (
         f"collect --task lift --episodes 4 --noise 0.0 --out {folder}/demos.hdf5 --json",
@@ -34,8 +36,41 @@ def chain(tmp_path_factory) -> Path:
         "--bc.batch-size 32 --network.width 32 --json",
         f"export --checkpoint {folder}/bc/policy.safetensors --out {folder}/policy.onnx --json",
     ):
-        assert cli.main(line.split()) == 0
+        with (folder / f"{line.split()[0]}.json").open("w") as out, contextlib.redirect_stdout(out):
+            assert cli.main(line.split()) == 0
     return folder
+
+
+@pytest.mark.parametrize("command", ["collect", "train", "export"])
+def test_what_was_printed_is_what_is_documented(chain, command):
+    assert set(json.loads((chain / f"{command}.json").read_text())) == documented(command)
+
+
+@pytest.mark.parametrize(
+    ("line", "only"),
+    [
+        ("eval --policy {policy} --episodes 2", ()),
+        ("eval --policy {policy} --episodes 2 --out {out}", ("--out",)),
+        ("verify --policy {policy} --checkpoint {here}/bc/policy.safetensors", ()),
+        ("inspect {policy}", ()),
+        ("list", ()),
+        ("doctor --purpose serve", ()),
+        ("report --run-dir {here}/bc --out {out}.html", ()),
+        ("convert --input {here}/demos.hdf5 --output {out}.hdf5", ("data set",)),
+        ("completion bash", ()),
+    ],
+)
+def test_what_is_printed_is_what_is_documented(chain, line, only, tmp_path, capsys):
+    """Every field, and no other: scripts live on them."""
+    names = {"policy": chain / "policy.onnx", "here": chain, "out": tmp_path / "out"}
+    cli.main([*line.format(**names).split(), "--json"])
+    assert set(json.loads(capsys.readouterr().out)) == documented(line.split()[0], *only)
+
+
+def test_every_command_that_prints_is_documented():
+    page = re.findall("^## (.+)$", (ROOT / "docs/json.md").read_text(), re.MULTILINE)
+    commands = set(cli.COMMANDS) - {"sim", "deploy", "bench"}
+    assert set(page) == commands | {f"bench {name}" for name in cli.BENCHES}
 
 
 def test_results_are_one_json_object_on_standard_output(chain, capsys):

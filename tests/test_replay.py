@@ -27,7 +27,7 @@ from bag_toys import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_toys import holding_policy
-from toys import small_spec
+from toys import documented, small_spec
 
 from flow_policy_rl import cli, replay
 from flow_policy_rl.data.bags import Bag
@@ -263,6 +263,7 @@ def test_the_whole_report(tmp_path, policy_file):
     result = run(
         tmp_path, policy_file, compare=policy_file, samples=3, gates=tmp_path / "gates.yaml"
     )
+    assert set(result) == documented("replay", "--compare")
     assert not result["passed"]
     assert {n: g["passed"] for n, g in result["gates"].items()} == {
         "mae": False,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toys import gradient_step
+from toys import documented, gradient_step
 from training_toys import SCRATCH, untrained, weights
 
 from flow_policy_rl import checkpoint, cli, gradients, train
@@ -154,6 +154,11 @@ def test_a_time_limit_ends_episodes_of_training(tmp_path):
     train.main(tiny("score_flow", tmp_path, task="lift", time_limit=8))
     ended = [row["rollout/episodes"] for row in read_metrics(tmp_path / "metrics.csv")]
     assert ended == [12, 12]
+
+
+def test_what_a_run_says_is_what_is_documented(tmp_path):
+    done = train.main(tiny("fpo", tmp_path, ppo={"num_iterations": 1}))
+    assert set(done) == documented("train", "RL")
 
 
 def test_how_often_a_run_is_looked_at_may_change_and_changes_nothing_else(tmp_path):

@@ -1,5 +1,6 @@
 """What several test modules build on: the repository's root, a small spec, a small policy, random observations."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -10,6 +11,20 @@ from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.spec import ObservationField, PolicySpec
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def documented(command: str, *only: str) -> set[str]:
+    """Fields that docs/json.md says a command prints: always, and in the cases that its second column names."""
+    text = (ROOT / "docs/json.md").read_text()
+    section = text.partition(f"\n## {command}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?) \| (.*?) ?\|", section, re.MULTILINE)
+    assert {only for _, only in rows} >= {f"`{o}`" if o.startswith("-") else o for o in only}
+    return {
+        name
+        for names, when in rows
+        if not when or when.strip("`") in only
+        for name in re.findall(r"`(\w+)`", names)
+    }
 
 
 def small_spec(**changes) -> PolicySpec:
