@@ -75,7 +75,7 @@ class Streams:
             for topic, wanted in fields.items()
         }
         self._joints = {
-            topic: JointStates(dict.fromkeys(name for f in wanted for name in f.elements))
+            topic: JointStates(list(dict.fromkeys(name for f in wanted for name in f.elements)))
             for topic, wanted in fields.items()
             if all(f.kind in JOINT_KINDS for f in wanted)
         }
@@ -126,8 +126,10 @@ class Streams:
 
     def clear(self) -> None:
         """Forget everything."""
-        for kept in (*self._samples.values(), *self._joints.values()):
-            kept.clear()
+        for samples in self._samples.values():
+            samples.clear()
+        for joints in self._joints.values():
+            joints.clear()
 
     def snapshot(self, now: int) -> Snapshot:
         """The observation as of the newest time that every stream has reached.
