@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import math
 import os
 import signal
 import sys
@@ -263,10 +264,23 @@ def run(name: str, arguments: list[str]) -> int:
         return 0
     result = getattr(module, command.main)(config)
     if result is not None:
-        show = json.dumps if config.json else getattr(module, "text", json.dumps)
+        show = as_json if config.json else getattr(module, "text", as_json)
         print(show(result))
         return 0 if result.get("passed", result.get("ok", True)) else 1
     return 0
+
+
+def as_json(result: dict) -> str:
+    """One object that every parser takes: JSON knows neither nan nor infinity, so they are null."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(result))
 
 
 def parse_train(arguments: list[str], file: Path | None):

@@ -67,6 +67,14 @@ def test_what_is_printed_is_what_is_documented(chain, line, only, tmp_path, caps
     assert set(json.loads(capsys.readouterr().out)) == documented(line.split()[0], *only)
 
 
+def test_a_number_that_is_none_is_null(monkeypatch, capsys):
+    result = {"a": [float("nan"), 1.5], "b": {"c": np.float64("inf"), "d": True}, "e": (2, "f")}
+    monkeypatch.setattr("flow_policy_rl.listing.main", lambda config: result)
+    assert cli.main(["list", "--json"]) == 0
+    said = capsys.readouterr().out
+    assert said == '{"a": [null, 1.5], "b": {"c": null, "d": true}, "e": [2, "f"]}\n'
+
+
 def test_every_command_that_prints_is_documented():
     page = re.findall("^## (.+)$", (ROOT / "docs/json.md").read_text(), re.MULTILINE)
     commands = set(cli.COMMANDS) - {"sim", "deploy", "bench"}
