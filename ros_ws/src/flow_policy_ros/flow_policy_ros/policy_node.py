@@ -151,7 +151,7 @@ class PolicyNode(LifecycleNode):
         if self._get("armed"):
             per_tick = self._get("output") == "per_tick"
             names = served.policy.spec.joint_names
-            self._outputs = Outputs(self, names, served.robot, per_tick)
+            self._outputs = Outputs(self, names, served.robot, per_tick, self._on_slowed)
             if per_tick:
                 self._tick_due, steady = time.monotonic(), Clock(clock_type=ClockType.STEADY_TIME)
                 period = 1 / self._get("tick_rate_hz")
@@ -477,6 +477,10 @@ class PolicyNode(LifecycleNode):
         if self._outputs is not None and not self._outputs.heard:
             with self._lock:
                 self._served.commander.forget()  # what comes to listen next stands where the arm is
+
+    def _on_slowed(self, reason: str) -> None:
+        """At once: what is sent to a controller in slowed time begins with a jump."""
+        self._obstacle = reason
 
     def _find_obstacle(self) -> str:
         """Why nothing may be commanded, whatever the policy says; empty when it may."""
