@@ -87,6 +87,11 @@ class Outputs:
         problems = [n.problem() for n in (*neighbours, self._gripper, self._speed) if n is not None]
         return next((p for p in problems if p), "")
 
+    def doubt(self) -> None:
+        """A controller may have become inactive; `problem` looks. From any thread."""
+        for _, _, outlet in self._outlets:
+            outlet.doubt()
+
     @property
     def caution(self) -> str:
         """What a controller might do better; empty when nothing."""

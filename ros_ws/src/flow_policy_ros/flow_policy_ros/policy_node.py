@@ -167,6 +167,8 @@ class PolicyNode(LifecycleNode):
             self._holding, self._active = False, True
             self._run += 1
             self._activated = self._last_message = time.monotonic()
+            if self._outputs is not None:
+                self._outputs.doubt()
         self._say_active()
         spec, topics = self._served.policy.spec, self._served.robot.topics
         doing = (
@@ -440,6 +442,8 @@ class PolicyNode(LifecycleNode):
             again, self._holding = self._holding, True
             self._run += not again
             self._hold(silent=again)
+            if self._outputs is not None and not again:
+                self._outputs.doubt()
         if not again:
             self.get_logger().warning(f"holding: {reason}")
         self._set_state(DiagnosticStatus.ERROR, f"holding: {reason}")
