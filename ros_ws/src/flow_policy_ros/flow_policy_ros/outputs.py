@@ -95,7 +95,8 @@ class Outputs:
     @property
     def caution(self) -> str:
         """What a controller might do better; empty when nothing."""
-        return next((outlet.caution for _, _, outlet in self._outlets if outlet.caution), "")
+        neighbours = (*(outlet for _, _, outlet in self._outlets), self._gripper)
+        return "; ".join(n.caution for n in neighbours if n is not None and n.caution)
 
     @property
     def heard(self) -> bool:
