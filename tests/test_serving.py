@@ -12,7 +12,7 @@ from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving import decode
 from flow_policy_rl.serving.chunk_scheduler import METHODS, ChunkScheduler
 from flow_policy_rl.serving.decode import DecodeError
-from flow_policy_rl.serving.monitor import Arrivals
+from flow_policy_rl.serving.monitor import Arrivals, SaidTwice
 from flow_policy_rl.serving.robot import Topics, load_robot, robot_names
 from flow_policy_rl.serving.streams import NotReady, Streams, topics_of
 from flow_policy_rl.serving.trajectory_controller import (
@@ -553,6 +553,25 @@ def test_bad_robot_files_with_a_urdf_name_the_key(tmp_path, change, says):
 @pytest.mark.parametrize("name", robot_names())
 def test_robots_that_ship_can_be_loaded(name):
     assert load_robot(name).name == name
+
+
+def test_two_publishers_of_the_same_are_told_by_their_numbers():
+    """Not one that was started again, nor two that have joints of their own."""
+    found = SaidTwice()
+    for k in range(20):
+        found.count(["a", "b"], 900 + k)
+        found.count(["g"], k)
+        found.count(["a"], None)
+        found.count(["a"], 2**64 - 1)
+    for k in range(20):
+        found.count(["a", "b"], k)
+    assert found.names == []
+    for k in range(4):
+        found.count(["b"], 100 + k)
+        found.count(["b"], 100 + k)  # of another, started at the same moment
+    assert found.names == ["b"]
+    found.begin_again()
+    assert found.names == []
 
 
 def test_unknown_robot_names_the_nearest():

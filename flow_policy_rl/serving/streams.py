@@ -80,6 +80,9 @@ class Streams:
             if all(f.kind in JOINT_KINDS for f in wanted)
         }
         self._problem: dict[str, str] = {}
+        self.doubts: dict[
+            str, str
+        ] = {}  # by topic: why what comes there is not to be used; empty when it is
         self.used = dict.fromkeys(fields, 0)  # messages that went into an observation
         self._last_used: dict[str, int] = {}
 
@@ -135,6 +138,8 @@ class Streams:
         Raises:
             NotReady: a stream is missing or broken, or what would be taken of it is older than the limit.
         """
+        for doubt in filter(None, self.doubts.values()):
+            raise NotReady(doubt)
         limit = f"limit {self.max_age / 1e9:.3f} s"
         for topic, problem in self._problem.items():
             raise NotReady(f"{topic}: {problem}")

@@ -2,7 +2,7 @@
 parameters."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import ParameterType
@@ -21,7 +21,7 @@ except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
 
 from flow_policy_rl.errors import InputError
-from flow_policy_rl.serving.monitor import Arrivals
+from flow_policy_rl.serving.monitor import Arrivals, SaidTwice
 from flow_policy_rl.spec import ObservationField
 from flow_policy_ros.messages import CONTROLLER_STATE, message_class
 
@@ -65,10 +65,22 @@ def clock_problem(node: Node) -> str:
 
 class Input:
     """A subscription that adapts to its publishers: reliable where all of them are, else best effort, which matches
-    any."""
+    any.
 
-    def __init__(self, node: Node, kind: type, topic: str, callback: Callable):
+    Args:
+        joints: of joint states, those that count; publishers may have some each.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        kind: type,
+        topic: str,
+        callback: Callable,
+        joints: Collection[str] = (),
+    ):
         self._node, self._kind, self._callback = node, kind, callback
+        self._joints, self._said_twice = frozenset(joints), SaidTwice()
         self.topic = topic
         self.mismatch = ""
         self.arrivals = Arrivals()
@@ -92,8 +104,11 @@ class Input:
 
     def _receive(self, msg, info: dict) -> None:
         # Numbers of several publishers cannot be told apart.
-        alone = len(self._publishers) <= 1
-        self.arrivals.count(info.get("publication_sequence_number") if alone else None)
+        alone, number = len(self._publishers) <= 1, info.get("publication_sequence_number")
+        self.arrivals.count(number if alone else None)
+        if not alone:
+            what = self._joints.intersection(msg.name) if self._joints else ("it",)
+            self._said_twice.count(what, number)
         self._callback(msg)
 
     def _receive_plain(self, msg) -> None:
@@ -116,6 +131,7 @@ class Input:
         if publishers != self._publishers:
             self._publishers = publishers
             self.arrivals.begin_again()
+            self._said_twice.begin_again()
         others = {o.topic_type for o in offers} - {self.wanted_type}
         self.mismatch = (
             f"{self.topic} is published as {', '.join(sorted(others))}, not {self.wanted_type}"
@@ -131,6 +147,17 @@ class Input:
             self._reliability = wanted
             self._node.destroy_subscription(self._subscription)
             self._subscription = self._subscribe()
+
+    @property
+    def said_twice(self) -> str:
+        """Which joints, or that the topic as a whole, more than one node publishes; empty when none. On Humble nothing
+        is found, which numbers no messages."""
+        twice = sorted(self._said_twice.names)
+        if not twice:
+            return ""
+        what = f"{', '.join(twice)} of {self.topic}" if self._joints else self.topic
+        names = ", ".join(sorted(publishers(self._node, self.topic)))
+        return f"{what}: more than one of these says where it is: {names}"
 
     def close(self) -> None:
         """End the subscription."""

@@ -26,6 +26,7 @@ from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
 from flow_policy_rl.errors import InputError
@@ -147,7 +148,9 @@ class PolicyNode(LifecycleNode):
         self._served = served
         for topic, fields in served.streams.fields.items():
             receive = lambda msg, topic=topic: self._receive(topic, msg)  # noqa: E731
-            self._inputs.append(Input(self, input_type(topic, fields[0]), topic, receive))
+            kind = input_type(topic, fields[0])
+            joints = {name for f in fields for name in f.elements} if kind is JointState else ()
+            self._inputs.append(Input(self, kind, topic, receive, joints))
         if self._get("armed"):
             per_tick = self._get("output") == "per_tick"
             names = served.policy.spec.joint_names
@@ -477,6 +480,7 @@ class PolicyNode(LifecycleNode):
             return
         for stream in self._inputs:
             stream.adapt()
+            self._served.streams.doubts[stream.topic] = stream.said_twice
         self._obstacle = self._find_obstacle()
         if self._outputs is not None and not self._outputs.heard:
             with self._lock:
