@@ -158,7 +158,8 @@ def namespaced_topics(robot: str, namespace: str) -> list[tuple[str, str]]:
     images = topics.images.values()
     infos = [topic.rpartition("/")[0] + "/camera_info" for topic in images]
     parts = [f"{action.name}/_action/{part}" for part in ACTION_PARTS] if action else []
-    names = {*plain, topics.controller_state, *topics.poses.values(), *images, *infos, *parts}
+    told = (topics.controller_state, topics.speed_scaling)
+    names = {*plain, *told, *topics.poses.values(), *images, *infos, *parts}
     names -= {""}
     return [(name, f"/{space}/{name.strip('/')}") for name in sorted(names)]
 

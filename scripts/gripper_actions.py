@@ -1,9 +1,11 @@
-"""Builds the two gripper actions of control_msgs against the rclpy wheels, for tests: control_msgs is not on PyPI.
+"""Builds what the nodes use of control_msgs (the two gripper actions, the state of joint_trajectory_controller) against
+the rclpy wheels, for tests: control_msgs is not on PyPI.
 
     git clone https://github.com/ros-controls/control_msgs
     .venv/bin/pip install catkin_pkg
     .venv/bin/python scripts/gripper_actions.py control_msgs/control_msgs /tmp/actions
     PYTHONPATH=/tmp/actions .venv/bin/python -m pytest ros_ws/src/flow_policy_ros/test/test_gripper_action.py
+    PYTHONPATH=/tmp/actions .venv/bin/python -m pytest ros_ws/src/flow_policy_ros/test/test_inactive_controller.py
 
 Needs gcc and Python's headers. On a robot install the package of its distribution instead.
 """
@@ -20,13 +22,16 @@ FILES = (
     "msg/GripperCommand.msg",
     "action/GripperCommand.action",
     "action/ParallelGripperCommand.action",
+    "msg/JointTrajectoryControllerState.msg",
 )
 USES = (
     "action_msgs",
     "builtin_interfaces",
+    "geometry_msgs",
     "sensor_msgs",
     "service_msgs",
     "std_msgs",
+    "trajectory_msgs",
     "unique_identifier_msgs",
 )
 FAST, INTROSPECTION = "rosidl_typesupport_fastrtps_c", "rosidl_typesupport_introspection_c"

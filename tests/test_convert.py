@@ -206,6 +206,41 @@ def test_a_stream_that_arrives_late_changes_no_label(tmp_path, robot_file, how, 
     assert np.allclose(ahead, 0.05, atol=0.0141)  # s: to a joint state, and a command
 
 
+def with_a_hand_apart(messages):
+    """The same commands, for arm and hand on a topic each, the hand's 100 ms later."""
+    out = []
+    for topic, kind, log, msg in messages:
+        if topic != "/command":
+            out.append((topic, kind, log, msg))
+            continue
+        for name, column, to, wait in (
+            ("a", 1, "/command", 0),
+            ("b", 0, "/hand/command", 100 * MS),
+        ):
+            times = np.array([p.time_from_start.nanosec / 1e9 for p in msg.points])
+            if wait:
+                t = (log - 4 * MS + wait) / 1e9 - 1
+                positions = [[motion(t + d)[1]] for d in times]
+            else:
+                positions = [[p.positions[column]] for p in msg.points]
+            out.append((to, TRAJECTORY, log + wait, trajectory(name, times, positions)))
+    return sorted(out, key=lambda m: m[2])
+
+
+def test_a_hand_with_a_topic_of_its_own_does_not_cut_off_the_arm(tmp_path):
+    """Nor the arm the hand: each has a controller, and goes on with what that was told."""
+    path = tmp_path / "robot.yaml"
+    path.write_text(ROBOT.replace("/command\n", "/command\n  gripper_command: /hand/command\n"))
+    result = run(tmp_path, str(path), with_a_hand_apart(recorded(4.0)), rate=20.0)
+    (episode,) = demonstrations.load(tmp_path / "demos.hdf5").episodes
+    b = episode.obs["gripper_pos"][:, 0]
+    due = b / 0.3 + 0.05
+    assert len(due) > 60
+    later = slice(5, None)  # when the hand was told something as well
+    assert np.allclose(episode.actions[later], np.stack(motion(due), axis=1)[later], atol=0.012)
+    assert result["problems"] == []
+
+
 def test_a_controller_that_falls_silent_ends_the_episode(tmp_path, robot_file):
     """What is never known is waited for no longer than the past is remembered, however long the bag goes on."""
     messages = [m for m in told("controller", 8.0) if m[0] != "/reference" or m[2] < 3e9]

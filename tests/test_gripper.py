@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flow_policy_rl.errors import InputError
-from flow_policy_rl.serving.gripper import LOOKAHEAD_S, GripperGoals, wanted
+from flow_policy_rl.serving.gripper import LOOKAHEAD_S, RETRY_S, GripperGoals, wanted
 from flow_policy_rl.serving.robot import GripperAction, load_robot
 from flow_policy_rl.serving.spline import Spline
 
@@ -44,6 +44,26 @@ def test_goals_go_out_on_change_and_not_too_often():
     sent = [t for t in times if send(rng.uniform(0, 0.04), 30 + t) is not None]
     assert (np.diff(sent) >= 0.2 - 1e-9).all()
     assert len(sent) > 40
+
+
+def test_a_refused_goal_goes_out_again_while_it_is_wanted():
+    goals = GripperGoals(GripperAction("/g", deadband=BAND, max_rate_hz=5.0))
+    send = lambda value, now: goals.next(np.array([value]), now)  # noqa: E731
+    assert send(0.04, 0.0) == 0.04
+    goals.refused()
+    assert send(0.04, RETRY_S - 0.01) is None
+    assert send(0.04, RETRY_S) == 0.04
+    assert send(0.04, 10.0) is None  # nobody refused it this time
+    goals.refused()
+    assert send(0.0, 10.1) == 0.0  # another one does not wait
+    assert send(0.0, 20.0) is None
+    times = np.arange(30, 40, 0.05)
+    tries = 0
+    for t in times:
+        if send(0.02, t) is not None:
+            tries += 1
+            goals.refused()
+    assert tries == pytest.approx(10 / RETRY_S, abs=1)
 
 
 def test_the_hand_follows_a_plan_in_a_few_goals():

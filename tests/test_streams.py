@@ -8,7 +8,7 @@ from message_toys import MS, joint_state, pose
 from toys import small_spec
 
 from flow_policy_rl.errors import InputError
-from flow_policy_rl.serving.monitor import Arrivals
+from flow_policy_rl.serving.monitor import SETTLED, TELLING_FALLS, Arrivals, SaidTwice
 from flow_policy_rl.serving.robot import Topics
 from flow_policy_rl.serving.streams import NotReady, Streams, topics_of
 
@@ -219,3 +219,30 @@ def test_a_clock_that_jumps_back_empties_the_streams(streams):
 def test_a_pose_the_robot_does_not_know_is_refused():
     with pytest.raises(InputError, match="needs the pose of 'cube'; the robot file has ball"):
         topics_of(small_spec(), Topics("/joints", "/command", {"ball": "/ball"}))
+
+
+def test_two_publishers_of_the_same_are_told_by_their_numbers():
+    """Not one that was started again, nor two that have joints of their own."""
+    found = SaidTwice()
+    for k in range(20):
+        found.count(["a", "b"], 900 + k)
+        found.count(["g"], k)
+        found.count(["a"], None)
+        found.count(["a"], 2**64 - 1)
+    for k in range(20):
+        found.count(["a", "b"], k)
+    assert found.names == []
+    for k in range(4):
+        found.count(["b"], 100 + k)
+        found.count(["b"], 100 + k)  # of another, started at the same moment
+    assert found.names == ["b"]
+    found.begin_again()
+    assert found.names == []
+
+
+def test_a_publisher_that_is_started_again_now_and_then_stays_one():
+    found = SaidTwice()
+    for _ in range(2 * TELLING_FALLS):
+        for k in range(SETTLED + 1):
+            found.count(["a"], k)
+    assert found.names == []

@@ -396,7 +396,8 @@ class _Reader:
     def _command(self, message: Message) -> None:
         if self.last_joints is None:
             raise DecodeError("command before the first joint state")
-        self.truth.push(self.bag.deserialize(message), self.now / 1e9, self.last_joints[1])
+        msg, here = self.bag.deserialize(message), self.last_joints[1]
+        self.truth.push(msg, self.now / 1e9, here, message.topic)
 
     def _controller(self, message: Message) -> None:
         values = controller_reference(self.bag.deserialize(message), self.spec.joint_names)

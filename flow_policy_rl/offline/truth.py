@@ -10,7 +10,7 @@ after the slowest stream has arrived: what was in force is kept for so long, and
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from operator import itemgetter
 
 import numpy as np
@@ -62,58 +62,78 @@ class Past:
 
 
 class CommandTruth:
-    """The reference of a controller that receives what is on the command topic.
+    """The reference of controllers that receive what is on the command topics, one of each.
 
     Args:
         kept_s: seconds that one may look back.
+        parts: the joints by topic, where the gripper has one of its own; else one topic has all of them.
 
     Attributes:
         accepted, refused: commands since the beginning of the bag.
     """
 
-    def __init__(self, joint_names: tuple[str, ...], kept_s: float = KEPT_S):
+    def __init__(
+        self,
+        joint_names: tuple[str, ...],
+        kept_s: float = KEPT_S,
+        parts: Mapping[str, tuple[str, ...]] | None = None,
+    ):
         self.joint_names, self.kept_s = joint_names, kept_s
+        self._parts = dict(parts or {"": joint_names})
+        self._columns = {
+            topic: [joint_names.index(name) for name in names]
+            for topic, names in self._parts.items()
+        }
         self.accepted = self.refused = 0
         self.reset()
 
     def reset(self) -> None:
         """A new segment: nothing was commanded yet."""
-        self._controller: TrajectoryController | None = None
+        self._controllers: dict[str, TrajectoryController] = {}
+        self._motions: dict[str, Spline] = {}  # by topic; a part that was told nothing yet stands
         self._past = Past(self.kept_s)
 
-    def push(self, msg, now: float, measured: np.ndarray) -> None:
-        """A command received at `now` (s) by a robot that was at `measured` (A,).
+    def push(self, msg, now: float, measured: np.ndarray, topic: str = "") -> None:
+        """A command received on a topic at `now` (s) by a robot that was at `measured` (A,).
 
         Raises:
             DecodeError, TrajectoryRejected: as the controller would refuse it.
         """
         self.refused += 1  # until it is accepted
-        self._past.add(now, self._followed(msg, now, measured))
+        motion = self._followed(msg, now, measured[self._columns[topic]], topic)
+        if not self._motions:
+            self._motions = {t: standing(measured[c]) for t, c in self._columns.items()}
+        self._motions = self._motions | {topic: motion}
+        self._past.add(now, self._motions)
         self.refused -= 1
         self.accepted += 1
 
-    def _followed(self, msg, now: float, measured: np.ndarray) -> Spline:
-        """The motion (A joints) that a command starts."""
+    def _followed(self, msg, now: float, measured: np.ndarray, topic: str) -> Spline:
+        """The motion of a topic's joints that a command starts; they were at `measured`."""
+        names = self._parts[topic]
         if hasattr(msg, "points"):
-            if self._controller is None:
-                self._controller = TrajectoryController(
-                    self.joint_names, measured, allow_partial=True, allow_end_velocity=True
+            if topic not in self._controllers:
+                self._controllers[topic] = TrajectoryController(
+                    names, measured, allow_partial=True, allow_end_velocity=True
                 )
-            accept_trajectory(self._controller, msg, now)
-            return self._controller.motion
+            accept_trajectory(self._controllers[topic], msg, now)
+            return self._controllers[topic].motion
         if hasattr(msg, "position"):
-            return standing(joint_values(msg, self.joint_names, "position"))
+            return standing(joint_values(msg, names, "position"))
         values = np.asarray(msg.data, float)
-        if values.shape != (len(self.joint_names),):
-            raise DecodeError(
-                f"command has {values.size} values for {len(self.joint_names)} joints"
-            )
+        if values.shape != (len(names),):
+            raise DecodeError(f"command has {values.size} values for {len(names)} joints")
         return standing(values)
 
     def at(self, time: float) -> np.ndarray | None:
-        """Commanded position (A,) at a time not long past, by the last command received before it; None without one."""
+        """Commanded position (A,) at a time not long past, by what was received before it; None without a command."""
         k = self._past.before(time)
-        return None if k < 0 else self._past.entries[k][1].sample(time)[0]
+        if k < 0:
+            return None
+        position = np.empty(len(self.joint_names))
+        for topic, motion in self._past.entries[k][1].items():
+            position[self._columns[topic]] = motion.sample(time)[0]
+        return position
 
     def known_until(self, now: float) -> float:
         """A command holds until the next one."""
@@ -259,10 +279,14 @@ def choose(
     if kind == "state":
         return SampledTruth(GAP_S, kept_s), {}
     if kind == "command":
-        sources = {topic or topics.command: COMMAND_TYPES}
-        if topics.gripper_command:  # a controller of its own
-            sources[topics.gripper_command] = COMMAND_TYPES
-        truth: CommandTruth | SampledTruth = CommandTruth(joint_names, kept_s)
+        main = topic or topics.command
+        apart = topics.gripper_command not in ("", main)
+        hand = tuple(n for n in joint_names if apart and n in robot.gripper)
+        parts = {main: tuple(n for n in joint_names if n not in hand)}
+        if hand:  # a controller of its own
+            parts[topics.gripper_command] = hand
+        sources = dict.fromkeys(parts, COMMAND_TYPES)
+        truth: CommandTruth | SampledTruth = CommandTruth(joint_names, kept_s, parts)
     elif kind == "controller":
         sources = {topic or topics.controller_state: CONTROLLER_TYPES}
         truth = SampledTruth(GAP_S, kept_s)

@@ -7,6 +7,7 @@ from flow_policy_rl.serving.spline import Spline
 
 # A goal is where the plan has the gripper so long from now: it takes time to get through.
 LOOKAHEAD_S = 0.05
+RETRY_S = 1.0  # until the same goal goes out again, where it was refused
 
 
 def wanted(spline: Spline, t: float) -> np.ndarray:
@@ -25,13 +26,19 @@ class GripperGoals:
         """The next goal goes out whatever it is."""
         self._last: np.ndarray | None = None
         self._sent = -np.inf
+        self._refused = False
+
+    def refused(self) -> None:
+        """The goal sent last was not taken, or given up: it goes out again after `RETRY_S`, if it is still wanted."""
+        self._refused = True
 
     def next(self, position: np.ndarray, now: float, at_once: bool = False) -> np.ndarray | None:
         """The goal (G,) to send at a steady time (s), or None; `at_once` does not wait its turn."""
         if self._last is not None:
-            if np.abs(position - self._last).max() <= self._action.deadband:
+            waited, near = now - self._sent, np.abs(position - self._last).max()
+            if near <= self._action.deadband and not (self._refused and waited >= RETRY_S):
                 return None
-            if now - self._sent < 1 / self._action.max_rate_hz and not at_once:
+            if waited < 1 / self._action.max_rate_hz and not at_once:
                 return None
-        self._last, self._sent = position.copy(), now
+        self._last, self._sent, self._refused = position.copy(), now, False
         return self._last

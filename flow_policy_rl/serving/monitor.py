@@ -1,13 +1,18 @@
 """What a node keeps count of: latencies by stage, and observations unlike those of training."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from flow_policy_rl.spec import PolicySpec
 
 WINDOW = 500
+UNNUMBERED = 2**64 - 1  # the sequence number of a middleware that has none
+TELLING_FALLS = 3
+SETTLED = (
+    500  # messages in a row whose numbers rise: the falls before were of one that was started again
+)
 SMALLEST_STD = 1e-6  # of a field that never moved in training: no judgement
 
 
@@ -52,6 +57,39 @@ class Arrivals:
     def begin_again(self) -> None:
         """Another publisher, or another subscription: numbers have nothing to do with those before."""
         self._last = None
+
+
+class SaidTwice:
+    """Tells by sequence numbers whether two publishers of a topic say the same thing: those of one only rise. A
+    publisher that was started again begins once from the beginning, two go back and forth."""
+
+    def __init__(self):
+        self.begin_again()
+
+    def count(self, what: Iterable[str], sequence: int | None) -> None:
+        """A message about these things; None where the middleware gives no number (then nothing is found)."""
+        if sequence is None or sequence == UNNUMBERED:
+            return
+        for name in what:
+            if sequence <= self._last.get(name, -1):
+                self._falls[name] = self._falls.get(name, 0) + 1
+                self._rises[name] = 0
+            else:
+                self._rises[name] = self._rises.get(name, 0) + 1
+                if self._rises[name] >= SETTLED:
+                    self._falls.pop(name, None)
+            self._last[name] = sequence
+
+    def begin_again(self) -> None:
+        """Other publishers: nothing is known of them."""
+        self._last: dict[str, int] = {}
+        self._falls: dict[str, int] = {}
+        self._rises: dict[str, int] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """What more than one publisher says."""
+        return [name for name, falls in self._falls.items() if falls >= TELLING_FALLS]
 
 
 class Familiarity:

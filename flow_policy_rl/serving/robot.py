@@ -41,6 +41,8 @@ class Topics:
         forward_command: std_msgs/Float64MultiArray of a forward_command_controller, out (output: per_tick).
         gripper_command: JointTrajectory of a gripper controller of its own; without it the gripper is part of
         `command`. controller_state: control_msgs/JointTrajectoryControllerState, read where control_msgs is installed.
+        speed_scaling: std_msgs/Float64, percent of full speed at which the robot executes (a UR's speed slider), in;
+        without it the robot is taken to execute at full speed always.
     """
 
     joint_states: str
@@ -50,6 +52,7 @@ class Topics:
     forward_command: str = "/forward_position_controller/commands"
     gripper_command: str = ""
     controller_state: str = ""
+    speed_scaling: str = ""
 
 
 @dataclass(frozen=True)

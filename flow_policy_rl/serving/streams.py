@@ -80,6 +80,8 @@ class Streams:
             if all(f.kind in JOINT_KINDS for f in wanted)
         }
         self._problem: dict[str, str] = {}
+        # By topic: why what comes there is not to be used; empty when it is.
+        self.doubts: dict[str, str] = {}
         self.used = dict.fromkeys(fields, 0)  # messages that went into an observation
         self._last_used: dict[str, int] = {}
 
@@ -137,6 +139,8 @@ class Streams:
         Raises:
             NotReady: a stream is missing or broken, or what would be taken of it is older than the limit.
         """
+        for doubt in filter(None, self.doubts.values()):
+            raise NotReady(doubt)
         limit = f"limit {self.max_age / 1e9:.3f} s"
         for topic, problem in self._problem.items():
             raise NotReady(f"{topic}: {problem}")

@@ -18,6 +18,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Float64
 from trajectory_msgs.msg import JointTrajectory
 
 from flow_policy_rl.errors import InputError
@@ -53,6 +54,8 @@ class BenchPeer(Node):
         self._joints = self.create_publisher(JointState, topics.joint_states, 5)
         self._poses = [self.create_publisher(PoseStamped, t, 5) for t in topics.poses.values()]
         self._images = [self.create_publisher(Image, t, 1) for t in topics.images.values()]
+        said = topics.speed_scaling
+        self._speed = self.create_publisher(Float64, said, 5) if said else None
         if not self._get("images"):
             self._images = []
         pixels = np.random.default_rng(0).integers(0, 255, IMAGE_SHAPE, dtype=np.uint8)
@@ -84,6 +87,8 @@ class BenchPeer(Node):
             )
         position, velocity, _ = self._controller.sample(stamp / 1e9)
         msg = messages.joint_state(self._names, position, velocity, stamp)
+        if self._speed is not None:
+            self._speed.publish(Float64(data=100.0))
         self._sent[stamp] = time.perf_counter_ns()
         self._joints.publish(msg)
 

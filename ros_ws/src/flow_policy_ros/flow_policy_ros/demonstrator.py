@@ -9,7 +9,6 @@ import sys
 import time
 
 import numpy as np
-from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
@@ -20,13 +19,19 @@ from trajectory_msgs.msg import JointTrajectory
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving.decode import stamp_ns
 from flow_policy_rl.serving.robot import load_robot
-from flow_policy_ros import messages
+from flow_policy_ros import messages, parameters
+from flow_policy_ros.parameters import Parameter
 from flow_policy_ros.process import Stop, run_node
 from sim.errors import SimulationError
 from sim.expert import make_expert
 from sim.tasks import make_task
 
 PATIENCE_S = 30.0
+PARAMETERS = (
+    Parameter("task", "lift", "name of the task", fixed=True),
+    Parameter("robot", "panda", "name of a robot, or path of a robot file", fixed=True),
+    Parameter("episodes", 20, "how many", 1, 1_000_000, fixed=True),
+)
 
 
 class Demonstrator(Node):
@@ -34,9 +39,7 @@ class Demonstrator(Node):
 
     def __init__(self):
         super().__init__("demonstrator")
-        self._declare("task", "lift", "name of the task")
-        self._declare("robot", "panda", "name of a robot, or path of a robot file")
-        self._declare("episodes", 20, "how many")
+        parameters.declare(self, PARAMETERS)
         try:
             self._task = make_task(self._get("task"))
         except SimulationError as error:
@@ -49,9 +52,6 @@ class Demonstrator(Node):
         self._expert = None
         self._next_step = 0
         self._result: bool | None = None
-
-    def _declare(self, name: str, default, description: str) -> None:
-        self.declare_parameter(name, default, ParameterDescriptor(description=description))
 
     def _get(self, name: str):
         return self.get_parameter(name).value

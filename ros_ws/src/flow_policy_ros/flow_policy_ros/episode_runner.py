@@ -14,7 +14,6 @@ from pathlib import Path
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from std_msgs.msg import Bool, Float64
@@ -22,10 +21,24 @@ from std_srvs.srv import Trigger
 
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.serving.safety import tripped_by_itself
+from flow_policy_ros import parameters
+from flow_policy_ros.parameters import Parameter
 from flow_policy_ros.process import Stop, run_node
 
 START_UP_S = 20.0
 CALL_S = 10.0
+PARAMETERS = (
+    Parameter("episodes", 100, "how many", 1, 1_000_000, fixed=True),
+    Parameter("out", "episodes.json", "file to write", fixed=True),
+    Parameter(
+        "episode_timeout_s",
+        60.0,
+        "give up on an episode after this long (steady clock)",
+        0.1,
+        86_400.0,
+        fixed=True,
+    ),
+)
 
 
 class EpisodeRunner(Node):
@@ -33,11 +46,7 @@ class EpisodeRunner(Node):
 
     def __init__(self):
         super().__init__("episode_runner")
-        self._declare("episodes", 100, "how many")
-        self._declare("out", "episodes.json", "file to write")
-        self._declare(
-            "episode_timeout_s", 60.0, "give up on an episode after this long (steady clock)"
-        )
+        parameters.declare(self, PARAMETERS)
         self._result: bool | None = None
         self._latencies: list[float] = []
         self._stopped_because = "no"
@@ -49,9 +58,6 @@ class EpisodeRunner(Node):
         self.create_subscription(Bool, "sim_node/success", self._on_success, 10)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 50)
         self.create_subscription(Float64, "sim_node/end_to_end_latency", self._on_latency, 50)
-
-    def _declare(self, name: str, default, description: str) -> None:
-        self.declare_parameter(name, default, ParameterDescriptor(description=description))
 
     def _on_success(self, msg: Bool) -> None:
         self._result = msg.data

@@ -1,7 +1,8 @@
 """What the policy node finds out about its neighbours: publishers and their QoS, rivals, the controller's
 parameters."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import ParameterType
@@ -20,11 +21,13 @@ except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
 
 from flow_policy_rl.errors import InputError
-from flow_policy_rl.serving.monitor import Arrivals
+from flow_policy_rl.serving.monitor import Arrivals, SaidTwice
 from flow_policy_rl.spec import ObservationField
+from flow_policy_ros.messages import CONTROLLER_STATE, message_class
 
 DEPTH = 5
 BUTTON_DEPTH = 10
+SILENT_S = 1.0  # joint_trajectory_controller says its state 50 times per second and more
 LATCHED = DurabilityPolicy.TRANSIENT_LOCAL
 INPUT_TYPES = {"joint_position": JointState, "joint_velocity": JointState, "pose": PoseStamped}
 # The second one on Humble; either is enough.
@@ -62,10 +65,22 @@ def clock_problem(node: Node) -> str:
 
 class Input:
     """A subscription that adapts to its publishers: reliable where all of them are, else best effort, which matches
-    any."""
+    any.
 
-    def __init__(self, node: Node, kind: type, topic: str, callback: Callable):
+    Args:
+        joints: of joint states, those that count; publishers may have some each.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        kind: type,
+        topic: str,
+        callback: Callable,
+        joints: Collection[str] = (),
+    ):
         self._node, self._kind, self._callback = node, kind, callback
+        self._joints, self._said_twice = frozenset(joints), SaidTwice()
         self.topic = topic
         self.mismatch = ""
         self.arrivals = Arrivals()
@@ -89,8 +104,11 @@ class Input:
 
     def _receive(self, msg, info: dict) -> None:
         # Numbers of several publishers cannot be told apart.
-        alone = len(self._publishers) <= 1
-        self.arrivals.count(info.get("publication_sequence_number") if alone else None)
+        alone, number = len(self._publishers) <= 1, info.get("publication_sequence_number")
+        self.arrivals.count(number if alone else None)
+        if not alone:
+            what = self._joints.intersection(msg.name) if self._joints else ("it",)
+            self._said_twice.count(what, number)
         self._callback(msg)
 
     def _receive_plain(self, msg) -> None:
@@ -113,6 +131,7 @@ class Input:
         if publishers != self._publishers:
             self._publishers = publishers
             self.arrivals.begin_again()
+            self._said_twice.begin_again()
         others = {o.topic_type for o in offers} - {self.wanted_type}
         self.mismatch = (
             f"{self.topic} is published as {', '.join(sorted(others))}, not {self.wanted_type}"
@@ -128,6 +147,17 @@ class Input:
             self._reliability = wanted
             self._node.destroy_subscription(self._subscription)
             self._subscription = self._subscribe()
+
+    @property
+    def said_twice(self) -> str:
+        """Which joints, or that the topic as a whole, more than one node publishes; empty when none. On Humble nothing
+        is found, which numbers no messages."""
+        twice = sorted(self._said_twice.names)
+        if not twice:
+            return ""
+        what = f"{', '.join(twice)} of {self.topic}" if self._joints else self.topic
+        names = ", ".join(sorted(publishers(self._node, self.topic)))
+        return f"{what}: more than one of these says where it is: {names}"
 
     def close(self) -> None:
         """End the subscription."""
@@ -187,6 +217,70 @@ class Button:
             self._node.destroy_subscription(subscription)
 
 
+class LifeSign:
+    """Whether a joint_trajectory_controller is active. While it is configured only, it listens to commands and drops
+    them; its state it publishes while it is active.
+
+    It is listened to until it is heard, for it says hundreds of states per second. Nothing is known of a controller
+    that does not offer its state, nor without control_msgs.
+
+    Args:
+        controller: full name of its node.
+    """
+
+    def __init__(self, node: Node, controller: str):
+        self._node, self._controller = node, controller
+        self._topic, self._kind = f"{controller}/controller_state", message_class(CONTROLLER_STATE)
+        self._subscription: Subscription | None = None
+        self._since = 0.0
+        self._known = self._heard = self._doubted = False
+
+    def doubt(self) -> None:
+        """It may have become inactive; `problem` looks. From any thread."""
+        self._doubted = True
+
+    def problem(self) -> str:
+        """Why it is not taken to be active; empty when it is, when nothing is known, and for a moment after `doubt`."""
+        if self._kind is None or not self._offered:
+            self._known = False
+            self.close()
+            return ""
+        if self._heard:
+            self._known = True
+            self.close()
+        if self._subscription is None and (self._doubted or not self._known):
+            self._listen()
+        self._doubted = False
+        silent = time.monotonic() - self._since
+        if self._subscription is None or (self._known and silent < SILENT_S):
+            return ""
+        return f"{self._controller} is silent on {self._topic}: is it active (ros2 control list_controllers)?"
+
+    @property
+    def _offered(self) -> bool:
+        offers = self._node.get_publishers_info_by_topic(self._topic)
+        theirs = [o for o in offers if o.topic_type == CONTROLLER_STATE]
+        return self._controller in _names(theirs)
+
+    def _listen(self) -> None:
+        qos = QoSProfile(
+            depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
+        )  # matches any publisher
+        self._since = time.monotonic()
+        self._subscription = self._node.create_subscription(
+            self._kind, self._topic, self._hear, qos, raw=True
+        )
+
+    def _hear(self, data: bytes) -> None:
+        self._heard = True
+
+    def close(self) -> None:
+        """End the subscription."""
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+        self._subscription, self._heard = None, False
+
+
 class Outlet:
     """A command publisher, and whether one may command there."""
 
@@ -200,7 +294,9 @@ class Outlet:
         self.topic = self.publisher.topic_name
         controller = self.topic.rpartition("/")[0]  # empty for a topic at the root
         self._controller, self._heard = controller, False
-        self.controller_problem = self.caution = ""
+        self.controller_problem = self.caution = self._asleep = ""
+        self._life = LifeSign(node, controller)
+        self.doubt = self._life.doubt
         self._asked, self._answers = 0, {}
         self._trajectories = kind is JointTrajectory
         self._client = node.create_client(GetParameters, f"{controller}/get_parameters")
@@ -213,6 +309,7 @@ class Outlet:
 
     def problem(self) -> str:
         """Why nothing may be commanded here now; empty when it may."""
+        self._asleep = self._life.problem()
         names, mine = publishers(self._node, self.topic), self._node.get_fully_qualified_name()
         if len(names) > 1:
             if mine in names:
@@ -230,7 +327,7 @@ class Outlet:
             return f"{self._controller} does not listen to {self.topic} any more"
         if self.publisher.get_subscription_count() == 0:
             return f"nobody listens to {self.topic}: is the controller running?"
-        return ""
+        return self._asleep
 
     def _ask(self) -> None:
         """Ask the controller for its joints, whether it takes some of them, and where it starts from, each time it
@@ -273,3 +370,4 @@ class Outlet:
         """End the publisher and the client."""
         self._node.destroy_publisher(self.publisher)
         self._node.destroy_client(self._client)
+        self._life.close()

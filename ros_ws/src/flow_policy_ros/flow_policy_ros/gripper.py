@@ -5,6 +5,7 @@ import time
 from array import array
 from collections.abc import Sequence
 
+from action_msgs.msg import GoalStatus
 from rclpy.action import ActionClient
 from rclpy.node import Node
 
@@ -13,6 +14,8 @@ from flow_policy_rl.serving.commander import Plan
 from flow_policy_rl.serving.gripper import GripperGoals, wanted
 from flow_policy_rl.serving.robot import GripperAction
 from flow_policy_ros import messages
+
+SELDOM_S = 5.0  # a warning that comes with every try is logged no more often
 
 
 def action_class(action: GripperAction) -> type:
@@ -50,10 +53,13 @@ def server_name(node: Node, action: str) -> str:
 
 
 class GripperClient:
-    """Sends the gripper where the plan leads it.
+    """Sends the gripper where the plan leads it, and again where a goal was refused or given up.
 
     Args:
         columns: of its joints in a plan.
+
+    Attributes:
+        caution: what the server does to our goals; empty while all is well.
     """
 
     def __init__(
@@ -65,6 +71,8 @@ class GripperClient:
         self._goals = GripperGoals(action)
         self._client = ActionClient(node, self._kind, action.name)
         self._name = server_name(node, action.name)
+        self._number = 0  # of goals sent
+        self.caution = ""
 
     def follow(self, plan: Plan | None, now: int, at_once: bool = False) -> None:
         """Send a goal if the plan has a new one."""
@@ -77,17 +85,40 @@ class GripperClient:
         if position is None:
             return
         sent = goal(self._kind, self._action, self._joints, position)
-        self._client.send_goal_async(sent).add_done_callback(self._answered)
+        self._number += 1
+        number = self._number
+        answer = self._client.send_goal_async(sent)
+        answer.add_done_callback(lambda future: self._answered(number, future.result()))
 
-    def _answered(self, future) -> None:
-        handle = future.result()
-        if handle is not None and not handle.accepted:
-            self._node.get_logger().warning(f"{self._name} refused a goal")
+    def _answered(self, number: int, handle) -> None:
+        if number != self._number:
+            return
+        if not handle.accepted:
+            self._refused("refuses")
+            return
+        result = handle.get_result_async()
+        result.add_done_callback(lambda future: self._ended(number, future.result()))
+
+    def _ended(self, number: int, answer) -> None:
+        """The newest goal is over; one before ends because of it."""
+        if number != self._number:
+            return
+        # A hand that closes on something stalls, and many controllers abort then: there is nothing to do again.
+        if answer.status == GoalStatus.STATUS_SUCCEEDED or answer.result.stalled:
+            self.caution = ""
+        else:
+            self._refused("gives up")
+
+    def _refused(self, how: str) -> None:
+        self._goals.refused()
+        self.caution = f"{self._name} {how} goals: the gripper may not be where it is sent"
+        self._node.get_logger().warning(self.caution, throttle_duration_sec=SELDOM_S)
 
     def problem(self) -> str:
         """Why the gripper cannot be commanded; empty when it can."""
         if self._client.server_is_ready():
             return ""
+        self._goals.forget()  # what comes to serve it knows of no goal
         return f"no action server at {self._name}"
 
     def close(self) -> None:

@@ -12,6 +12,9 @@ from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Float64MultiArray, MultiArrayDimension, MultiArrayLayout
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+# What joint_trajectory_controller publishes as `~/controller_state`.
+CONTROLLER_STATE = "control_msgs/msg/JointTrajectoryControllerState"
+
 
 def to_time(ns: int) -> Time:
     """Nanoseconds to a stamp."""

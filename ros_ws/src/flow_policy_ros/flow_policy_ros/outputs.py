@@ -1,7 +1,7 @@
 """Where the policy node's commands go: the arm's topic, and a topic or an action for the gripper."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from rclpy.duration import Duration
@@ -16,6 +16,7 @@ from flow_policy_ros import messages
 from flow_policy_ros.fast_trajectory import TrajectoryWriter
 from flow_policy_ros.graph import Outlet
 from flow_policy_ros.gripper import GripperClient
+from flow_policy_ros.speed import SpeedListener
 
 LAST_WORDS_S = 0.2
 
@@ -26,9 +27,17 @@ class Outputs:
     Args:
         joint_names: the joints of a plan.
         per_tick: positions on the topic of a forward_command_controller, not whole trajectories.
+        on_slowed: called with the reason when the robot's own speed is reduced; nothing may be sent from then on.
     """
 
-    def __init__(self, node: Node, joint_names: Sequence[str], robot: Robot, per_tick: bool):
+    def __init__(
+        self,
+        node: Node,
+        joint_names: Sequence[str],
+        robot: Robot,
+        per_tick: bool,
+        on_slowed: Callable[[str], None],
+    ):
         topics, arm = robot.topics, tuple(joint_names)
         hand = tuple(n for n in joint_names if n in robot.gripper)
         apart = tuple(n for n in joint_names if n not in hand)
@@ -49,6 +58,8 @@ class Outputs:
             for joints, topic in places.items()
         ]
         self._writers = {joints: TrajectoryWriter(joints) for joints in places}
+        said = topics.speed_scaling
+        self._speed = SpeedListener(node, said, on_slowed) if said else None
 
     def send(self, plan: Plan, now: int) -> None:
         """The rest of a plan from a time (ns) on, as trajectories."""
@@ -56,6 +67,8 @@ class Outputs:
         for joints, columns, outlet in self._outlets:
             write = self._writers[joints].write
             outlet.publisher.publish(write(times, positions[:, columns], velocities[:, columns]))
+        if self._speed is not None:
+            self._speed.told(float(times[-1]))
 
     def tick(self, position: np.ndarray) -> None:
         """Where the joints (A,) should be now."""
@@ -71,13 +84,19 @@ class Outputs:
     def problem(self) -> str:
         """Why nothing may be commanded now; empty when it may."""
         neighbours = [outlet for _, _, outlet in self._outlets]
-        problems = [n.problem() for n in (*neighbours, self._gripper) if n is not None]
+        problems = [n.problem() for n in (*neighbours, self._gripper, self._speed) if n is not None]
         return next((p for p in problems if p), "")
+
+    def doubt(self) -> None:
+        """A controller may have become inactive; `problem` looks. From any thread."""
+        for _, _, outlet in self._outlets:
+            outlet.doubt()
 
     @property
     def caution(self) -> str:
         """What a controller might do better; empty when nothing."""
-        return next((outlet.caution for _, _, outlet in self._outlets if outlet.caution), "")
+        neighbours = (*(outlet for _, _, outlet in self._outlets), self._gripper)
+        return "; ".join(n.caution for n in neighbours if n is not None and n.caution)
 
     @property
     def heard(self) -> bool:
@@ -97,5 +116,6 @@ class Outputs:
         """End publishers and clients."""
         for _, _, outlet in self._outlets:
             outlet.close()
-        if self._gripper is not None:
-            self._gripper.close()
+        for neighbour in (self._gripper, self._speed):
+            if neighbour is not None:
+                neighbour.close()

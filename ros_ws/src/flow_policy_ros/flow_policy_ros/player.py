@@ -8,7 +8,6 @@ recorder's (a simulation), else the time of recording.
 import sys
 import time
 
-from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
@@ -16,13 +15,20 @@ from rosgraph_msgs.msg import Clock
 from flow_policy_rl.data.bags import BadMessage, Bag, Message
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.offline.recording import STAMPED, header_stamp
+from flow_policy_ros import parameters
 from flow_policy_ros.messages import message_class, to_time
+from flow_policy_ros.parameters import Parameter
 from flow_policy_ros.process import Stop, run_node
 
 PATIENCE_S = 20.0  # for somebody to listen
 SETTLE_S = 1.0  # after the last message, for the last inference
 OTHER_CLOCK_NS = 60_000_000_000
 CLOCK_EVERY_NS = 10_000_000
+PARAMETERS = (
+    Parameter("bag", "", "rosbag2 folder, or one storage file", fixed=True),
+    Parameter("topics", "", "BAG_TOPIC=TOPIC pairs, separated by commas", fixed=True),
+    Parameter("rate", 1.0, "seconds of the bag per second", 0.001, 1000.0, fixed=True),
+)
 
 
 class Player(Node):
@@ -30,14 +36,10 @@ class Player(Node):
 
     def __init__(self):
         super().__init__("player")
-        self._declare("bag", "", "rosbag2 folder, or one storage file")
-        self._declare("topics", "", "BAG_TOPIC=TOPIC pairs, separated by commas")
-        self._declare("rate", 1.0, "seconds of the bag per second")
+        parameters.declare(self, PARAMETERS)
         pairs = [pair.split("=") for pair in self._get("topics").split(",") if pair]
         if not pairs or any(len(pair) != 2 for pair in pairs):
             raise InputError("parameter topics must be BAG_TOPIC=TOPIC pairs, separated by commas")
-        if not self._get("rate") > 0:
-            raise InputError(f"parameter rate must be positive, not {self._get('rate')}")
         self._bag = Bag(self._get("bag"))
         types = self._bag.topics()
         self._outputs = {}
@@ -50,9 +52,6 @@ class Player(Node):
             self._outputs[recorded] = self.create_publisher(kind, topic, 50)
         self._clock_pub = self.create_publisher(Clock, "/clock", 50)
         self.count = 0
-
-    def _declare(self, name: str, default, description: str) -> None:
-        self.declare_parameter(name, default, ParameterDescriptor(description=description))
 
     def _get(self, name: str):
         return self.get_parameter(name).value

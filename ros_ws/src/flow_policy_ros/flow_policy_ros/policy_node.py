@@ -26,6 +26,7 @@ from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
 from flow_policy_rl.errors import InputError
@@ -147,11 +148,13 @@ class PolicyNode(LifecycleNode):
         self._served = served
         for topic, fields in served.streams.fields.items():
             receive = lambda msg, topic=topic: self._receive(topic, msg)  # noqa: E731
-            self._inputs.append(Input(self, input_type(topic, fields[0]), topic, receive))
+            kind = input_type(topic, fields[0])
+            joints = {name for f in fields for name in f.elements} if kind is JointState else ()
+            self._inputs.append(Input(self, kind, topic, receive, joints))
         if self._get("armed"):
             per_tick = self._get("output") == "per_tick"
             names = served.policy.spec.joint_names
-            self._outputs = Outputs(self, names, served.robot, per_tick)
+            self._outputs = Outputs(self, names, served.robot, per_tick, self._on_slowed)
             if per_tick:
                 self._tick_due, steady = time.monotonic(), Clock(clock_type=ClockType.STEADY_TIME)
                 period = 1 / self._get("tick_rate_hz")
@@ -167,6 +170,8 @@ class PolicyNode(LifecycleNode):
             self._holding, self._active = False, True
             self._run += 1
             self._activated = self._last_message = time.monotonic()
+            if self._outputs is not None:
+                self._outputs.doubt()
         self._say_active()
         spec, topics = self._served.policy.spec, self._served.robot.topics
         doing = (
@@ -440,6 +445,8 @@ class PolicyNode(LifecycleNode):
             again, self._holding = self._holding, True
             self._run += not again
             self._hold(silent=again)
+            if self._outputs is not None and not again:
+                self._outputs.doubt()
         if not again:
             self.get_logger().warning(f"holding: {reason}")
         self._set_state(DiagnosticStatus.ERROR, f"holding: {reason}")
@@ -473,10 +480,15 @@ class PolicyNode(LifecycleNode):
             return
         for stream in self._inputs:
             stream.adapt()
+            self._served.streams.doubts[stream.topic] = stream.said_twice
         self._obstacle = self._find_obstacle()
         if self._outputs is not None and not self._outputs.heard:
             with self._lock:
                 self._served.commander.forget()  # what comes to listen next stands where the arm is
+
+    def _on_slowed(self, reason: str) -> None:
+        """At once: what is sent to a controller in slowed time begins with a jump."""
+        self._obstacle = reason
 
     def _find_obstacle(self) -> str:
         """Why nothing may be commanded, whatever the policy says; empty when it may."""

@@ -8,19 +8,21 @@ import sys
 import time
 from pathlib import Path
 
-from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from flow_policy_rl.data.bags import BagWriter
 from flow_policy_rl.errors import InputError
+from flow_policy_ros import parameters
 from flow_policy_ros.messages import message_class
+from flow_policy_ros.parameters import Parameter
 from flow_policy_ros.process import Stop, run_node
 
 LOOK_EVERY_S = 0.2
 IGNORED = ("/rosout", "/parameter_events")
 DEPTH = 100
+PARAMETERS = (Parameter("bag", "", "folder to write; must not exist", fixed=True),)
 
 
 class Recorder(Node):
@@ -28,9 +30,7 @@ class Recorder(Node):
 
     def __init__(self):
         super().__init__("recorder")
-        self.declare_parameter(
-            "bag", "", ParameterDescriptor(description="folder to write; must not exist")
-        )
+        parameters.declare(self, PARAMETERS)
         bag = self.get_parameter("bag").value
         if not bag:
             raise InputError("parameter bag is empty: give the folder to write")

@@ -24,8 +24,6 @@ from flow_policy_rl.serving.trajectory_controller import (
 )
 from flow_policy_ros import messages
 
-STATE = "control_msgs/msg/JointTrajectoryControllerState"
-
 
 class SimController(Node):
     """Follows commands; `reference` gives what the arm must do.
@@ -87,7 +85,7 @@ class SimController(Node):
         listen(Float64MultiArray, topics.forward_command, self._on_forward, QoSProfile(depth=10))
         # control_msgs exists on a ROS installation only; the reference is told as a JointState in any case.
         self._reference_pub = self.create_publisher(JointState, "~/reference", 10)
-        kind = messages.message_class(STATE)
+        kind = messages.message_class(messages.CONTROLLER_STATE)
         self._state_pub = self.create_publisher(kind, "~/controller_state", 10) if kind else None
 
     def _serve_gripper(self, action: GripperAction) -> None:

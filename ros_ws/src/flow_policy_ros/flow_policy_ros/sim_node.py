@@ -120,6 +120,8 @@ class SimNode(Node):
 
         topics = robot.topics
         self._clock_pub = self.create_publisher(Clock, "/clock", 10)
+        said = topics.speed_scaling
+        self._speed_pub = self.create_publisher(Float64, said, 10) if said else None
         self._joint_pub = self.create_publisher(JointState, topics.joint_states, 10)
         self._poses = [
             (f, self.create_publisher(PoseStamped, topics.poses[f.source], 10))
@@ -240,6 +242,8 @@ class SimNode(Node):
             poses = {f.source: obs[f.name] for f, _ in self._poses}
             self._tf_pub.publish(messages.transforms(self._tf_pub.msg_type, poses, "world", stamp))
         self.controller.publish_state(stamp)
+        if self._speed_pub is not None:
+            self._speed_pub.publish(Float64(data=100.0))
         msg = messages.joint_state(self._live.moving_joints, *self._live.joint_state, stamp)
         self._published[stamp] = time.perf_counter_ns()
         self._faults.publish(self._joint_pub.publish, self._faults.joint_state(msg), now)

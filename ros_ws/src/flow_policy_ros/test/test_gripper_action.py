@@ -14,6 +14,7 @@ from flow_policy_rl.serving import shipped
 
 KINDS = ("GripperCommand", "ParallelGripperCommand")
 HAND = "panda_finger_joint1"
+BAND = 0.002  # the deadband
 installed = importlib.util.find_spec("control_msgs") is not None
 
 
@@ -79,6 +80,40 @@ def test_the_gripper_gets_goals_and_the_arm_the_rest(
         positions = [goal.position[0] for goal in goals]
     assert positions[0] == pytest.approx(0.04, abs=0.002)
     assert len(positions) < len(commands)
+    server.destroy()
+
+
+@pytest.mark.skipif(not installed, reason="control_msgs is not installed")
+@pytest.mark.parametrize("how", ["refuses", "gives up"])
+def test_a_goal_that_did_not_get_through_is_sent_again(start, peer, robot_file, status, how):
+    """Until the hand moves: that is what the plan wants. And not once it holds something, which many controllers
+    abort for."""
+    from control_msgs.action import GripperCommand
+    from rclpy.action import ActionServer, GoalResponse
+
+    robot, well, goals = Robot(peer), [False], []
+    robot.controller.allow_partial = True
+
+    def judge(request):
+        goals.append(request.command.position)
+        taken = well[0] or how == "gives up"
+        return GoalResponse.ACCEPT if taken else GoalResponse.REJECT
+
+    def execute(handle):
+        handle.abort()
+        return GripperCommand.Result(stalled=well[0])
+
+    server = ActionServer(
+        peer.node, GripperCommand, "/hand/gripper_cmd", execute, goal_callback=judge
+    )
+    parameters = {"policy": str(shipped.find("lift")), "robot": robot_file(KINDS[0])}
+    start(policy_node={**parameters, "armed": True})
+    says = f"/hand/gripper_cmd {how} goals"
+    peer.until(lambda: says in status(), "diagnostics say so")
+    again = lambda: any(abs(a - b) <= BAND for a, b in zip(goals[1:], goals, strict=False))  # noqa: E731
+    peer.until(again, "the same goal again")
+    well[0] = True
+    peer.until(lambda: status() == "active, armed", "all is well")
     server.destroy()
 
 

@@ -66,7 +66,19 @@ def test_a_whole_number_is_a_number_and_parameters_of_rclpy_are_known(declared):
     assert all(type(found[p.name]) is type(p.default) for p in PARAMETERS)
 
 
-@pytest.mark.parametrize("node", ["policy_node", "sim_node"])
+NODES = (
+    "policy_node",
+    "sim_node",
+    "trainer_node",
+    "recorder",
+    "player",
+    "demonstrator",
+    "episode_runner",
+    "bench_peer",
+)
+
+
+@pytest.mark.parametrize("node", NODES)
 def test_a_misspelt_limit_in_a_file_ends_the_node_in_one_line(ros_environment, tmp_path, node):
     file = tmp_path / "parameters.yaml"
     file.write_text("/**: {ros__parameters: {fault_drip: 0.01}}\n")
@@ -76,3 +88,25 @@ def test_a_misspelt_limit_in_a_file_ends_the_node_in_one_line(ros_environment, t
     assert ended.returncode == 2
     assert len([line for line in lines if line.startswith("error: unknown parameter")]) == 1
     assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("node", "given", "says"),
+    [
+        ("recorder", {"bag": 7}, "parameter bag must be a text, not 7"),
+        ("player", {"rate": 0.0}, "parameter rate must be a number from 0.001 to 1000, not 0.0"),
+        ("demonstrator", {"episodes": 0}, "episodes must be a whole number from 1 to 1000000, not"),
+        (
+            "episode_runner",
+            {"episode_timeout_s": "long"},
+            "must be a number from 0.1 to 86400, not",
+        ),
+    ],
+)
+def test_a_wrong_value_ends_the_node_in_one_line(ros_environment, node, given, says):
+    command = node_command(node, given)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    (line,) = (line for line in ended.stderr.splitlines() if line.startswith("error: "))
+    assert ended.returncode == 2
+    assert says in line
+    assert "Traceback" not in ended.stderr
