@@ -179,6 +179,75 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
         ]
 
 
+def rows_of(label: str, returns: list[float], steps: list[int | None], look=114_000) -> list[dict]:
+    """Results of a walker's cells."""
+    common = {"task": "hopper", "algorithm": label, "success_rate": None, "episodes": 100}
+    common |= {"env_steps": 996_000, "wall_s": 600.0, "steps_between_looks": look}
+    return [
+        common
+        | {"seed": seed, "return_mean": level, "return_mean_random_noise": level}
+        | {"steps_to_threshold": count, "diverged": False}
+        for seed, (level, count) in enumerate(zip(returns, steps, strict=True))
+    ]
+
+
+def test_who_crosses_the_threshold_within_a_look_of_the_first_is_level_with_it():
+    """Steps are counted where a rollout ends, which is no sooner for who ends fewer episodes in it."""
+    rows = [
+        *rows_of("score_flow", [3300.0] * 3, [113_990] * 3),
+        *rows_of("fpo", [3300.0] * 3, [114_051] * 3),
+        *rows_of("reinflow", [3300.0] * 3, [113_990, 228_392, 342_000]),
+        *rows_of("rldt", [3300.0] * 3, [342_500] * 3),
+    ]
+    told = learn_page.verdict(rows, "hopper", "return")
+    assert "Threshold first: score_flow; fpo; reinflow, after 113,990 steps" in told
+    assert "level within one look" in told
+    apart = learn_page.verdict(
+        [r for r in rows if r["algorithm"] in ("fpo", "rldt")], "hopper", "return"
+    )
+    assert "Threshold first: fpo, after 114,051 steps (median of all seeds)." in apart
+
+
+def test_the_verdict_and_the_table_take_the_same_median_of_steps():
+    """A seed that never arrived counts as later than all; it does not take its label out of the comparison."""
+    rows = rows_of("fpo", [1.0] * 3, [50_000, 60_000, None], look=10_000)
+    rows += rows_of("rldt", [1.0] * 3, [90_000] * 3, look=10_000)
+    assert "Threshold first: fpo, after 60,000 steps" in learn_page.verdict(
+        rows, "hopper", "return"
+    )
+    assert learn_page.summarize(rows, "hopper", "fpo", ["return_mean"])[3].startswith(
+        "60,000 (2 of 3"
+    )
+    never = [r | {"steps_to_threshold": None} for r in rows[1:]]
+    assert "Threshold" not in learn_page.verdict([*rows[:1], *never], "hopper", "return")
+
+
+def test_a_base_policy_above_the_threshold_took_no_steps_to_it(tmp_path):
+    cells = [fake_cell(tmp_path, "fpo", seed, [0.95, 0.97]) for seed in range(2)]
+    level = {"return_mean": 0.93, "success_rate": 0.93, "episodes": 100}
+    (cells[1].base / "eval_zero.json").write_text(json.dumps(level))
+    rows = []
+    for cell in (*cells, dataclasses.replace(cells[1], base=None)):
+        learn.write_result(cell)
+        rows.append(json.loads((cell.dir / "result.json").read_text()))
+    assert [r["steps_to_threshold"] for r in rows] == [1000, 0, 1000]
+    assert {r["steps_between_looks"] for r in rows} == {1000}
+    steps = learn_page.summarize(rows[:2], "lift", "fpo", ["success_rate"])[3]
+    assert steps == "500 (2 of 2 seeds, 1 of them before training, a look every 1 k)"
+    config = learn.Config(seeds=2, out=tmp_path)
+    how = learn.paragraphs(config, STUDIES["manipulation"], cells, rows[:2], [])["how"]
+    assert "a base policy above the threshold took 0 control steps to it" in how
+
+
+def test_looks_are_as_far_apart_as_the_farthest_two(tmp_path):
+    """The steps of a run over its looks are fewer: the last look follows the one before it at once."""
+    cell = fake_cell(tmp_path, "fpo", 0, [0.5, 0.5])
+    with (cell.dir / "metrics.csv").open("a") as file:
+        file.write("3,2001,30,0.5\n")
+    learn.write_result(cell)
+    assert json.loads((cell.dir / "result.json").read_text())["steps_between_looks"] == 1000
+
+
 def test_what_people_wrote_above_the_page_stays(tmp_path):
     page = tmp_path / "learn.md"
     new = f"# Study: x\n\n{learn_page.REMARKS_END}\n\n"

@@ -132,15 +132,35 @@ def verdict(rows: list[dict], task: str, metric: str) -> str:
         if near
         else ""
     )
-    steps = {
-        label: float(np.median([r["steps_to_threshold"] for r in own]))
-        for label, own in by_label.items()
-        if all(r["steps_to_threshold"] is not None for r in own)
-    }
-    soonest = min(steps.values(), default=math.inf)
-    first = "; ".join(label for label, count in steps.items() if count == soonest)
-    when = f" Threshold first: {first}, after {soonest:,.0f} steps (median)." if first else ""
-    return f"**{task}**: best at the end {best} ({shown}){apart}.{when}"
+    return f"**{task}**: best at the end {best} ({shown}){apart}.{first_there(by_label)}"
+
+
+def first_there(by_label: Mapping[str, list[dict]]) -> str:
+    """Whose seeds are at the threshold first. When between two looks that was, nobody saw."""
+    steps = {label: steps_to_threshold(rows) for label, rows in by_label.items()}
+    first = min(steps, key=lambda label: steps[label])
+    if math.isinf(steps[first]):
+        return ""
+
+    def level(label: str) -> bool:
+        # Looks of two runs differ by the steps of a rollout's last episodes, hence half a look more.
+        look = max(steps_between_looks(by_label[n]) for n in (label, first))
+        return steps[label] - steps[first] <= 1.5 * look
+
+    near = [label for label in steps if level(label)]
+    how = "median of all seeds, level within one look" if near[1:] else "median of all seeds"
+    return f" Threshold first: {'; '.join(near)}, after {steps[first]:,.0f} steps ({how})."
+
+
+def steps_to_threshold(rows: list[dict]) -> float:
+    """Median of all seeds; one that did not get there took infinitely many."""
+    steps = [r["steps_to_threshold"] for r in rows]
+    return float(np.median([math.inf if s is None else s for s in steps]))
+
+
+def steps_between_looks(rows: list[dict]) -> float:
+    """Median of all seeds."""
+    return float(np.median([r["steps_between_looks"] for r in rows]))
 
 
 COLUMNS = {  # of the page, by what a study measures
@@ -181,12 +201,13 @@ def summarize(rows: list[dict], task: str, label: str, keys: Collection[str]) ->
         )
         cells.append(form.format(*pooled(mine, key)))
     cells.append(by_seed(mine, next(iter(keys))))
-    steps = [r["steps_to_threshold"] for r in mine]
-    reached = sum(s is not None for s in steps)
-    median = np.median([math.inf if s is None else s for s in steps])
+    median = steps_to_threshold(mine)
     cells.append(f"{median:,.0f}" if math.isfinite(median) else "not reached")
-    looks = np.median([r["steps_between_looks"] for r in mine])
-    cells[-1] += f" ({reached} of {len(mine)} seeds, a look every {looks / 1000:,.0f} k)"
+    reached = sum(r["steps_to_threshold"] is not None for r in mine)
+    above = sum(r["steps_to_threshold"] == 0 for r in mine)
+    begun = f", {above} of them before training" if above else ""
+    looks = steps_between_looks(mine) / 1000
+    cells[-1] += f" ({reached} of {len(mine)} seeds{begun}, a look every {looks:,.0f} k)"
     cells.append(f"{np.mean([r['env_steps'] for r in mine]):,.0f}")
     cells.append(f"{np.mean([r['wall_s'] for r in mine]):.0f}")
     return cells
