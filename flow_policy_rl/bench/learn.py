@@ -40,6 +40,11 @@ EVAL_SEED = 10_000  # episodes of the table; training watches others
 NOISES = ("zero", "random")
 # Settings that change where a study's folder is moved, or its bases are copied.
 MAY_MOVE = {"checkpoint", "demos"}
+# What stands in brackets behind a result, by what a study measures.
+SPANS = {
+    "success_rate": "Success pools the seeds' episodes (Wilson, 95 %: other episodes, not other seeds).",
+    "return": "Behind a return stands the range of the seeds, which is no interval of confidence.",
+}
 
 
 @dataclass(frozen=True)
@@ -401,8 +406,8 @@ def paragraphs(
     said = {
         "how": f"`{command}`: budget `{config.budget}`, seeds 0 to {config.seeds - 1}, "
         f"{rows[0]['episodes'] if rows else 0} whole episodes per cell and noise on seeds from {EVAL_SEED}. "
-        "Success pools the seeds' episodes (Wilson, 95 %); the interval of the return resamples seeds. The full "
-        f"budget: the same command with `--budget full` ({study.full.env_steps:,} control steps a cell)."
+        f"{SPANS[study.metric]} The full budget: the same command with `--budget full` "
+        f"({study.full.env_steps:,} control steps a cell)."
     }
     if study.base:
         said["how"] += (

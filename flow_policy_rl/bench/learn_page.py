@@ -1,4 +1,4 @@
-"""The page of a study: curves, a verdict and a table per task, with intervals over seeds."""
+"""The page of a study: curves, a verdict and a table per task, with what seeds differ by."""
 
 import csv
 import math
@@ -78,9 +78,16 @@ def write_pictures(root: Path, study: Study, curves: list[Curve]) -> list[Path]:
             }
         for group, chosen in groups.items():
             path = root / f"curve_{task}_{group}{axis}.svg"
-            path.write_text(draw(chosen, task, axes[axis], study.metric.replace("_", " ")))
+            what = f"{study.metric.replace('_', ' ')}, {how_many(chosen)}"
+            path.write_text(draw(chosen, task, axes[axis], what))
             pictures.append(path)
     return pictures
+
+
+def how_many(curves: Sequence[Curve]) -> str:
+    """What lines and bands of a picture are."""
+    seeds = max((int(c.seeds.max()) for c in curves if len(c.x)), default=0)
+    return "one seed" if seeds == 1 else f"mean and range of {seeds} seeds"
 
 
 def interquartile_mean(values: np.ndarray) -> float:
@@ -90,19 +97,15 @@ def interquartile_mean(values: np.ndarray) -> float:
     return float(values[cut : len(values) - cut].mean())
 
 
-def bootstrap_interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of the inter-quartile mean over runs, by resampling the runs."""
-    rng = np.random.default_rng(0)
-    means = [interquartile_mean(rng.choice(values, len(values))) for _ in range(draws)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def pooled(rows: list[dict], key: str) -> tuple[float, float, float]:
-    """Over seeds: a success rate pooled over episodes, or the inter-quartile mean of returns; and its interval."""
+    """Over seeds: a success rate pooled over episodes with its interval, or the mean of returns with their range.
+
+    To resample so few seeds would promise too much: of up to four it gives the range at most, which holds the
+    median of all seeds that there could be with 75 % for three.
+    """
     if key.startswith("return"):
         returns = np.array([r[key] for r in rows])
-        return interquartile_mean(returns), *bootstrap_interval(returns)
+        return interquartile_mean(returns), float(returns.min()), float(returns.max())
     trials = sum(r["episodes"] for r in rows)
     successes = round(sum(r[key] * r["episodes"] for r in rows))
     return successes / trials, *wilson_interval(successes, trials)
@@ -119,6 +122,9 @@ def verdict(rows: list[dict], task: str, metric: str) -> str:
     scores = {label: pooled(own, key) for label, own in by_label.items()}
     best = max(scores, key=lambda label: scores[label][0])
     shown = f"{scores[best][0]:.1%}" if metric == "success_rate" else f"{scores[best][0]:,.0f}"
+    said = f"**{task}**: best at the end {best} ({shown})"
+    if len({r["seed"] for r in mine}) == 1:
+        return f"{said}, of one seed, which tells nobody apart."
     reached = {(r["algorithm"], r["seed"]): r[key] for r in mine}
 
     def close(label: str) -> bool:
@@ -127,12 +133,10 @@ def verdict(rows: list[dict], task: str, metric: str) -> str:
         return scores[label][2] >= scores[best][1] or not everywhere
 
     near = [label for label in scores if label != best and close(label)]
-    apart = (
-        f", not told apart from {'; '.join(near)} (intervals overlap, or not ahead with every seed)"
-        if near
-        else ""
-    )
-    return f"**{task}**: best at the end {best} ({shown}){apart}.{first_there(by_label)}"
+    spans = "intervals" if metric == "success_rate" else "ranges"
+    why = f"({spans} overlap, or not ahead with every seed)"
+    apart = f", not told apart from {'; '.join(near)} {why}" if near else ""
+    return f"{said}{apart}.{first_there(by_label)}"
 
 
 def first_there(by_label: Mapping[str, list[dict]]) -> str:
@@ -169,7 +173,7 @@ COLUMNS = {  # of the page, by what a study measures
         "success, random noise": "success_rate_random_noise",
     },
     "return": {
-        "return, zero noise (IQM of seeds)": "return_mean",
+        "return, zero noise (IQM and range of seeds)": "return_mean",
         "return, random noise": "return_mean_random_noise",
     },
 }
@@ -194,11 +198,9 @@ def summarize(rows: list[dict], task: str, label: str, keys: Collection[str]) ->
     diverged = sum(r["diverged"] for r in mine)
     cells = [f"{label} ({diverged} of {len(mine)} seeds diverged)" if diverged else label]
     for key in keys:
-        form = (
-            "{:,.0f} ({:,.0f} to {:,.0f})"
-            if key.startswith("return")
-            else "{:.1%} ({:.1%} to {:.1%})"
-        )
+        form = "{:.1%} ({:.1%} to {:.1%})"
+        if key.startswith("return"):
+            form = "{:,.0f} ({:,.0f} to {:,.0f})" if mine[1:] else "{:,.0f} (one seed)"
         cells.append(form.format(*pooled(mine, key)))
     cells.append(by_seed(mine, next(iter(keys))))
     median = steps_to_threshold(mine)
