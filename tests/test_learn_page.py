@@ -49,6 +49,18 @@ def test_curves_are_means_at_every_look_between_the_lowest_and_the_highest_seed(
     assert draw([mean_curve("t", "l", "a", [])], "t", "x", "y").startswith("<svg")
 
 
+def test_a_seed_that_diverged_ends_its_own_curve_only():
+    whole, early = [(0, 0.0), (4, 0.4), (10, 1.0)], [(0, 0.2), (4, 0.8)]
+    curve = mean_curve("lift", "rldt", "env_steps", [whole, early], [False, True])
+    assert curve.x.tolist() == [0, 4, 10]
+    assert curve.mean == pytest.approx([0.1, 0.6, 1.0])
+    assert [point["seeds"] for point in curve.rows()] == [2, 2, 1]
+    both = mean_curve("lift", "rldt", "env_steps", [whole, early], [True, True])
+    assert both.rows() == curve.rows()
+    # One that took longer ends nothing early: seconds of seeds differ, and none of them is missing a part.
+    assert mean_curve("lift", "rldt", "wall_s", [whole, early]).x.tolist() == [0, 4]
+
+
 def test_more_curves_than_colours_are_drawn_by_algorithm(tmp_path):
     """Each curve once, in the line of its key, and no two lines alike."""
     labels = [
@@ -109,7 +121,7 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
         "success_rate",
     } <= set(rows[0])
     study = STUDIES["manipulation"]
-    curves = learn_page.learning_curves(learn.histories(cells), "success_rate")
+    curves = learn_page.learning_curves(learn.histories(cells), "success_rate", rows)
     for curve in curves:  # from what the base policies do
         assert curve.x[0] == 0
         assert curve.mean[0] == curve.low[0] == curve.high[0] == 0.25
@@ -219,32 +231,6 @@ def test_the_verdict_and_the_table_take_the_same_median_of_steps():
     assert "Threshold" not in learn_page.verdict([*rows[:1], *never], "hopper", "return")
 
 
-def test_a_base_policy_above_the_threshold_took_no_steps_to_it(tmp_path):
-    cells = [fake_cell(tmp_path, "fpo", seed, [0.95, 0.97]) for seed in range(2)]
-    level = {"return_mean": 0.93, "success_rate": 0.93, "episodes": 100}
-    (cells[1].base / "eval_zero.json").write_text(json.dumps(level))
-    rows = []
-    for cell in (*cells, dataclasses.replace(cells[1], base=None)):
-        learn.write_result(cell)
-        rows.append(json.loads((cell.dir / "result.json").read_text()))
-    assert [r["steps_to_threshold"] for r in rows] == [1000, 0, 1000]
-    assert {r["steps_between_looks"] for r in rows} == {1000}
-    steps = learn_page.summarize(rows[:2], "lift", "fpo", ["success_rate"])[3]
-    assert steps == "500 (2 of 2 seeds, 1 of them before training, a look every 1 k)"
-    config = learn.Config(seeds=2, out=tmp_path)
-    how = learn.paragraphs(config, STUDIES["manipulation"], cells, rows[:2], [])["how"]
-    assert "a base policy above the threshold took 0 control steps to it" in how
-
-
-def test_looks_are_as_far_apart_as_the_farthest_two(tmp_path):
-    """The steps of a run over its looks are fewer: the last look follows the one before it at once."""
-    cell = fake_cell(tmp_path, "fpo", 0, [0.5, 0.5])
-    with (cell.dir / "metrics.csv").open("a") as file:
-        file.write("3,2001,30,0.5\n")
-    learn.write_result(cell)
-    assert json.loads((cell.dir / "result.json").read_text())["steps_between_looks"] == 1000
-
-
 def test_behind_a_return_stands_the_range_of_its_seeds_and_is_called_so(tmp_path):
     """Resampling a few seeds gives their range at most, and 75 % with three, not 95."""
     rows = rows_of("fpo", [1.0, 2.0, 9.0, 3.0, 4.0, 5.0], [None] * 6)
@@ -273,6 +259,54 @@ def test_one_seed_tells_nobody_apart():
     assert learn_page.summarize(rows, "hopper", "fpo", ["return_mean"])[1] == "10 (one seed)"
     curve = mean_curve("hopper", "fpo", "env_steps", [[(0, 0.0), (9, 1.0)]])
     assert learn_page.how_many([curve]) == "one seed"
+
+
+def test_a_return_that_is_no_number_is_last():
+    rows = rows_of("fpo", [float("nan"), 4000.0], [None] * 2) + rows_of(
+        "rldt", [1.0, 2.0], [None] * 2
+    )
+    told = learn_page.verdict(rows, "hopper", "return")
+    assert "best at the end rldt (2), not told apart from fpo" in told
+    rows[1]["return_mean"] = float("nan")
+    assert learn_page.verdict(rows, "hopper", "return") == "**hopper**: best at the end rldt (2)."
+    runs = [
+        {"time/env_steps": x, "time/wall_s": x, "eval/return": y}
+        for x, y in ((0.0, 1.0), (1.0, 2.0))
+    ]
+    runs.append({"time/env_steps": 2.0, "time/wall_s": 2.0, "eval/return": float("nan")})
+    curves = learn_page.learning_curves({("hopper", "fpo"): [runs]}, "return", rows[:1])
+    assert curves[0].mean.tolist() == [1, 2]
+    page = learn_page.markdown("x", STUDIES["locomotion"], rows, {"how": "", "hopper": ""}, [])
+    assert "ends there" not in page
+    rows[0]["diverged"] = True
+    page = learn_page.markdown("x", STUDIES["locomotion"], rows, {"how": "", "hopper": ""}, [])
+    assert "The curve of a seed that diverged ends there" in page
+
+
+def test_a_base_policy_above_the_threshold_took_no_steps_to_it(tmp_path):
+    cells = [fake_cell(tmp_path, "fpo", seed, [0.95, 0.97]) for seed in range(2)]
+    level = {"return_mean": 0.93, "success_rate": 0.93, "episodes": 100}
+    (cells[1].base / "eval_zero.json").write_text(json.dumps(level))
+    rows = []
+    for cell in (*cells, dataclasses.replace(cells[1], base=None)):
+        learn.write_result(cell)
+        rows.append(json.loads((cell.dir / "result.json").read_text()))
+    assert [r["steps_to_threshold"] for r in rows] == [1000, 0, 1000]
+    assert {r["steps_between_looks"] for r in rows} == {1000}
+    steps = learn_page.summarize(rows[:2], "lift", "fpo", ["success_rate"])[3]
+    assert steps == "500 (2 of 2 seeds, 1 of them before training, a look every 1 k)"
+    config = learn.Config(seeds=2, out=tmp_path)
+    how = learn.paragraphs(config, STUDIES["manipulation"], cells, rows[:2], [])["how"]
+    assert "a base policy above the threshold took 0 control steps to it" in how
+
+
+def test_looks_are_as_far_apart_as_the_farthest_two(tmp_path):
+    """The steps of a run over its looks are fewer: the last look follows the one before it at once."""
+    cell = fake_cell(tmp_path, "fpo", 0, [0.5, 0.5])
+    with (cell.dir / "metrics.csv").open("a") as file:
+        file.write("3,2001,30,0.5\n")
+    learn.write_result(cell)
+    assert json.loads((cell.dir / "result.json").read_text())["steps_between_looks"] == 1000
 
 
 def test_what_people_wrote_above_the_page_stays(tmp_path):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -44,16 +45,25 @@ class Curve:
         ]
 
 
-def mean_curve(task: str, label: str, axis: str, runs: Sequence[Run]) -> Curve:
-    """Mean and range of runs wherever one of them was looked at, as far as all go."""
+def mean_curve(
+    task: str, label: str, axis: str, runs: Sequence[Run], diverged: Sequence[bool] = ()
+) -> Curve:
+    """Mean and range of runs wherever one of them was looked at, as far as all go.
+
+    Args:
+        diverged: which runs ended early: they cut no other short, and count as far as they go (default: none).
+    """
+    whole = [run for run, early in zip_longest(runs, diverged) if run and not early]
+    runs = [run for run in runs if run]
     if not runs:
         return Curve(task, label, axis, *np.zeros((5, 0)))
-    first, last = max(run[0][0] for run in runs), min(run[-1][0] for run in runs)
+    first = max(run[0][0] for run in runs)
+    last = min(run[-1][0] for run in whole) if whole else max(run[-1][0] for run in runs)
     seen = np.unique([x for run in runs for x, _ in run])
     x = seen[(first <= seen) & (seen <= last)] if last > first else np.array([last])
-    values = np.stack([np.interp(x, *np.array(run).T) for run in runs])  # (seeds, n)
-    seeds = np.full(len(x), len(runs))
-    return Curve(task, label, axis, x, values.mean(0), values.min(0), values.max(0), seeds)
+    values = np.stack([np.interp(x, *np.array(run).T, right=np.nan) for run in runs])  # (seeds, n)
+    spread = (np.nanmean(values, 0), np.nanmin(values, 0), np.nanmax(values, 0))
+    return Curve(task, label, axis, x, *spread, np.isfinite(values).sum(0))
 
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 560, 340, 56, 40, 28, 150

@@ -33,7 +33,7 @@ def write(
         rows: results of the cells.
         paragraphs: what is said below the question, and at the beginning of each task.
     """
-    curves = learning_curves(histories, study.metric)
+    curves = learning_curves(histories, study.metric, rows)
     write_csv(root / RESULTS, rows)
     write_csv(root / CURVES, [point for c in curves for point in c.rows()])
     pictures = write_pictures(root, study, curves)
@@ -43,13 +43,17 @@ def write(
         copy_page(copy, page, [*pictures, root / RESULTS, root / CURVES])
 
 
-def learning_curves(histories: Histories, metric: str) -> list[Curve]:
-    """One curve per task, label and axis: the mean over seeds with its interval."""
+def learning_curves(histories: Histories, metric: str, rows: list[dict]) -> list[Curve]:
+    """One curve per task, label and axis: the mean over seeds with their range. What is no number is no look."""
     curves, seen = [], f"eval/{metric}"
     for (task, label), runs in histories.items():
+        early = [r["diverged"] for r in rows if (r["task"], r["algorithm"]) == (task, label)]
         for axis, column in (("env_steps", "time/env_steps"), ("wall_s", "time/wall_s")):
-            points = [[(row[column], row[seen]) for row in run if seen in row] for run in runs]
-            curves.append(mean_curve(task, label, axis, [run for run in points if run]))
+            points = [
+                [(r[column], r[seen]) for r in run if math.isfinite(r.get(seen, math.nan))]
+                for run in runs
+            ]
+            curves.append(mean_curve(task, label, axis, points, early))
     return curves
 
 
@@ -114,7 +118,10 @@ def pooled(rows: list[dict], key: str) -> tuple[float, float, float]:
 def verdict(rows: list[dict], task: str, metric: str) -> str:
     """For a reader in a hurry: who is best at the end, who cannot be told apart from that, who was there first."""
     key = {"success_rate": "success_rate", "return": "return_mean"}[metric]
-    mine = [r for r in rows if r["task"] == task]
+    # What is no number is below all numbers.
+    mine = [
+        r | {key: -math.inf if math.isnan(r[key]) else r[key]} for r in rows if r["task"] == task
+    ]
     by_label = {
         label: [r for r in mine if r["algorithm"] == label]
         for label in dict.fromkeys(r["algorithm"] for r in mine)
@@ -239,6 +246,11 @@ def markdown(
         mine = [p for p in pictures if p.stem.startswith(f"curve_{task}_")]
         drawn = " ".join(f"![{p.stem}]({p.name})" for p in mine)
         parts += [f"## {task}", paragraphs[task], table(header, lines), drawn]
+        if any(r["diverged"] for r in rows if r["task"] == task):
+            parts.append(
+                "The curve of a seed that diverged ends there, and the mean goes on over the others; "
+                "the table judges its last good checkpoint."
+            )
     parts.append(f"Numbers: [of each cell]({RESULTS}), [of the curves]({CURVES}).")
     parts += [paragraphs[last] for last in ("missing", "where") if last in paragraphs]
     return "\n\n".join(parts) + "\n"
