@@ -211,9 +211,19 @@ def test_who_crosses_the_threshold_within_a_look_of_the_first_is_level_with_it()
     told = learn_page.verdict(rows, "hopper", "return")
     assert "Threshold first: score_flow; fpo; reinflow, after 113,990 steps" in told
     assert "level within one look" in told
-    apart = learn_page.verdict(
-        [r for r in rows if r["algorithm"] in ("fpo", "rldt")], "hopper", "return"
+    # One that looks half as often may have been there as soon; one that looks as often was later.
+    rows = rows_of("rldt", [1.0] * 3, [75_926] * 3, look=15_180)
+    rows += rows_of("fpo", [1.0] * 3, [91_081] * 3, look=30_360)
+    rows += rows_of("reinflow", [1.0] * 3, [121_288] * 3, look=30_320)
+    told = learn_page.verdict(rows, "hopper", "return")
+    assert "Threshold first: rldt; fpo, after 75,926 steps" in told
+
+
+def test_who_is_first_by_more_than_a_look_is_named_alone():
+    rows = rows_of("fpo", [3300.0] * 3, [114_051] * 3) + rows_of(
+        "rldt", [3300.0] * 3, [342_500] * 3
     )
+    apart = learn_page.verdict(rows, "hopper", "return")
     assert "Threshold first: fpo, after 114,051 steps (median of all seeds)." in apart
 
 
