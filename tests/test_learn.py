@@ -405,6 +405,13 @@ def test_two_runs_of_a_study_do_not_write_into_one_folder(tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_threshold_is_above_what_the_demonstrating_policy_stops_at():
+    """Else a base policy has it before anybody has learned."""
+    for study in STUDIES.values():
+        for task, skill in (study.base.skill if study.base else {}).items():
+            assert learn.by_task(study.threshold, task) > skill, task
+
+
 @pytest.mark.parametrize("from_scratch", [True, False])
 def test_on_policy_algorithms_look_equally_far_ahead(from_scratch):
     """Another discount is another objective, and no comparison."""

@@ -14,11 +14,9 @@ from flow_policy_rl.bench.curves import draw, mean_curve, round_ticks
 from flow_policy_rl.bench.studies import STUDIES
 
 
-def test_interquartile_mean_and_its_interval():
+def test_interquartile_mean():
     assert learn_page.interquartile_mean(np.array([0.0, 1, 2, 3, 4, 5, 6, 100])) == 3.5
     assert learn_page.interquartile_mean(np.array([1.0, 5.0, 6.0])) == 4.0
-    low, high = learn_page.bootstrap_interval(np.array([1.0, 2.0, 3.0, 4.0]))
-    assert 1 <= low < 2.5 < high <= 4
 
 
 @pytest.mark.parametrize(
@@ -35,14 +33,13 @@ def test_ticks_are_round_and_inside(low, high):
     assert np.allclose(ticks / step, np.round(ticks / step))
 
 
-def test_curves_are_means_at_every_look_and_their_interval_holds_them():
+def test_curves_are_means_at_every_look_between_the_lowest_and_the_highest_seed():
     runs = [[(0, 0.0), (10, 1.0)], [(2, 0.0), (8, 0.6), (12, 1.0)]]
     curve = mean_curve("lift", "rldt", "env_steps", runs)
     assert curve.x.tolist() == [2, 8, 10]
     assert curve.mean == pytest.approx([(0.2 + 0) / 2, (0.8 + 0.6) / 2, (1 + 0.8) / 2])
-    assert (curve.low <= curve.mean).all()
-    assert (curve.mean <= curve.high).all()
-    assert curve.low[1] == pytest.approx(0.6)
+    assert curve.low == pytest.approx([0, 0.6, 0.8])
+    assert curve.high == pytest.approx([0.2, 0.8, 1])
     picture = draw([curve], "a < b", "steps", "success")
     assert picture.startswith("<svg")
     assert "a &lt; b" in picture
@@ -50,6 +47,18 @@ def test_curves_are_means_at_every_look_and_their_interval_holds_them():
 
     ElementTree.fromstring(picture)
     assert draw([mean_curve("t", "l", "a", [])], "t", "x", "y").startswith("<svg")
+
+
+def test_a_seed_that_diverged_ends_its_own_curve_only():
+    whole, early = [(0, 0.0), (4, 0.4), (10, 1.0)], [(0, 0.2), (4, 0.8)]
+    curve = mean_curve("lift", "rldt", "env_steps", [whole, early], [False, True])
+    assert curve.x.tolist() == [0, 4, 10]
+    assert curve.mean == pytest.approx([0.1, 0.6, 1.0])
+    assert [point["seeds"] for point in curve.rows()] == [2, 2, 1]
+    both = mean_curve("lift", "rldt", "env_steps", [whole, early], [True, True])
+    assert both.rows() == curve.rows()
+    # One that took longer ends nothing early: seconds of seeds differ, and none of them is missing a part.
+    assert mean_curve("lift", "rldt", "wall_s", [whole, early]).x.tolist() == [0, 4]
 
 
 def test_more_curves_than_colours_are_drawn_by_algorithm(tmp_path):
@@ -112,7 +121,7 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
         "success_rate",
     } <= set(rows[0])
     study = STUDIES["manipulation"]
-    curves = learn_page.learning_curves(learn.histories(cells), "success_rate")
+    curves = learn_page.learning_curves(learn.histories(cells), "success_rate", rows)
     for curve in curves:  # from what the base policies do
         assert curve.x[0] == 0
         assert curve.mean[0] == curve.low[0] == curve.high[0] == 0.25
@@ -177,6 +186,137 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
             0.5,
             0.9,
         ]
+
+
+def rows_of(label: str, returns: list[float], steps: list[int | None], look=114_000) -> list[dict]:
+    """Results of a walker's cells."""
+    common = {"task": "hopper", "algorithm": label, "success_rate": None, "episodes": 100}
+    common |= {"env_steps": 996_000, "wall_s": 600.0, "steps_between_looks": look}
+    return [
+        common
+        | {"seed": seed, "return_mean": level, "return_mean_random_noise": level}
+        | {"steps_to_threshold": count, "diverged": False}
+        for seed, (level, count) in enumerate(zip(returns, steps, strict=True))
+    ]
+
+
+def test_who_crosses_the_threshold_within_a_look_of_the_first_is_level_with_it():
+    """Steps are counted where a rollout ends, which is no sooner for who ends fewer episodes in it."""
+    rows = [
+        *rows_of("score_flow", [3300.0] * 3, [113_990] * 3),
+        *rows_of("fpo", [3300.0] * 3, [114_051] * 3),
+        *rows_of("reinflow", [3300.0] * 3, [113_990, 228_392, 342_000]),
+        *rows_of("rldt", [3300.0] * 3, [342_500] * 3),
+    ]
+    told = learn_page.verdict(rows, "hopper", "return")
+    assert "Threshold first: score_flow; fpo; reinflow, after 113,990 steps" in told
+    assert "level within one look" in told
+    # One that looks half as often may have been there as soon; one that looks as often was later.
+    rows = rows_of("rldt", [1.0] * 3, [75_926] * 3, look=15_180)
+    rows += rows_of("fpo", [1.0] * 3, [91_081] * 3, look=30_360)
+    rows += rows_of("reinflow", [1.0] * 3, [121_288] * 3, look=30_320)
+    told = learn_page.verdict(rows, "hopper", "return")
+    assert "Threshold first: rldt; fpo, after 75,926 steps" in told
+
+
+def test_who_is_first_by_more_than_a_look_is_named_alone():
+    rows = rows_of("fpo", [3300.0] * 3, [114_051] * 3) + rows_of(
+        "rldt", [3300.0] * 3, [342_500] * 3
+    )
+    apart = learn_page.verdict(rows, "hopper", "return")
+    assert "Threshold first: fpo, after 114,051 steps (median of all seeds)." in apart
+
+
+def test_the_verdict_and_the_table_take_the_same_median_of_steps():
+    """A seed that never arrived counts as later than all; it does not take its label out of the comparison."""
+    rows = rows_of("fpo", [1.0] * 3, [50_000, 60_000, None], look=10_000)
+    rows += rows_of("rldt", [1.0] * 3, [90_000] * 3, look=10_000)
+    assert "Threshold first: fpo, after 60,000 steps" in learn_page.verdict(
+        rows, "hopper", "return"
+    )
+    assert learn_page.summarize(rows, "hopper", "fpo", ["return_mean"])[3].startswith(
+        "60,000 (2 of 3"
+    )
+    never = [r | {"steps_to_threshold": None} for r in rows[1:]]
+    assert "Threshold" not in learn_page.verdict([*rows[:1], *never], "hopper", "return")
+
+
+def test_behind_a_return_stands_the_range_of_its_seeds_and_is_called_so(tmp_path):
+    """Resampling a few seeds gives their range at most, and 75 % with three, not 95."""
+    rows = rows_of("fpo", [1.0, 2.0, 9.0, 3.0, 4.0, 5.0], [None] * 6)
+    study = STUDIES["locomotion"]
+    keys = learn_page.columns(study)
+    assert any("range of seeds" in heading for heading in keys)
+    assert learn_page.summarize(rows, "hopper", "fpo", keys.values())[1] == "4 (1 to 9)"
+    curve = mean_curve("hopper", "fpo", "env_steps", [[(0, v), (9, v)] for v in (1.0, 2.0, 9.0)])
+    assert (curve.low[-1], curve.mean[-1], curve.high[-1]) == (1, 4, 9)
+    picture = learn_page.write_pictures(tmp_path, study, [curve])[0].read_text()
+    assert "mean and range of 3 seeds" in picture
+    near = rows + rows_of("rldt", [2.0, 3.0, 10.0, 4.0, 5.0, 6.0], [None] * 6)
+    assert "not told apart from fpo (ranges overlap" in learn_page.verdict(near, "hopper", "return")
+    config = learn.Config(study="locomotion", out=tmp_path)
+    how = learn.paragraphs(config, study, [], near, [])["how"]
+    assert "range of the seeds" in how
+    assert "95 %" not in how
+
+
+def test_one_seed_tells_nobody_apart():
+    rows = rows_of("fpo", [10.0], [10_000], look=10_000)
+    rows += rows_of("rldt", [9000.0], [900_000], look=10_000)
+    assert learn_page.verdict(rows, "hopper", "return") == (
+        "**hopper**: best at the end rldt (9,000), of one seed, which tells nobody apart."
+    )
+    assert learn_page.summarize(rows, "hopper", "fpo", ["return_mean"])[1] == "10 (one seed)"
+    curve = mean_curve("hopper", "fpo", "env_steps", [[(0, 0.0), (9, 1.0)]])
+    assert learn_page.how_many([curve]) == "one seed"
+
+
+def test_a_return_that_is_no_number_is_last():
+    rows = rows_of("fpo", [float("nan"), 4000.0], [None] * 2) + rows_of(
+        "rldt", [1.0, 2.0], [None] * 2
+    )
+    told = learn_page.verdict(rows, "hopper", "return")
+    assert "best at the end rldt (2), not told apart from fpo" in told
+    rows[1]["return_mean"] = float("nan")
+    assert learn_page.verdict(rows, "hopper", "return") == "**hopper**: best at the end rldt (2)."
+    runs = [
+        {"time/env_steps": x, "time/wall_s": x, "eval/return": y}
+        for x, y in ((0.0, 1.0), (1.0, 2.0))
+    ]
+    runs.append({"time/env_steps": 2.0, "time/wall_s": 2.0, "eval/return": float("nan")})
+    curves = learn_page.learning_curves({("hopper", "fpo"): [runs]}, "return", rows[:1])
+    assert curves[0].mean.tolist() == [1, 2]
+    page = learn_page.markdown("x", STUDIES["locomotion"], rows, {"how": "", "hopper": ""}, [])
+    assert "ends there" not in page
+    rows[0]["diverged"] = True
+    page = learn_page.markdown("x", STUDIES["locomotion"], rows, {"how": "", "hopper": ""}, [])
+    assert "The curve of a seed that diverged ends there" in page
+
+
+def test_a_base_policy_above_the_threshold_took_no_steps_to_it(tmp_path):
+    cells = [fake_cell(tmp_path, "fpo", seed, [0.95, 0.97]) for seed in range(2)]
+    level = {"return_mean": 0.93, "success_rate": 0.93, "episodes": 100}
+    (cells[1].base / "eval_zero.json").write_text(json.dumps(level))
+    rows = []
+    for cell in (*cells, dataclasses.replace(cells[1], base=None)):
+        learn.write_result(cell)
+        rows.append(json.loads((cell.dir / "result.json").read_text()))
+    assert [r["steps_to_threshold"] for r in rows] == [1000, 0, 1000]
+    assert {r["steps_between_looks"] for r in rows} == {1000}
+    steps = learn_page.summarize(rows[:2], "lift", "fpo", ["success_rate"])[3]
+    assert steps == "500 (2 of 2 seeds, 1 of them before training, a look every 1 k)"
+    config = learn.Config(seeds=2, out=tmp_path)
+    how = learn.paragraphs(config, STUDIES["manipulation"], cells, rows[:2], [])["how"]
+    assert "a base policy above the threshold took 0 control steps to it" in how
+
+
+def test_looks_are_as_far_apart_as_the_farthest_two(tmp_path):
+    """The steps of a run over its looks are fewer: the last look follows the one before it at once."""
+    cell = fake_cell(tmp_path, "fpo", 0, [0.5, 0.5])
+    with (cell.dir / "metrics.csv").open("a") as file:
+        file.write("3,2001,30,0.5\n")
+    learn.write_result(cell)
+    assert json.loads((cell.dir / "result.json").read_text())["steps_between_looks"] == 1000
 
 
 def test_what_people_wrote_above_the_page_stays(tmp_path):

@@ -1,8 +1,9 @@
-"""Learning curves: several runs become a mean with an interval, and a picture in plain SVG that Markdown can show."""
+"""Learning curves: several runs become a mean with a range, and a picture in plain SVG that Markdown can show."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -14,7 +15,7 @@ Run = list[tuple[float, float]]  # (env steps or seconds, metric), in order
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean of a metric over seeds, (n,) each, with the 95 % interval of the mean."""
+    """Mean of a metric over seeds, the lowest and the highest of them, and how many they are; (n,) each."""
 
     task: str
     label: str
@@ -23,7 +24,7 @@ class Curve:
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    seeds: int
+    seeds: np.ndarray
 
     def rows(self) -> list[dict]:
         """One per point."""
@@ -36,25 +37,33 @@ class Curve:
                 "mean": float(m),
                 "low": float(low),
                 "high": float(high),
-                "seeds": self.seeds,
+                "seeds": int(seeds),
             }
-            for x, m, low, high in zip(self.x, self.mean, self.low, self.high, strict=True)
+            for x, m, low, high, seeds in zip(
+                self.x, self.mean, self.low, self.high, self.seeds, strict=True
+            )
         ]
 
 
-def mean_curve(task: str, label: str, axis: str, runs: Sequence[Run], draws: int = 1000) -> Curve:
-    """Mean of runs wherever one of them was looked at, over the range that all cover; the interval resamples runs."""
+def mean_curve(
+    task: str, label: str, axis: str, runs: Sequence[Run], diverged: Sequence[bool] = ()
+) -> Curve:
+    """Mean and range of runs wherever one of them was looked at, as far as all go.
+
+    Args:
+        diverged: which runs ended early: they cut no other short, and count as far as they go (default: none).
+    """
+    whole = [run for run, early in zip_longest(runs, diverged) if run and not early]
+    runs = [run for run in runs if run]
     if not runs:
-        nothing = np.zeros(0)
-        return Curve(task, label, axis, nothing, nothing, nothing, nothing, 0)
-    first, last = max(run[0][0] for run in runs), min(run[-1][0] for run in runs)
+        return Curve(task, label, axis, *np.zeros((5, 0)))
+    first = max(run[0][0] for run in runs)
+    last = min(run[-1][0] for run in whole) if whole else max(run[-1][0] for run in runs)
     seen = np.unique([x for run in runs for x, _ in run])
     x = seen[(first <= seen) & (seen <= last)] if last > first else np.array([last])
-    values = np.stack([np.interp(x, *np.array(run).T) for run in runs])  # (seeds, n)
-    rng = np.random.default_rng(0)
-    resampled = values[rng.integers(len(runs), size=(draws, len(runs)))].mean(1)
-    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
-    return Curve(task, label, axis, x, values.mean(0), low, high, len(runs))
+    values = np.stack([np.interp(x, *np.array(run).T, right=np.nan) for run in runs])  # (seeds, n)
+    spread = (np.nanmean(values, 0), np.nanmin(values, 0), np.nanmax(values, 0))
+    return Curve(task, label, axis, x, *spread, np.isfinite(values).sum(0))
 
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 560, 340, 56, 40, 28, 150
@@ -67,7 +76,7 @@ def draw(
     y_label: str,
     x_ticks: Mapping[float, str] | None = None,
 ) -> str:
-    """An SVG: lines, their intervals as bands, axes, a legend.
+    """An SVG: lines, what they lie between as bands, axes, a legend.
 
     Args:
         x_ticks: place -> label, where round numbers do not do.

@@ -16,6 +16,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +40,11 @@ EVAL_SEED = 10_000  # episodes of the table; training watches others
 NOISES = ("zero", "random")
 # Settings that change where a study's folder is moved, or its bases are copied.
 MAY_MOVE = {"checkpoint", "demos"}
+# What stands in brackets behind a result, by what a study measures.
+SPANS = {
+    "success_rate": "Success pools the seeds' episodes (Wilson, 95 %: other episodes, not other seeds).",
+    "return": "Behind a return stands the range of the seeds, which is no interval of confidence.",
+}
 
 
 @dataclass(frozen=True)
@@ -338,13 +344,14 @@ def check_recipes(cells: Sequence[Cell]) -> None:
 
 def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:
     """One row of the table, from what the cell's commands left."""
-    history = read_metrics(cell.dir / "metrics.csv")
+    history = learned(cell)
     zero, random = (result_of(cell.dir / f"eval_{noise}") for noise in NOISES)
     raw = cell.dir / "eval_raw"
     raw = result_of(raw) if raw.with_suffix(".done").is_file() else zero
     metric = "eval/return" if zero["success_rate"] is None else "eval/success_rate"
     looks = [(row["time/env_steps"], row[metric]) for row in history if metric in row]
     crossed = [at for at, level in looks if cell.threshold is not None and level >= cell.threshold]
+    seen = [0.0, *(at for at, _ in looks)]
     row = {
         "algorithm": cell.label,
         "task": cell.task,
@@ -354,7 +361,7 @@ def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:
         "return_mean": zero["return_mean"],
         "success_rate": zero["success_rate"],
         "steps_to_threshold": int(crossed[0]) if crossed else None,
-        "steps_between_looks": int(history[-1]["time/env_steps"]) // max(len(looks), 1),
+        "steps_between_looks": int(max((b - a for a, b in pairwise(seen)), default=0)),
         "return_mean_random_noise": random["return_mean"],
         "success_rate_random_noise": random["success_rate"],
         "return_mean_raw_weights": raw["return_mean"],
@@ -368,16 +375,21 @@ def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:
     (cell.dir / "result.json").write_text(json.dumps(row) + "\n")
 
 
+def learned(cell: Cell) -> list[dict]:
+    """Metrics of a cell's training; what its base policy does on the test episodes comes first."""
+    history = read_metrics(cell.dir / "metrics.csv")
+    if cell.base is None:
+        return history
+    level = result_of(cell.base / "eval_zero")
+    seen = {"eval/return": level["return_mean"], "eval/success_rate": level["success_rate"]}
+    return [{"time/env_steps": 0.0, "time/wall_s": 0.0, **seen}, *history]
+
+
 def histories(cells: Sequence[Cell]) -> learn_page.Histories:
-    """Metrics of all seeds, by task and label; what the base policy does on the test episodes comes first."""
+    """What the cells learned, all seeds, by task and label."""
     found: dict[tuple[str, str], list] = {}
     for cell in cells:
-        history = read_metrics(cell.dir / "metrics.csv")
-        if cell.base is not None:
-            level = result_of(cell.base / "eval_zero")
-            seen = {"eval/return": level["return_mean"], "eval/success_rate": level["success_rate"]}
-            history.insert(0, {"time/env_steps": 0.0, "time/wall_s": 0.0, **seen})
-        found.setdefault((cell.task, cell.label), []).append(history)
+        found.setdefault((cell.task, cell.label), []).append(learned(cell))
     return found
 
 
@@ -394,12 +406,13 @@ def paragraphs(
     said = {
         "how": f"`{command}`: budget `{config.budget}`, seeds 0 to {config.seeds - 1}, "
         f"{rows[0]['episodes'] if rows else 0} whole episodes per cell and noise on seeds from {EVAL_SEED}. "
-        "Success pools the seeds' episodes (Wilson, 95 %); the interval of the return resamples seeds. The full "
-        f"budget: the same command with `--budget full` ({study.full.env_steps:,} control steps a cell)."
+        f"{SPANS[study.metric]} The full budget: the same command with `--budget full` "
+        f"({study.full.env_steps:,} control steps a cell)."
     }
     if study.base:
         said["how"] += (
-            " Curves begin with the base policies on these episodes, and go on with others."
+            " Curves begin with the base policies on these episodes, and go on with others; "
+            "a base policy above the threshold took 0 control steps to it."
         )
     for task in dict.fromkeys(cell.task for cell in cells):
         threshold = f"{study.metric.replace('_', ' ')} of {by_task(study.threshold, task):g}"

@@ -1,4 +1,4 @@
-"""The page of a study: curves, a verdict and a table per task, with intervals over seeds."""
+"""The page of a study: curves, a verdict and a table per task, with what seeds differ by."""
 
 import csv
 import math
@@ -33,7 +33,7 @@ def write(
         rows: results of the cells.
         paragraphs: what is said below the question, and at the beginning of each task.
     """
-    curves = learning_curves(histories, study.metric)
+    curves = learning_curves(histories, study.metric, rows)
     write_csv(root / RESULTS, rows)
     write_csv(root / CURVES, [point for c in curves for point in c.rows()])
     pictures = write_pictures(root, study, curves)
@@ -43,13 +43,17 @@ def write(
         copy_page(copy, page, [*pictures, root / RESULTS, root / CURVES])
 
 
-def learning_curves(histories: Histories, metric: str) -> list[Curve]:
-    """One curve per task, label and axis: the mean over seeds with its interval."""
+def learning_curves(histories: Histories, metric: str, rows: list[dict]) -> list[Curve]:
+    """One curve per task, label and axis: the mean over seeds with their range. What is no number is no look."""
     curves, seen = [], f"eval/{metric}"
     for (task, label), runs in histories.items():
+        early = [r["diverged"] for r in rows if (r["task"], r["algorithm"]) == (task, label)]
         for axis, column in (("env_steps", "time/env_steps"), ("wall_s", "time/wall_s")):
-            points = [[(row[column], row[seen]) for row in run if seen in row] for run in runs]
-            curves.append(mean_curve(task, label, axis, [run for run in points if run]))
+            points = [
+                [(r[column], r[seen]) for r in run if math.isfinite(r.get(seen, math.nan))]
+                for run in runs
+            ]
+            curves.append(mean_curve(task, label, axis, points, early))
     return curves
 
 
@@ -78,9 +82,16 @@ def write_pictures(root: Path, study: Study, curves: list[Curve]) -> list[Path]:
             }
         for group, chosen in groups.items():
             path = root / f"curve_{task}_{group}{axis}.svg"
-            path.write_text(draw(chosen, task, axes[axis], study.metric.replace("_", " ")))
+            what = f"{study.metric.replace('_', ' ')}, {how_many(chosen)}"
+            path.write_text(draw(chosen, task, axes[axis], what))
             pictures.append(path)
     return pictures
+
+
+def how_many(curves: Sequence[Curve]) -> str:
+    """What lines and bands of a picture are."""
+    seeds = max((int(c.seeds.max()) for c in curves if len(c.x)), default=0)
+    return "one seed" if seeds == 1 else f"mean and range of {seeds} seeds"
 
 
 def interquartile_mean(values: np.ndarray) -> float:
@@ -90,19 +101,15 @@ def interquartile_mean(values: np.ndarray) -> float:
     return float(values[cut : len(values) - cut].mean())
 
 
-def bootstrap_interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of the inter-quartile mean over runs, by resampling the runs."""
-    rng = np.random.default_rng(0)
-    means = [interquartile_mean(rng.choice(values, len(values))) for _ in range(draws)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def pooled(rows: list[dict], key: str) -> tuple[float, float, float]:
-    """Over seeds: a success rate pooled over episodes, or the inter-quartile mean of returns; and its interval."""
+    """Over seeds: a success rate pooled over episodes with its interval, or the mean of returns with their range.
+
+    To resample so few seeds would promise too much: of up to four it gives the range at most, which holds the
+    median of all seeds that there could be with 75 % for three.
+    """
     if key.startswith("return"):
         returns = np.array([r[key] for r in rows])
-        return interquartile_mean(returns), *bootstrap_interval(returns)
+        return interquartile_mean(returns), float(returns.min()), float(returns.max())
     trials = sum(r["episodes"] for r in rows)
     successes = round(sum(r[key] * r["episodes"] for r in rows))
     return successes / trials, *wilson_interval(successes, trials)
@@ -111,7 +118,10 @@ def pooled(rows: list[dict], key: str) -> tuple[float, float, float]:
 def verdict(rows: list[dict], task: str, metric: str) -> str:
     """For a reader in a hurry: who is best at the end, who cannot be told apart from that, who was there first."""
     key = {"success_rate": "success_rate", "return": "return_mean"}[metric]
-    mine = [r for r in rows if r["task"] == task]
+    # What is no number is below all numbers.
+    mine = [
+        r | {key: -math.inf if math.isnan(r[key]) else r[key]} for r in rows if r["task"] == task
+    ]
     by_label = {
         label: [r for r in mine if r["algorithm"] == label]
         for label in dict.fromkeys(r["algorithm"] for r in mine)
@@ -119,6 +129,9 @@ def verdict(rows: list[dict], task: str, metric: str) -> str:
     scores = {label: pooled(own, key) for label, own in by_label.items()}
     best = max(scores, key=lambda label: scores[label][0])
     shown = f"{scores[best][0]:.1%}" if metric == "success_rate" else f"{scores[best][0]:,.0f}"
+    said = f"**{task}**: best at the end {best} ({shown})"
+    if len({r["seed"] for r in mine}) == 1:
+        return f"{said}, of one seed, which tells nobody apart."
     reached = {(r["algorithm"], r["seed"]): r[key] for r in mine}
 
     def close(label: str) -> bool:
@@ -127,20 +140,37 @@ def verdict(rows: list[dict], task: str, metric: str) -> str:
         return scores[label][2] >= scores[best][1] or not everywhere
 
     near = [label for label in scores if label != best and close(label)]
-    apart = (
-        f", not told apart from {'; '.join(near)} (intervals overlap, or not ahead with every seed)"
-        if near
-        else ""
-    )
-    steps = {
-        label: float(np.median([r["steps_to_threshold"] for r in own]))
-        for label, own in by_label.items()
-        if all(r["steps_to_threshold"] is not None for r in own)
-    }
-    soonest = min(steps.values(), default=math.inf)
-    first = "; ".join(label for label, count in steps.items() if count == soonest)
-    when = f" Threshold first: {first}, after {soonest:,.0f} steps (median)." if first else ""
-    return f"**{task}**: best at the end {best} ({shown}){apart}.{when}"
+    spans = "intervals" if metric == "success_rate" else "ranges"
+    why = f"({spans} overlap, or not ahead with every seed)"
+    apart = f", not told apart from {'; '.join(near)} {why}" if near else ""
+    return f"{said}{apart}.{first_there(by_label)}"
+
+
+def first_there(by_label: Mapping[str, list[dict]]) -> str:
+    """Whose seeds are at the threshold first. When between two looks that was, nobody saw."""
+    steps = {label: steps_to_threshold(rows) for label, rows in by_label.items()}
+    first = min(steps, key=lambda label: steps[label])
+    if math.isinf(steps[first]):
+        return ""
+
+    def level(label: str) -> bool:
+        # The same look of two runs is tens of steps apart, as episodes end within chunks; hence the 1.1.
+        return steps[label] - steps[first] <= 1.1 * steps_between_looks(by_label[label])
+
+    near = [label for label in steps if level(label)]
+    how = "median of all seeds, level within one look" if near[1:] else "median of all seeds"
+    return f" Threshold first: {'; '.join(near)}, after {steps[first]:,.0f} steps ({how})."
+
+
+def steps_to_threshold(rows: list[dict]) -> float:
+    """Median of all seeds; one that did not get there took infinitely many."""
+    steps = [r["steps_to_threshold"] for r in rows]
+    return float(np.median([math.inf if s is None else s for s in steps]))
+
+
+def steps_between_looks(rows: list[dict]) -> float:
+    """Median of all seeds."""
+    return float(np.median([r["steps_between_looks"] for r in rows]))
 
 
 COLUMNS = {  # of the page, by what a study measures
@@ -149,7 +179,7 @@ COLUMNS = {  # of the page, by what a study measures
         "success, random noise": "success_rate_random_noise",
     },
     "return": {
-        "return, zero noise (IQM of seeds)": "return_mean",
+        "return, zero noise (IQM and range of seeds)": "return_mean",
         "return, random noise": "return_mean_random_noise",
     },
 }
@@ -174,19 +204,18 @@ def summarize(rows: list[dict], task: str, label: str, keys: Collection[str]) ->
     diverged = sum(r["diverged"] for r in mine)
     cells = [f"{label} ({diverged} of {len(mine)} seeds diverged)" if diverged else label]
     for key in keys:
-        form = (
-            "{:,.0f} ({:,.0f} to {:,.0f})"
-            if key.startswith("return")
-            else "{:.1%} ({:.1%} to {:.1%})"
-        )
+        form = "{:.1%} ({:.1%} to {:.1%})"
+        if key.startswith("return"):
+            form = "{:,.0f} ({:,.0f} to {:,.0f})" if mine[1:] else "{:,.0f} (one seed)"
         cells.append(form.format(*pooled(mine, key)))
     cells.append(by_seed(mine, next(iter(keys))))
-    steps = [r["steps_to_threshold"] for r in mine]
-    reached = sum(s is not None for s in steps)
-    median = np.median([math.inf if s is None else s for s in steps])
+    median = steps_to_threshold(mine)
     cells.append(f"{median:,.0f}" if math.isfinite(median) else "not reached")
-    looks = np.median([r["steps_between_looks"] for r in mine])
-    cells[-1] += f" ({reached} of {len(mine)} seeds, a look every {looks / 1000:,.0f} k)"
+    reached = sum(r["steps_to_threshold"] is not None for r in mine)
+    above = sum(r["steps_to_threshold"] == 0 for r in mine)
+    begun = f", {above} of them before training" if above else ""
+    looks = steps_between_looks(mine) / 1000
+    cells[-1] += f" ({reached} of {len(mine)} seeds{begun}, a look every {looks:,.0f} k)"
     cells.append(f"{np.mean([r['env_steps'] for r in mine]):,.0f}")
     cells.append(f"{np.mean([r['wall_s'] for r in mine]):.0f}")
     return cells
@@ -216,6 +245,11 @@ def markdown(
         mine = [p for p in pictures if p.stem.startswith(f"curve_{task}_")]
         drawn = " ".join(f"![{p.stem}]({p.name})" for p in mine)
         parts += [f"## {task}", paragraphs[task], table(header, lines), drawn]
+        if any(r["diverged"] for r in rows if r["task"] == task):
+            parts.append(
+                "The curve of a seed that diverged ends there, and the mean goes on over the others; "
+                "the table judges its last good checkpoint."
+            )
     parts.append(f"Numbers: [of each cell]({RESULTS}), [of the curves]({CURVES}).")
     parts += [paragraphs[last] for last in ("missing", "where") if last in paragraphs]
     return "\n\n".join(parts) + "\n"

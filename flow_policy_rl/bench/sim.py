@@ -346,8 +346,11 @@ def plot(out: Path, task: str, rows: list[dict[str, float]]) -> list[Path]:
                 figure.add_scatter(
                     x=batches, y=rates, name=label, mode="lines+markers", line={"dash": dash}
                 )
+                once = np.ones(len(batches))
                 lines.append(
-                    curves.Curve(task, label, "num_envs", np.log2(batches), rates, rates, rates, 1)
+                    curves.Curve(
+                        task, label, "num_envs", np.log2(batches), rates, rates, rates, once
+                    )
                 )
         what = f"control steps per second {of_what} ({load})"
         report.layout(figure, "environments", what).update_xaxes(type="log")
