@@ -94,6 +94,9 @@ def evaluate(
 ) -> Evaluation:
     """Run one whole episode per seed, `env.num_envs` at a time.
 
+    An environment whose episode ends takes the next seed at once, and is simulated no more when none is left. However
+    long or short, every episode counts.
+
     Args:
         noise: `zero`, or `random`: drawn from a generator per episode, so that an episode is the same in any batch.
         on_states: called with the states (N, h, state_size) and their validity (N, h) of each chunk.
@@ -101,52 +104,36 @@ def evaluate(
             before it.
         prefix_horizon: P, of a policy that is told about them; 0 is a policy that is not.
     """
-    success, returns, steps = [], [], []
-    for start in range(0, len(seeds), env.num_envs):
-        batch = list(seeds[start : start + env.num_envs])
-        padded = batch + [batch[-1]] * (env.num_envs - len(batch))
-        generators = [np.random.default_rng((seed, 1)) for seed in padded]
-        running = np.ones(env.num_envs, bool)
-        won, total, length = (
-            np.zeros(env.num_envs, bool),
-            np.zeros(env.num_envs),
-            np.zeros(env.num_envs, int),
-        )
-        obs = env.reset(padded)
-        last: np.ndarray | None = None  # the chunk before
-        while running[: len(batch)].any():
-            draw = (
-                np.stack([g.standard_normal(chunk_shape, dtype=np.float32) for g in generators])
-                if noise == "random"
-                else np.zeros((env.num_envs, *chunk_shape), np.float32)
-            )
-            delay = inference_delay if last is not None else 0
-            ahead = max(prefix_horizon, inference_delay)
-            committed = under_way(draw if last is None else last, execute_horizon, ahead)
-            if prefix_horizon:
-                obs = obs | {
-                    "prefix": committed[:, :prefix_horizon],
-                    "inference_delay": np.full(env.num_envs, min(delay, prefix_horizon)),
-                }
-            chunk = act(obs, draw)
-            chunk[:, :delay] = committed[:, :delay]
-            last = chunk
-            step = env.step(chunk[:, :execute_horizon])
-            on_states(step.states, step.valid & running[:, None])
-            total += step.reward.sum(axis=1) * running
-            length += step.valid.sum(axis=1) * running
-            won |= step.success & running
-            running &= ~step.ended
-            obs = step.obs
-        success.append(won[: len(batch)])
-        returns.append(total[: len(batch)])
-        steps.append(length[: len(batch)])
-    return Evaluation(
-        tuple(seeds),
-        None if env.task.success_hold_steps is None else np.concatenate(success),
-        np.concatenate(returns),
-        np.concatenate(steps),
-    )
+    won, returns = np.zeros(len(seeds), bool), np.zeros(len(seeds))
+    steps = np.zeros(len(seeds), int)
+    generators = [np.random.default_rng((seed, 1)) for seed in seeds]
+    ahead = max(prefix_horizon, inference_delay)
+    obs = env.play(seeds)
+    begins = np.ones(env.num_envs, bool)
+    chunk = np.zeros((env.num_envs, *chunk_shape), np.float32)
+    while (env.playing >= 0).any():
+        envs = np.flatnonzero(env.playing >= 0)
+        episodes = env.playing[envs]
+        draw = np.zeros((env.num_envs, *chunk_shape), np.float32)
+        if noise == "random":
+            draw[envs] = [
+                generators[k].standard_normal(chunk_shape, dtype=np.float32) for k in episodes
+            ]
+        # An episode's first chunk has none before it: noise takes its place, and the delay is none.
+        committed = under_way(np.where(begins[:, None, None], draw, chunk), execute_horizon, ahead)
+        if prefix_horizon:
+            delay = np.where(begins, 0, min(inference_delay, prefix_horizon))
+            obs = obs | {"prefix": committed[:, :prefix_horizon], "inference_delay": delay}
+        chunk = act(obs, draw)
+        chunk[~begins, :inference_delay] = committed[~begins, :inference_delay]
+        step = env.step(chunk[:, :execute_horizon])
+        on_states(step.states, step.valid)
+        returns[episodes] += step.reward.sum(axis=1)[envs]
+        steps[episodes] += step.valid.sum(axis=1)[envs]
+        won[episodes] |= step.success[envs]
+        obs, begins = step.obs, step.ended
+    knows_success = env.task.success_hold_steps is not None
+    return Evaluation(tuple(seeds), won if knows_success else None, returns, steps)
 
 
 def player(spec: PolicySpec, act: ChunkFn, noise: str = "zero", inference_delay: int = 0):
@@ -222,8 +209,7 @@ def main(config: Config) -> dict:
     play = player(spec, act, config.noise, config.inference_delay)
     num_envs = min(config.num_envs, config.episodes)
     if isinstance(task, GymnasiumTask):
-        batches = math.ceil(config.episodes / min(num_envs, GYMNASIUM_ENVS))
-        env = GymnasiumVecEnv(task, math.ceil(config.episodes / batches), spec.observations)
+        env = GymnasiumVecEnv(task, min(num_envs, GYMNASIUM_ENVS), spec.observations)
     else:
         env = VecEnv(task, num_envs, backend=config.backend)
     outcome = play(env, range(config.seed, config.seed + config.episodes))
