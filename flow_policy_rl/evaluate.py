@@ -1,6 +1,7 @@
 """Success rate of a policy on fixed episodes, with its uncertainty."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from flow_policy_rl.errors import InputError, output_folder, refuse_below
 from flow_policy_rl.rerun_log import RerunLog
 from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
-from flow_policy_rl.spec import PolicySpec, under_way
+from flow_policy_rl.spec import PolicySpec, options_text, under_way
 from sim.backends import BackendName
 from sim.gym_task import GymnasiumTask, GymnasiumVecEnv, is_gymnasium
 from sim.tasks import find_task, make_task, task_names
@@ -157,7 +158,8 @@ class Config:
         policy: checkpoint (.safetensors), exported policy (.onnx), or the name of one that ships.
         task: name of the task (default: the one the policy was trained for), a Gymnasium environment
             (`Hopper-v5`, `gymnasium_robotics:FetchReach-v4`), or a stock one of robosuite (`robosuite_lift`).
-        task_options: names and values of the task's own options, e.g. `randomness med`.
+        task_options: names and values of the task's own options, e.g. `randomness med` (default: those the policy was
+            trained with).
         episodes: number of episodes.
         seed: of the first episode; the next ones follow.
         noise: where the flow starts: zero, or random per episode.
@@ -221,6 +223,7 @@ def main(config: Config) -> dict:
         "inference_delay": config.inference_delay,
         "backend": config.backend,
         "task": task.name,
+        "task_options": dict(task.options),
         "policy": str(config.policy),
     }
     if config.randomize:
@@ -266,7 +269,8 @@ def played_task(spec: PolicySpec, config: Config):
     for flag in ("randomize", "viewer", "rerun", "backend"):
         if getattr(config, flag) != getattr(defaults, flag):
             raise InputError(f"--{flag} needs a task of this package; '{name}' is Gymnasium's")
-    task = GymnasiumTask(name, spec.control_dt, config.task_options)
+    recorded = spec.task_options if name == spec.task else {}
+    task = GymnasiumTask(name, spec.control_dt, recorded | config.task_options)
     check_fits_gymnasium(spec, task, str(config.policy))
     return task
 
@@ -315,6 +319,9 @@ def task_of(
 ):
     """The task that a policy or demonstrations were made for, or another one with the same robot and senses.
 
+    Args:
+        options: of the task, before those that the policy was trained with.
+
     Raises:
         SimulationError: unknown task, option or value.
     """
@@ -322,11 +329,13 @@ def task_of(
     known_robot = made.robot in getattr(find_task(name), "robots", ())
     sees = any(f.kind == "image" for f in made.observations)
     mine = {"robot": made.robot if known_robot else None, "cameras": sees or None}
+    if isinstance(made, PolicySpec) and name == made.task:
+        mine |= made.task_options
     return make_task(name, **mine | dict(options or {}))
 
 
 def check_fits(spec: PolicySpec, task, name: str) -> None:
-    """Refuse a policy made for another task.
+    """Refuse a policy made for another task, and say so where its options were others.
 
     Raises:
         InputError: names both sides.
@@ -349,6 +358,12 @@ def check_fits(spec: PolicySpec, task, name: str) -> None:
         raise InputError(
             f"policy '{name}' (task '{spec.task}', {say(mine)}) does not fit task '{task.name}' ({say(theirs)})"
         )
+    if task.name == spec.task and task.options != spec.task_options:
+        print(
+            f"note: task '{task.name}' with {options_text(task.options)}; "
+            f"policy '{name}' was trained with {options_text(spec.task_options)}",
+            file=sys.stderr,
+        )
 
 
 def text(result: dict) -> str:
@@ -362,9 +377,8 @@ def text(result: dict) -> str:
                 *result["success_steps"]
             )
         parts.insert(0, success)
-    line = (
-        f"{result['policy']} on {result['task']}, {result['episodes']} episodes: {', '.join(parts)}"
-    )
+    options = f" ({options_text(result['task_options'])})" if result["task_options"] else ""
+    line = f"{result['policy']} on {result['task']}{options}, {result['episodes']} episodes: {', '.join(parts)}"
     if "robustness" in result:
         from flow_policy_rl import robustness
 

@@ -34,6 +34,7 @@ class GymnasiumTask:
         control_dt: of the environment where it says (`dt`), s; else as given.
         fields: shape of each entry of the observation; the only one is called `VECTOR` where it is a vector.
         num_actions: A.
+        options: as given.
         success_hold_steps: None until an environment speaks of success.
 
     Args:
@@ -49,7 +50,7 @@ class GymnasiumTask:
 
     def __init__(self, name: str, control_dt: float, options: Mapping[str, str] | None = None):
         self.name = name
-        self._options = dict(options or {})
+        self.options = dict(options or {})
         self.success_hold_steps: int | None = None
         env = self.make()
         self.control_dt = float(getattr(env.unwrapped, "dt", control_dt))
@@ -72,7 +73,7 @@ class GymnasiumTask:
             for needed in ("sim.gym_env", "sim.robosuite_env", module):
                 if needed:
                     importlib.import_module(needed)
-            return gymnasium.make(env_id, disable_env_checker=True, **self._options)
+            return gymnasium.make(env_id, disable_env_checker=True, **self.options)
         except SimulationError:
             raise
         except (gymnasium.error.Error, ImportError, TypeError) as error:
