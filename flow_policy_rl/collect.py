@@ -106,7 +106,7 @@ def main(config: Config) -> dict:
     )
     facts = {
         **by,
-        "task_options": config.task_options,
+        "task_options": dict(task.options),
         "attempts": attempts,
         "noise": config.noise,
         "min_return": config.min_return,

@@ -1,6 +1,7 @@
 """Success rate of a policy on fixed episodes, with its uncertainty."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from flow_policy_rl.errors import InputError, output_folder, refuse_below
 from flow_policy_rl.rerun_log import RerunLog
 from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
-from flow_policy_rl.spec import PolicySpec, under_way
+from flow_policy_rl.spec import PolicySpec, options_text, under_way
 from sim.backends import BackendName
 from sim.gym_task import GymnasiumTask, GymnasiumVecEnv, is_gymnasium
 from sim.tasks import find_task, make_task, task_names
@@ -94,6 +95,9 @@ def evaluate(
 ) -> Evaluation:
     """Run one whole episode per seed, `env.num_envs` at a time.
 
+    An environment whose episode ends takes the next seed at once, and is simulated no more when none is left. However
+    long or short, every episode counts.
+
     Args:
         noise: `zero`, or `random`: drawn from a generator per episode, so that an episode is the same in any batch.
         on_states: called with the states (N, h, state_size) and their validity (N, h) of each chunk.
@@ -101,52 +105,36 @@ def evaluate(
             before it.
         prefix_horizon: P, of a policy that is told about them; 0 is a policy that is not.
     """
-    success, returns, steps = [], [], []
-    for start in range(0, len(seeds), env.num_envs):
-        batch = list(seeds[start : start + env.num_envs])
-        padded = batch + [batch[-1]] * (env.num_envs - len(batch))
-        generators = [np.random.default_rng((seed, 1)) for seed in padded]
-        running = np.ones(env.num_envs, bool)
-        won, total, length = (
-            np.zeros(env.num_envs, bool),
-            np.zeros(env.num_envs),
-            np.zeros(env.num_envs, int),
-        )
-        obs = env.reset(padded)
-        last: np.ndarray | None = None  # the chunk before
-        while running[: len(batch)].any():
-            draw = (
-                np.stack([g.standard_normal(chunk_shape, dtype=np.float32) for g in generators])
-                if noise == "random"
-                else np.zeros((env.num_envs, *chunk_shape), np.float32)
-            )
-            delay = inference_delay if last is not None else 0
-            ahead = max(prefix_horizon, inference_delay)
-            committed = under_way(draw if last is None else last, execute_horizon, ahead)
-            if prefix_horizon:
-                obs = obs | {
-                    "prefix": committed[:, :prefix_horizon],
-                    "inference_delay": np.full(env.num_envs, min(delay, prefix_horizon)),
-                }
-            chunk = act(obs, draw)
-            chunk[:, :delay] = committed[:, :delay]
-            last = chunk
-            step = env.step(chunk[:, :execute_horizon])
-            on_states(step.states, step.valid & running[:, None])
-            total += step.reward.sum(axis=1) * running
-            length += step.valid.sum(axis=1) * running
-            won |= step.success & running
-            running &= ~step.ended
-            obs = step.obs
-        success.append(won[: len(batch)])
-        returns.append(total[: len(batch)])
-        steps.append(length[: len(batch)])
-    return Evaluation(
-        tuple(seeds),
-        None if env.task.success_hold_steps is None else np.concatenate(success),
-        np.concatenate(returns),
-        np.concatenate(steps),
-    )
+    won, returns = np.zeros(len(seeds), bool), np.zeros(len(seeds))
+    steps = np.zeros(len(seeds), int)
+    generators = [np.random.default_rng((seed, 1)) for seed in seeds]
+    ahead = max(prefix_horizon, inference_delay)
+    obs = env.play(seeds)
+    begins = np.ones(env.num_envs, bool)
+    chunk = np.zeros((env.num_envs, *chunk_shape), np.float32)
+    while (env.playing >= 0).any():
+        envs = np.flatnonzero(env.playing >= 0)
+        episodes = env.playing[envs]
+        draw = np.zeros((env.num_envs, *chunk_shape), np.float32)
+        if noise == "random":
+            draw[envs] = [
+                generators[k].standard_normal(chunk_shape, dtype=np.float32) for k in episodes
+            ]
+        # An episode's first chunk has none before it: noise takes its place, and the delay is none.
+        committed = under_way(np.where(begins[:, None, None], draw, chunk), execute_horizon, ahead)
+        if prefix_horizon:
+            delay = np.where(begins, 0, min(inference_delay, prefix_horizon))
+            obs = obs | {"prefix": committed[:, :prefix_horizon], "inference_delay": delay}
+        chunk = act(obs, draw)
+        chunk[~begins, :inference_delay] = committed[~begins, :inference_delay]
+        step = env.step(chunk[:, :execute_horizon])
+        on_states(step.states, step.valid)
+        returns[episodes] += step.reward.sum(axis=1)[envs]
+        steps[episodes] += step.valid.sum(axis=1)[envs]
+        won[episodes] |= step.success[envs]
+        obs, begins = step.obs, step.ended
+    knows_success = env.task.success_hold_steps is not None
+    return Evaluation(tuple(seeds), won if knows_success else None, returns, steps)
 
 
 def player(spec: PolicySpec, act: ChunkFn, noise: str = "zero", inference_delay: int = 0):
@@ -170,7 +158,8 @@ class Config:
         policy: checkpoint (.safetensors), exported policy (.onnx), or the name of one that ships.
         task: name of the task (default: the one the policy was trained for), a Gymnasium environment
             (`Hopper-v5`, `gymnasium_robotics:FetchReach-v4`), or a stock one of robosuite (`robosuite_lift`).
-        task_options: names and values of the task's own options, e.g. `randomness med`.
+        task_options: names and values of the task's own options, e.g. `randomness med` (default: those the policy was
+            trained with).
         episodes: number of episodes.
         seed: of the first episode; the next ones follow.
         noise: where the flow starts: zero, or random per episode.
@@ -222,8 +211,7 @@ def main(config: Config) -> dict:
     play = player(spec, act, config.noise, config.inference_delay)
     num_envs = min(config.num_envs, config.episodes)
     if isinstance(task, GymnasiumTask):
-        batches = math.ceil(config.episodes / min(num_envs, GYMNASIUM_ENVS))
-        env = GymnasiumVecEnv(task, math.ceil(config.episodes / batches), spec.observations)
+        env = GymnasiumVecEnv(task, min(num_envs, GYMNASIUM_ENVS), spec.observations)
     else:
         env = VecEnv(task, num_envs, backend=config.backend)
     outcome = play(env, range(config.seed, config.seed + config.episodes))
@@ -235,6 +223,7 @@ def main(config: Config) -> dict:
         "inference_delay": config.inference_delay,
         "backend": config.backend,
         "task": task.name,
+        "task_options": dict(task.options),
         "policy": str(config.policy),
     }
     if config.randomize:
@@ -280,7 +269,8 @@ def played_task(spec: PolicySpec, config: Config):
     for flag in ("randomize", "viewer", "rerun", "backend"):
         if getattr(config, flag) != getattr(defaults, flag):
             raise InputError(f"--{flag} needs a task of this package; '{name}' is Gymnasium's")
-    task = GymnasiumTask(name, spec.control_dt, config.task_options)
+    recorded = spec.task_options if name == spec.task else {}
+    task = GymnasiumTask(name, spec.control_dt, recorded | config.task_options)
     check_fits_gymnasium(spec, task, str(config.policy))
     return task
 
@@ -329,6 +319,9 @@ def task_of(
 ):
     """The task that a policy or demonstrations were made for, or another one with the same robot and senses.
 
+    Args:
+        options: of the task, before those that the policy was trained with.
+
     Raises:
         SimulationError: unknown task, option or value.
     """
@@ -336,11 +329,13 @@ def task_of(
     known_robot = made.robot in getattr(find_task(name), "robots", ())
     sees = any(f.kind == "image" for f in made.observations)
     mine = {"robot": made.robot if known_robot else None, "cameras": sees or None}
+    if isinstance(made, PolicySpec) and name == made.task:
+        mine |= made.task_options
     return make_task(name, **mine | dict(options or {}))
 
 
 def check_fits(spec: PolicySpec, task, name: str) -> None:
-    """Refuse a policy made for another task.
+    """Refuse a policy made for another task, and say so where its options were others.
 
     Raises:
         InputError: names both sides.
@@ -363,6 +358,12 @@ def check_fits(spec: PolicySpec, task, name: str) -> None:
         raise InputError(
             f"policy '{name}' (task '{spec.task}', {say(mine)}) does not fit task '{task.name}' ({say(theirs)})"
         )
+    if task.name == spec.task and task.options != spec.task_options:
+        print(
+            f"note: task '{task.name}' with {options_text(task.options)}; "
+            f"policy '{name}' was trained with {options_text(spec.task_options)}",
+            file=sys.stderr,
+        )
 
 
 def text(result: dict) -> str:
@@ -376,9 +377,8 @@ def text(result: dict) -> str:
                 *result["success_steps"]
             )
         parts.insert(0, success)
-    line = (
-        f"{result['policy']} on {result['task']}, {result['episodes']} episodes: {', '.join(parts)}"
-    )
+    options = f" ({options_text(result['task_options'])})" if result["task_options"] else ""
+    line = f"{result['policy']} on {result['task']}{options}, {result['episodes']} episodes: {', '.join(parts)}"
     if "robustness" in result:
         from flow_policy_rl import robustness
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -62,11 +63,13 @@ def tiles(result: dict) -> list[tuple[str, str, str]]:
 
 def command(result: dict) -> str:
     """What repeats the evaluation."""
-    return (
+    line = (
         f"flow-policy eval --policy {result['policy']} --task {result['task']} --episodes {result['episodes']} "
         f"--seed {result['seed']} --noise {result['noise']} --inference-delay {result['inference_delay']} "
         f"--backend {result['backend']}"
     )
+    options = [str(word) for option in result["task_options"].items() for word in option]
+    return f"{line} --task-options {shlex.join(options)}" if options else line
 
 
 def episode_figures(task, outcome) -> report.Figures | None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from flow_policy_rl.serving import model_file
+from flow_policy_rl.spec import options_text
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,11 @@ def text(result: dict) -> str:
     """For people."""
     spec = result["spec"]
     rate = 1 / spec["control_dt"]
+    options = f" ({options_text(spec['task_options'])})" if spec["task_options"] else ""
     lines = [
         f"{result['file']} ({result['bytes'] / 1e6:.2f} MB, sha256 {result['sha256'][:16]}..., "
         f"opset {result['opset']})",
-        f"task {spec['task']}, robot {spec['robot']}, trained by {spec['algorithm'] or 'unknown'}",
+        f"task {spec['task']}{options}, robot {spec['robot']}, trained by {spec['algorithm'] or 'unknown'}",
         f"chunk of {spec['action_horizon']} actions at {rate:g} Hz, {spec['execute_horizon']} executed; "
         f"{spec['num_flow_steps']} {spec['integrator']} steps",
         f"continues up to {spec['prefix_horizon']} actions under way (training-time real-time chunking)"

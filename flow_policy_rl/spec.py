@@ -7,6 +7,7 @@ back. Everything is in SI units, and the order of joints is always the order of 
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +62,7 @@ class PolicySpec:
 
     Attributes:
         task, robot: names; the node refuses a robot file of another name.
+        task_options: of the task, where they were not its defaults.
         joint_names: the A commanded joints, in the order of the action.
         action_kind: one of `ACTION_KINDS`.
         action_low, action_high: limits of the command per joint, rad or m; the graph clamps to them.
@@ -90,6 +92,7 @@ class PolicySpec:
     integrator: str = "euler"
     num_flow_steps: int = 4
     algorithm: str = ""
+    task_options: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -152,7 +155,11 @@ class PolicySpec:
 
     def to_json(self) -> str:
         """One line of JSON; floats keep full precision."""
-        return json.dumps(dataclasses.asdict(self), allow_nan=False)
+        raw = dataclasses.asdict(self)
+        if not self.task_options:
+            # Versions before there were options refuse a key that they do not know.
+            del raw["task_options"]
+        return json.dumps(raw, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "PolicySpec":
@@ -230,6 +237,11 @@ def _checked(value: Any, declared: Any, where: str) -> Any:
             return tuple(_checked(v, item, where) for v in value)
         return tuple(value)
     return value
+
+
+def options_text(options: Mapping[str, Any]) -> str:
+    """Options of a task for people, who see `its defaults` where there are none."""
+    return ", ".join(f"{name} {value}" for name, value in options.items()) or "its defaults"
 
 
 def under_way(chunk, execute_horizon: int, prefix_horizon: int):

@@ -131,7 +131,9 @@ def train_rl(config: TrainRL) -> dict:
     task, base = starting_point(config)
     env = own_environments(task, config)
     learner = build_learner(config, base, env, generator)
-    learner.policy.spec = learner.policy.spec.replace(algorithm=config.algorithm)
+    learner.policy.spec = learner.policy.spec.replace(
+        algorithm=config.algorithm, task=task.name, task_options=dict(task.options)
+    )
     state, settings = state_file(config.run_dir, distributed.rank()), dataclasses.asdict(config)
     env_steps, wall_s = resume.load(state, learner, settings) if config.resume else (0, 0.0)
     check_unfinished(config, learner)

@@ -38,7 +38,10 @@ def train_bc(config: TrainBC) -> dict:
         raise InputError("bc runs in one process: start it without torchrun")
     demos = demonstrations.load(config.demos)
     recorded = config.task == recording.NAME
-    task = recording.recorded_task(demos) if recorded else task_of(demos.layout, config.task)
+    options = demos.provenance.get("task_options")
+    task = (
+        recording.recorded_task(demos) if recorded else task_of(demos.layout, config.task, options)
+    )
     check_demos(demos, task, config)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)

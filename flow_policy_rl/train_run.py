@@ -61,6 +61,7 @@ def policy_spec(task, observations: tuple[ObservationField, ...], horizons) -> P
     return PolicySpec(
         task=task.name,
         robot=task.robot,
+        task_options=dict(task.options),
         joint_names=task.world.joint_names,
         action_kind=task.world.interface,
         action_low=tuple(task.world.target_low.tolist()),

@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from sim.errors import SimulationError
 from sim.robosuite_env import STOCK
-from sim.vec_env import ChunkStep, Observation
+from sim.vec_env import ChunkStep, Observation, Playlist
 
 SHORT_NAMES = {f"robosuite_{name.lower()}": f"flow_policy/Robosuite{name}-v0" for name in STOCK}
 SUCCESS_KEYS = ("success", "is_success")  # of the info: Meta-World's, ours; gymnasium-robotics'
@@ -34,6 +34,7 @@ class GymnasiumTask:
         control_dt: of the environment where it says (`dt`), s; else as given.
         fields: shape of each entry of the observation; the only one is called `VECTOR` where it is a vector.
         num_actions: A.
+        options: as given.
         success_hold_steps: None until an environment speaks of success.
 
     Args:
@@ -49,7 +50,7 @@ class GymnasiumTask:
 
     def __init__(self, name: str, control_dt: float, options: Mapping[str, str] | None = None):
         self.name = name
-        self._options = dict(options or {})
+        self.options = dict(options or {})
         self.success_hold_steps: int | None = None
         env = self.make()
         self.control_dt = float(getattr(env.unwrapped, "dt", control_dt))
@@ -72,7 +73,7 @@ class GymnasiumTask:
             for needed in ("sim.gym_env", "sim.robosuite_env", module):
                 if needed:
                     importlib.import_module(needed)
-            return gymnasium.make(env_id, disable_env_checker=True, **self._options)
+            return gymnasium.make(env_id, disable_env_checker=True, **self.options)
         except SimulationError:
             raise
         except (gymnasium.error.Error, ImportError, TypeError) as error:
@@ -95,7 +96,7 @@ class GymnasiumVecEnv:
     """N environments, one after the other, a chunk of actions at a time; to an evaluation like a `VecEnv`.
 
     An episode is a function of its seed alone if the environment keeps Gymnasium's promise about seeds. It succeeds
-    where the `info` of its last step says so. An environment whose episode has ended stays as it is until `reset`.
+    where the `info` of its last step says so.
 
     Args:
         wanted: the policy's observation fields.
@@ -106,15 +107,25 @@ class GymnasiumVecEnv:
         self._wanted = wanted
         self._envs = [task.make() for _ in range(num_envs)]
         self._obs: list[Observation] = [{} for _ in range(num_envs)]
-        self._over = np.zeros(num_envs, bool)
+        self._playlist = Playlist((), num_envs)
 
-    def reset(self, seeds: Sequence[int]) -> Observation:
-        """Start the episodes of these seeds."""
-        for i, seed in enumerate(seeds):
+    @property
+    def playing(self) -> np.ndarray:
+        """As `VecEnv.playing`."""
+        return self._playlist.playing
+
+    def play(self, seeds: Sequence[int]) -> Observation:
+        """As `VecEnv.play`."""
+        everyone = np.arange(self.num_envs)
+        self._start(everyone, np.resize(seeds, self.num_envs))
+        self._playlist = Playlist(seeds, self.num_envs)
+        self._playlist.take(everyone)
+        return self._gather()
+
+    def _start(self, envs: np.ndarray, seeds: Sequence[int]) -> None:
+        for i, seed in zip(envs, seeds, strict=True):
             obs, _ = self._envs[i].reset(seed=int(seed))
             self._obs[i] = self.task.observe(obs, self._wanted)
-        self._over[:] = False
-        return self._gather()
 
     def _gather(self) -> Observation:
         return {f.name: np.stack([obs[f.name] for obs in self._obs]) for f in self._wanted}
@@ -125,21 +136,23 @@ class GymnasiumVecEnv:
         reward, valid = np.zeros(shape), np.zeros(shape, bool)
         terminated, truncated, success = np.zeros((3, self.num_envs), bool)
         for i, h in np.ndindex(*shape):
-            if self._over[i]:
+            if self.playing[i] < 0 or terminated[i] or truncated[i]:
                 continue
             env = self._envs[i]
             action = action_chunk[i, h].astype(env.action_space.dtype)
             obs, reward[i, h], terminated[i], truncated[i], info = env.step(action)
             self._obs[i] = self.task.observe(obs, self._wanted)
-            valid[i, h], self._over[i] = True, terminated[i] or truncated[i]
+            valid[i, h] = True
             said = [bool(info[key]) for key in SUCCESS_KEYS if key in info]
             if said:
                 self.task.success_hold_steps = 1
-            success[i] = self._over[i] and any(said)
+            success[i] = (terminated[i] or truncated[i]) and any(said)
+        final_obs = self._gather()
+        self._start(*self._playlist.take(np.flatnonzero(terminated | truncated)))
         obs = self._gather()
         return ChunkStep(
             obs=obs,
-            final_obs=obs,
+            final_obs=final_obs,
             reward=reward,
             reward_terms={},
             valid=valid,

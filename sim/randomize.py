@@ -320,7 +320,7 @@ class RandomizedVecEnv(VecEnv):
         steps = states.shape[1] * world.decimation
         every = np.empty((self.num_envs, steps, world.state_size))
         controls = np.repeat(controls, steps // controls.shape[1], axis=1)
-        self.backend.step(state, controls, every, None, self.models, steps_per_row=1)
+        self._compute(state, controls, every, None, steps_per_row=1)
         world.memory(every)[:] = world.memory(state)[:, None]
         states[:] = every[:, world.decimation - 1 :: world.decimation]
         self._since.append(every)

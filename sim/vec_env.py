@@ -9,6 +9,7 @@ import mujoco
 import numpy as np
 
 from sim.backends import BackendName, make_backend, make_renderer
+from sim.backends.base import StopFn
 from sim.errors import SimulationError
 from sim.tasks.base import Task
 
@@ -57,6 +58,28 @@ class ChunkStep:
         return self.terminated | self.truncated
 
 
+class Playlist:
+    """Episodes of given seeds, each played once, and who plays which.
+
+    Attributes:
+        playing: (N,) int, number of the episode that each environment plays; -1 where it is at rest.
+    """
+
+    def __init__(self, seeds: Sequence[int], num_envs: int):
+        self.playing = np.full(num_envs, -1)
+        self._seeds = list(seeds)
+        self._begun = 0
+
+    def take(self, free: np.ndarray) -> tuple[np.ndarray, list[int]]:
+        """The next episodes for environments (n,) that are free: those (m,) that got one, m <= n, and their seeds."""
+        seeds = self._seeds[self._begun : self._begun + len(free)]
+        envs = free[: len(seeds)]
+        self.playing[free] = -1
+        self.playing[envs] = self._begun + np.arange(len(seeds))
+        self._begun += len(seeds)
+        return envs, seeds
+
+
 SNAPSHOT = ("state", "command", "_episode", "_steps", "_held")
 
 
@@ -65,7 +88,8 @@ class VecEnv:
 
     Episode k of environment i starts from a state that depends on (seed, i, k) alone (counted from `first_env`, so that
     several processes can share one numbering); `reset(seeds)` starts given episodes instead, each a function of its
-    seed alone, so the same seed gives the same episode in any batch.
+    seed alone, so the same seed gives the same episode in any batch. `play(seeds)` plays as many episodes as there are
+    seeds; an environment for which none is left is at rest: it is not simulated, and nothing of it is valid.
 
     A simulation that breaks down (not finite, or absurd numbers) ends its own episode as truncated. It is counted in
     `num_diverged`, logged, and written to `dump_dir` (None: not written); all others go on as if nothing had happened.
@@ -103,6 +127,7 @@ class VecEnv:
         self.num_diverged = 0
         self.models: list[mujoco.MjModel] | None = None  # one per environment, where they differ
         self.draws: list[dict[str, float | np.ndarray]] = [{} for _ in range(num_envs)]
+        self._playlist: Playlist | None = None  # None: every episode is followed by another one
         self.backend = make_backend(task.world, num_threads, backend)
         # Physics after a fall need not be computed; a task that cannot fall need not be asked.
         self._stop = None if type(task).is_failure is Task.is_failure else task.is_failure
@@ -133,14 +158,33 @@ class VecEnv:
             SimulationError: another number of seeds than of environments.
         """
         if seeds is not None:
-            rngs = [np.random.default_rng(seed) for seed in seeds]
+            rngs = generators(seeds)
         if rngs is not None and len(rngs) != self.num_envs:
             raise SimulationError(
                 f"{self.num_envs} environments need as many seeds, not {len(rngs)}"
             )
         everyone = np.arange(self.num_envs)
+        self._playlist = None
         self._start(everyone, rngs)
         return self._observe(self.state, everyone)
+
+    def play(self, seeds: Sequence[int]) -> Observation:
+        """Play the episodes of these seeds (E,), each once, until the next `reset`.
+
+        An environment whose episode ends takes the next seed at the end of the chunk. What is observed at rest means
+        nothing.
+        """
+        everyone = np.arange(self.num_envs)
+        # Also what is at rest from the beginning needs a state to be in: one of these.
+        self._start(everyone, generators(np.resize(seeds, self.num_envs)))
+        self._playlist = Playlist(seeds, self.num_envs)
+        self._playlist.take(everyone)
+        return self._observe(self.state, everyone)
+
+    @property
+    def playing(self) -> np.ndarray:
+        """(N,) int, number of the seed that each environment plays, among those of `play`; -1 where it is at rest."""
+        return np.zeros(self.num_envs, int) if self._playlist is None else self._playlist.playing
 
     def stagger(self) -> None:
         """Move the time limits of the running episodes apart, evenly over an episode's length.
@@ -159,13 +203,23 @@ class VecEnv:
     def _observe(self, state: np.ndarray, envs: np.ndarray) -> Observation:
         """What the policy sees of states (n, state_size) of some environments (n,).
 
-        Images are drawn here and nowhere else: once per chunk.
+        Images are drawn here and nowhere else: once per chunk, and black for environments at rest.
         """
         obs = self.task.observe(state)
-        models = None if self.models is None else [self.models[i] for i in envs]
+        awake = self.playing[envs] >= 0
         for f in self._images:
-            obs[f.name] = self._renderers[f.resolution].batch(state, f.source, models)
+            drawn = self._renderers[f.resolution].batch(
+                state[awake], f.source, self._models(envs[awake])
+            )
+            obs[f.name] = drawn
+            if not awake.all():
+                obs[f.name] = np.zeros((len(state), *drawn.shape[1:]), np.uint8)
+                obs[f.name][awake] = drawn
         return {f.name: obs[f.name] for f in self.task.obs_fields}
+
+    def _models(self, envs: np.ndarray) -> list[mujoco.MjModel] | None:
+        """Of some environments (n,), where models differ."""
+        return None if self.models is None else [self.models[i] for i in envs]
 
     def _seen(self, trail: np.ndarray, last: np.ndarray) -> np.ndarray:
         """The state (N, state_size) that the observation after step `last` (N,) of a chunk shows: that step's."""
@@ -196,18 +250,21 @@ class VecEnv:
         out_of_time = step_number >= self.time_limit
 
         # The first of these ends the episode; what comes after it inside the chunk does not count.
-        ends = succeeded | failed | diverged_at | out_of_time  # (N, h)
+        awake = (self.playing >= 0)[:, None]
+        ends = awake & (succeeded | failed | diverged_at | out_of_time)  # (N, h)
         ended = ends.any(axis=1)
         last = np.where(ended, ends.argmax(axis=1), actions.shape[1] - 1)
-        valid = np.arange(actions.shape[1]) <= last[:, None]
+        valid = awake & (np.arange(actions.shape[1]) <= last[:, None])
         rows = np.arange(self.num_envs)
 
         reward_terms = {
             name: np.where(valid, term, 0.0)
             for name, term in task.reward_terms(before, actions, states, succeeded).items()
         }
-        success, diverged = succeeded[rows, last], diverged_at[rows, last]
-        terminated = success | failed[rows, last]
+        success, failure, diverged = (
+            ended & at[rows, last] for at in (succeeded, failed, diverged_at)
+        )
+        terminated = success | failure
         for i in np.flatnonzero(diverged):
             self._report_divergence(i, actions[i], int(self._steps[i] + last[i] + 1))
         self._steps += last + 1
@@ -215,9 +272,12 @@ class VecEnv:
         self.command = commands[rows, last].copy()
         # NOTE: observations may be views of what they show, so that must not be self.state.
         final_obs = obs = self._observe(self._seen(trail, last), rows)
-        begun = np.flatnonzero(ended)
+        begun, rngs = np.flatnonzero(ended), None
+        if self._playlist is not None:
+            begun, seeds = self._playlist.take(begun)
+            rngs = generators(seeds)
         if len(begun):
-            self._start(begun)
+            self._start(begun, rngs)
             obs = {name: values.copy() for name, values in final_obs.items()}
             for name, values in self._observe(self.state[begun], begun).items():
                 obs[name][begun] = values
@@ -271,7 +331,27 @@ class VecEnv:
 
     def _simulate(self, state: np.ndarray, controls: np.ndarray, states: np.ndarray) -> None:
         """Physics: fill states (N, h, state_size) at the ends of control steps."""
-        self.backend.step(state, controls, states, self._stop, self.models)
+        self._compute(state, controls, states, self._stop)
+
+    def _compute(
+        self,
+        state: np.ndarray,
+        controls: np.ndarray,
+        out: np.ndarray,
+        stop: StopFn | None,
+        steps_per_row: int | None = None,
+    ) -> None:
+        """`Backend.step`, in which environments at rest stay as they are."""
+        resting = self.playing < 0
+        if not resting.any():
+            self.backend.step(state, controls, out, stop, self.models, steps_per_row)
+            return
+        envs = np.flatnonzero(~resting) if self.backend.any_number else np.arange(self.num_envs)
+        rows = np.empty((len(envs), *out.shape[1:]))
+        models = self._models(envs)
+        self.backend.step(state[envs], controls[envs], rows, stop, models, steps_per_row)
+        out[envs] = rows
+        out[resting] = state[resting, None]
 
     def _controls(self, command: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What reaches the actuators, as `World.controls` has it."""
@@ -327,3 +407,8 @@ class VecEnv:
         self.backend.close()
         for renderer in self._renderers.values():
             renderer.close()
+
+
+def generators(seeds: Sequence[int]) -> list[np.random.Generator]:
+    """One per seed: where everything random of its episode comes from."""
+    return [np.random.default_rng(seed) for seed in seeds]

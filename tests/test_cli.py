@@ -522,13 +522,13 @@ def test_the_time_of_a_success_leaves_out_episodes_that_failed():
     result = Evaluation(tuple(range(6)), won, won.astype(float), steps).summary()
     assert result["success_steps"] == pytest.approx([115, 246])  # of 100, 110, 120, 300
     assert "within 115 control steps by median, 246 for nine tenths" in text(
-        result | {"policy": "p", "task": "t"}
+        result | {"policy": "p", "task": "t", "task_options": {}}
     )
     failed = Evaluation(tuple(range(6)), ~won & won, np.zeros(6), steps).summary()
     walked = Evaluation(tuple(range(6)), None, np.zeros(6), steps).summary()
     for result in (failed, walked):
         assert result["success_steps"] is None
-        assert "within" not in text(result | {"policy": "p", "task": "t"})
+        assert "within" not in text(result | {"policy": "p", "task": "t", "task_options": {}})
 
 
 def test_wilson_interval_against_known_values():

@@ -1,6 +1,7 @@
 """`flow-policy collect`: who demonstrates, what is kept, what is written down."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,15 @@ import pytest
 import tyro
 from toys import small_policy
 
-from flow_policy_rl import checkpoint, collect, demo_stages, train, train_config
+from flow_policy_rl import (
+    checkpoint,
+    collect,
+    demo_stages,
+    evaluate,
+    evaluation_report,
+    train,
+    train_config,
+)
 from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.collect import PolicyChunks, ScriptedExperts, collect_batch
 from flow_policy_rl.data import demonstrations
@@ -158,6 +167,32 @@ def test_options_of_a_task_pass_through_collect_eval_and_train(tmp_path):
         collect.main(dataclasses.replace(config, task_options={"rewards": "dense"}))
     with pytest.raises(SimulationError, match="cameras of task 'push' is a bool"):
         collect.main(dataclasses.replace(config, task_options={"cameras": "yes"}))
+
+
+def test_options_travel_with_demonstrations_policy_and_results(tmp_path, capsys):
+    demos, run = tmp_path / "d.hdf5", tmp_path / "bc"
+    dense, sparse = {"reward": "dense"}, {"reward": "sparse"}
+    collect.main(collect.Config("push", demos, task_options=dense, episodes=2, num_envs=2))
+    bc, small = BCConfig(num_steps=1, batch_size=8), NetworkConfig(width=8, depth=1)
+    train.main(train_config.TrainBC("push", demos, run, bc=bc, network=small))
+    policy = run / train.POLICY_FILE
+    assert checkpoint.load(policy).spec.task_options == dense
+    task, _ = train.starting_point(train_config.TrainScoreFlow("push", checkpoint=policy))
+    assert task.options == dense
+    capsys.readouterr()
+    same = evaluate.main(evaluate.Config(policy, episodes=1, out=tmp_path / "eval"))
+    assert "note" not in capsys.readouterr().err
+    assert same["task_options"] == dense
+    assert same["return_mean"] < 0
+    assert json.loads((tmp_path / "eval/evaluation.json").read_text())["task_options"] == dense
+    assert "--task-options reward dense" in (tmp_path / "eval/report.html").read_text()
+    assert "push (reward dense)" in evaluate.text(same)
+    other = evaluate.main(evaluate.Config(policy, episodes=1, task_options=sparse))
+    said = capsys.readouterr().err.splitlines()
+    assert sum("with reward sparse; policy" in line for line in said) == 1
+    assert other["task_options"] == sparse
+    assert other["return_mean"] == 0
+    assert evaluation_report.command(other).endswith("--task-options reward sparse")
 
 
 def test_demonstrations_that_are_there_are_not_overwritten_but_a_stage_starts_again(tmp_path):

@@ -103,7 +103,7 @@ def test_an_episode_succeeds_by_its_last_step_and_nothing_counts_after_it(tells)
         assert outcome.success.tolist() == [False, True, False, True]
     else:
         assert outcome.success is None
-    step = env.reset([3, 9]) and env.step(np.zeros((2, 4, 2)))
+    step = env.play([3, 9]) and env.step(np.zeros((2, 4, 2)))
     assert step.valid.tolist() == [[True, True, True, False], [True] * 4]
     assert step.obs["x"][:, 0].tolist() == [3, 4]
     assert step.truncated.tolist() == [True, False]

@@ -85,3 +85,11 @@ def test_any_damage_to_the_json_is_an_input_error_or_a_valid_spec(data):
     except InputError:
         return
     assert dataclasses.asdict(spec)[key] is not None
+
+
+def test_options_of_the_task_are_written_only_where_there_are_some():
+    """Files without are those of versions that knew none, which read them too."""
+    plain, dense = small_spec(), small_spec(task_options={"reward": "dense"})
+    assert "task_options" not in json.loads(plain.to_json())
+    assert PolicySpec.from_json(plain.to_json()).task_options == {}
+    assert PolicySpec.from_json(dense.to_json()) == dense

@@ -28,6 +28,7 @@ def recorded_task(demos: Demonstrations) -> SimpleNamespace:
     return SimpleNamespace(
         name=layout.task,
         robot=layout.robot,
+        options={},
         control_dt=layout.control_dt,
         obs_fields=layout.observations,
         world=world,

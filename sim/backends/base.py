@@ -11,7 +11,13 @@ StopFn = Callable[[np.ndarray], np.ndarray]
 
 
 class Backend(Protocol):
-    """Advances N states by the same number of physics steps. A pure function of (state, controls)."""
+    """Advances N states by the same number of physics steps. A pure function of (state, controls).
+
+    Attributes:
+        any_number: fewer states than in the last call are less work; else they are the work of making new buffers.
+    """
+
+    any_number: bool
 
     def step(
         self,

@@ -18,6 +18,8 @@ class RolloutBackend:
     simulation.
     """
 
+    any_number = True
+
     def __init__(self, world: World, num_threads: int | None = None):
         self.world = world
         self.num_threads = num_threads or default_threads()

@@ -30,6 +30,8 @@ class ThreadsBackend:
     the warm start is in the last row of a chunk and in some rows before it; the others hold zeros there.
     """
 
+    any_number = True
+
     def __init__(self, world: World, num_threads: int | None = None):
         self.world = world
         self.num_threads = num_threads or default_threads()

@@ -58,6 +58,8 @@ class WarpBackend:
         SimulationError: no CUDA, or a feature of the model that MuJoCo Warp lacks, by name.
     """
 
+    any_number = False
+
     def __init__(self, world: World, device: str = "cuda"):
         require_device(device)
         self.world = world

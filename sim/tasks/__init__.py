@@ -51,7 +51,7 @@ def find_task(name: str):
 
 
 def make_task(name: str, **options):
-    """Build a task by name.
+    """Build a task by name. It keeps what it was built with as `options`, without robot and cameras, which show.
 
     Args:
         options: what the task's class takes (`robot`, `reward`, `cameras` ...); None stands for its default.
@@ -65,4 +65,6 @@ def make_task(name: str, **options):
     for option in given:
         if option not in valid:
             raise unknown_name(f"option of task '{name}'", option, valid)
-    return task(**given)
+    built = task(**given)
+    built.options = {k: v for k, v in given.items() if k not in ("robot", "cameras")}
+    return built

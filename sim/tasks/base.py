@@ -1,5 +1,9 @@
 """What a task is: an MJCF model plus pure batched functions of the state."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import numpy as np
 
 from sim.arrays import namespace
@@ -16,6 +20,7 @@ class Task:
 
     Attributes:
         name, robot: of the task, of the robot in it.
+        options: what was chosen of its own options, by name (`make_task`); the others have their defaults.
         robots: arms to choose from with the option `robot`; empty where there is no choice.
         control_dt: control period, s.
         episode_steps: time limit, control steps.
@@ -29,6 +34,7 @@ class Task:
 
     name: str
     robot: str
+    options: Mapping[str, Any] = MappingProxyType({})
     robots: tuple[str, ...] = ()
     control_dt: float
     episode_steps: int

@@ -1,0 +1,84 @@
+"""Evaluations: each seed is one whole episode, the same beside whatever others, and nothing is simulated in vain."""
+
+import numpy as np
+import pytest
+
+from flow_policy_rl.evaluate import evaluate
+from sim.randomize import make_env
+from sim.tasks import make_task
+from sim.vec_env import VecEnv
+
+SEEDS = range(10_000, 10_011)
+H, EXECUTED = 4, 3
+
+
+def stagger_about(obs, noise: np.ndarray) -> np.ndarray:
+    """Chunks for Hopper, row by row: it falls, sooner or later. What is under way counts, where it is told."""
+    seen = sum(np.sin(values.reshape(len(noise), -1)).sum(axis=1) for values in obs.values())
+    return np.float32(np.clip(0.3 * noise + 0.1 * np.sin(9 * seen)[:, None, None], -1, 1))
+
+
+def counted(env: VecEnv) -> list[int]:
+    """What the physics is asked for from now on: control steps, call by call."""
+    calls, step = [], env.backend.step
+
+    def count(state, controls, out, *rest):
+        calls.append(out.shape[0] * out.shape[1])
+        step(state, controls, out, *rest)
+
+    env.backend.step = count
+    return calls
+
+
+def played(num_envs: int, noise: str, preset: str, delays: tuple[int, int]):
+    env = make_env(make_task("hopper"), num_envs, preset, num_threads=1, dump_dir=None)
+    calls, seen = counted(env), []
+    watch = lambda states, valid: seen.append(valid.sum())  # noqa: E731
+    outcome = evaluate(env, stagger_about, SEEDS, (H, 3), EXECUTED, noise, watch, *delays)
+    env.close()
+    assert sum(seen) == outcome.steps.sum()
+    return outcome, sum(calls)
+
+
+@pytest.mark.parametrize("delays", [(0, 0), (1, 0), (1, 1)])
+@pytest.mark.parametrize("preset", ["nominal", "mild"])
+@pytest.mark.parametrize("noise", ["zero", "random"])
+def test_results_do_not_depend_on_the_number_of_environments(noise, preset, delays):
+    one, _ = played(1, noise, preset, delays)
+    assert len(set(one.steps)) > 3
+    for num_envs in (2, 4, 16):
+        several, _ = played(num_envs, noise, preset, delays)
+        assert np.array_equal(several.steps, one.steps)
+        assert np.array_equal(several.returns, one.returns)
+
+
+@pytest.mark.parametrize("num_envs", [1, 4, 16])
+def test_an_episode_is_simulated_to_the_end_of_its_last_chunk_and_no_further(num_envs):
+    outcome, simulated = played(num_envs, "random", "nominal", (0, 0))
+    assert simulated == (-(-outcome.steps // EXECUTED) * EXECUTED).sum()
+
+
+def test_an_environment_at_rest_stays_as_it_is_and_is_not_drawn():
+    task = make_task("reach", cameras=True)
+    env = VecEnv(task, 3, num_threads=1, time_limit=4)
+    drawn = []
+    for renderer in env._renderers.values():
+        draw = renderer.batch
+        renderer.batch = lambda states, *rest, draw=draw: (
+            drawn.append(len(states)) or draw(states, *rest)
+        )
+    hold = np.broadcast_to(task.world.home_qpos[task.world.joint_qpos], (3, 4, 8))
+    env.play([5, 6])
+    assert env.playing.tolist() == [0, 1, -1]
+    before = env.state[2].copy()
+    step = env.step(hold)
+    assert step.valid.all(axis=1).tolist() == step.ended.tolist() == [True, True, False]
+    assert not step.valid[2].any()
+    assert step.reward[2].sum() == 0
+    assert np.array_equal(env.state[2], before)
+    assert not step.obs["front_image"][2].any()
+    assert drawn == [2, 2]  # at the beginning and at the end
+    assert (env.playing < 0).all()
+    env.reset()
+    assert env.step(hold).valid.all()
+    env.close()
