@@ -34,8 +34,8 @@ class Randomization:
     Attributes:
         mass: factor, per body (inertia with it).
         friction, damping, gain: factors, of all contacts, per joint, per actuator.
-        object_size: factor, per free body (mass with its cube). What hangs on it by joints stays: the nut of a part to be
-            assembled has to be where scripts and scoring expect it.
+        object_size: factor, per free body (mass with its cube). What hangs on it by joints stays: the nut of a part to
+            be assembled has to be where scripts and scoring expect it.
         joint_offset: rad, zero error of each commanded joint's encoder: measured minus true.
         camera_shift, camera_turn: m along and rad about each axis.
         light: factor of all lights. color: added to each red, green and blue (0 to 1).

@@ -156,7 +156,7 @@ def test_options_of_a_task_pass_through_collect_eval_and_train(tmp_path):
     config = dataclasses.replace(config, out=tmp_path / "again.hdf5")
     with pytest.raises(SimulationError, match="unknown option of task 'push' 'rewards'"):
         collect.main(dataclasses.replace(config, task_options={"rewards": "dense"}))
-    with pytest.raises(SimulationError, match="cameras of task 'push' is a bool"):
+    with pytest.raises(SimulationError, match="cameras of task 'push' is true or false"):
         collect.main(dataclasses.replace(config, task_options={"cameras": "yes"}))
 
 

@@ -345,3 +345,12 @@ def test_a_dense_reward_is_monotone_in_the_distance():
 def test_wrong_options_name_the_valid_ones(options, message):
     with pytest.raises(SimulationError, match=message):
         make_task("push", **options)
+
+
+@pytest.mark.parametrize("name", ["push", "hopper", "kitchen"])
+def test_a_switch_is_true_or_false_for_every_task(name):
+    for word, wanted in (("true", True), ("false", False), (True, True)):
+        fields = make_task(name, cameras=word).obs_fields
+        assert any(f.kind == "image" for f in fields) == wanted
+    with pytest.raises(SimulationError, match=f"cameras of task '{name}' is true or false, not"):
+        make_task(name, cameras="no")
