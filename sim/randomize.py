@@ -277,6 +277,7 @@ class RandomizedVecEnv(VecEnv):
         jitter = randomization.rate_jitter[1] * world.control_dt
         most_late = int(np.ceil((randomization.action_latency[1] + jitter) / self._row_dt)) + 1
         self._late = np.zeros((num_envs, most_late, len(world.joint_names)))  # controls under way
+        self._target = np.zeros_like(self.command)  # the last action that arrived
         # States at the latest physics steps, now the last of them, where observations come late; since then.
         most_delay = round(randomization.observation_delay[1] / world.physics_dt)
         self._past = np.zeros((num_envs, most_delay and most_delay + 1, world.state_size))
@@ -291,6 +292,7 @@ class RandomizedVecEnv(VecEnv):
             self.randomizer.apply(self.models[i], self.draws[i])
             self._rngs[i] = rng
             self._late[i] = self.command[i] - self._offset(i)
+            self._target[i] = self.command[i]
             self._past[i] = self.state[i]
         return rngs
 
@@ -299,6 +301,7 @@ class RandomizedVecEnv(VecEnv):
         generators = json.dumps([rng.bit_generator.state for rng in self._rngs]).encode()
         return super().snapshot() | {
             "late": self._late.copy(),
+            "target": self._target.copy(),
             "past": self._past.copy(),
             "generators": np.frombuffer(generators, np.uint8),
             **{f"draw.{name}": np.stack([d[name] for d in self.draws]) for name in self.draws[0]},
@@ -308,6 +311,7 @@ class RandomizedVecEnv(VecEnv):
         """Go on from a snapshot of as many environments of the same task under the same randomisation."""
         super().restore(snapshot)
         self._late[:], self._past[:] = snapshot["late"], snapshot["past"]
+        self._target[:] = snapshot["target"]
         states = json.loads(snapshot["generators"].tobytes())
         names = [name.removeprefix("draw.") for name in snapshot if name.startswith("draw.")]
         for i, state in enumerate(states):
@@ -381,7 +385,8 @@ class RandomizedVecEnv(VecEnv):
             lag[i] = draw["action_latency"]
             lag[i] += draw["rate_jitter"] * self.world.control_dt * rng.random(horizon)
             for h in np.flatnonzero(lost):
-                received[i, h] = received[i, h - 1] if h else command[i]
+                received[i, h] = received[i, h - 1] if h else self._target[i]
+        self._target = received[:, -1].copy()
         controls, commands = self.world.controls(command, received)
         controls = np.repeat(controls, self._rows, axis=1)
         offset = np.stack(

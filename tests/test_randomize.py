@@ -161,6 +161,34 @@ def test_lost_actions_leave_the_last_one_in_force(task):
     assert np.array_equal(step.commands, np.repeat(start[:, None], 8, axis=1))
 
 
+class FirstArrives:
+    """A generator by which all actions but the first are lost."""
+
+    def __init__(self):
+        self.first = True
+
+    def random(self, count: int) -> np.ndarray:
+        drawn = np.zeros(count)
+        drawn[0], self.first = self.first, False
+        return drawn
+
+    def standard_normal(self, shape) -> np.ndarray:
+        return np.zeros(shape)
+
+
+def test_after_a_lost_action_the_arm_goes_on_to_the_last_target_whatever_the_chunks(task):
+    """A target too far for one control step."""
+    ends = []
+    for chunk in (4, 2, 1):
+        env = randomized(task, packet_loss=(0.5, 0.5))
+        env._rngs = [FirstArrives() for _ in SEEDS]
+        start, far = env.command[:, 0].copy(), hold(env, 4) + [1.0, *[0.0] * 7]
+        steps = [env.step(far[:, h : h + chunk]) for h in range(0, 4, chunk)]
+        ends.append(steps[-1].commands[:, -1, 0] - start)
+        env.close()
+    assert np.allclose(ends, 4 * task.world.velocity_limit[0] * task.control_dt)
+
+
 def test_observations_come_late_across_chunks(task):
     """Delayed by two control steps, with chunks of one."""
     env = randomized(task, observation_delay=(2 * task.control_dt, 2 * task.control_dt))

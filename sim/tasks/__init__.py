@@ -46,9 +46,7 @@ def find_task(name: str):
         raise unknown_name("task", name, task_names())
     if len(found) > 1:
         packages = " and ".join(sorted(entry.dist.name for entry in found))
-        raise SimulationError(
-            f"task '{name}' is registered by {packages}: uninstall one of them"
-        )
+        raise SimulationError(f"task '{name}' is registered by {packages}: uninstall one of them")
     try:
         return found[0].load()
     except Exception as error:
