@@ -141,7 +141,9 @@ def test_collecting_says_once_when_few_attempts_can_be_kept(tmp_path, monkeypatc
     monkeypatch.setattr(collect, "collect_batch", lambda *args: next(kept))
     collect.main(collect.Config("reach", tmp_path / "d.hdf5", episodes=32))
     (record,) = caplog.records
-    assert "1 of 224 attempts at task 'reach' kept: 32 episodes will take some 7168" in record.message
+    assert (
+        "1 of 224 attempts at task 'reach' kept: 32 episodes will take some 7168" in record.message
+    )
 
 
 @pytest.mark.parametrize(
