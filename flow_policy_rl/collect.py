@@ -5,6 +5,7 @@ Noise is added to what is executed, and the clean intention is what is recorded 
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,9 @@ from sim.randomize import PresetName, make_env
 from sim.tasks import make_task
 from sim.vec_env import Observation, VecEnv
 
+LOG = logging.getLogger(__name__)
+LOOK_AFTER = 200  # attempts
+FEW = 0.02  # of the attempts: worth a word
 NOISE_MEMORY = 0.8  # per control step: noise that lasts moves the arm, white noise only shakes it
 
 
@@ -40,7 +44,8 @@ class Config:
         robot: the arm (default: the task's first, or the policy's).
         policy: checkpoint, exported policy or name of one that ships, which acts in place of the scripted expert.
         min_return: keep only episodes with at least this return.
-        noise: spread of the disturbance of the targets, rad (grippers are spared).
+        noise: spread of the disturbance of the targets, rad, grippers spared (default: what the task's expert stands;
+            0.02, 0.003 of insert, 0.001 of one_leg, lamp and round_table).
         seed: of start states and noise.
         num_envs: episodes side by side.
         cameras: record camera images in place of what only a simulation knows.
@@ -58,7 +63,7 @@ class Config:
     robot: str | None = None
     policy: Path | None = None
     min_return: float | None = None
-    noise: float = 0.02
+    noise: float | None = None
     seed: int = 0
     num_envs: int = 32
     cameras: bool = False
@@ -76,6 +81,7 @@ def main(config: Config) -> dict:
     if config.policy is not None:
         config = dataclasses.replace(config, policy=shipped.find(config.policy))
     task, demonstrator = _demonstrator(config)
+    noise = task.demo_noise if config.noise is None else config.noise
     env = make_env(
         task,
         min(config.num_envs, config.episodes),
@@ -84,18 +90,16 @@ def main(config: Config) -> dict:
         backend=config.backend,
     )
     episodes: list[Episode] = []
-    attempts = 0
+    attempts, looked = 0, False
     with Progress("collect", config.episodes, "episode") as progress:
         while len(episodes) < config.episodes:
             rng = np.random.default_rng((config.seed, 2, attempts))
-            kept = collect_batch(env, demonstrator, config.noise, rng, config.min_return)
+            kept = collect_batch(env, demonstrator, noise, rng, config.min_return)
             attempts += env.num_envs
-            if attempts >= 50 * config.episodes and not episodes:
-                raise InputError(
-                    f"no episode to keep in {attempts} attempts at task '{config.task}': "
-                    f"lower --noise (now {config.noise}) or --min-return (now {config.min_return})"
-                )
             episodes += kept
+            if attempts >= LOOK_AFTER and not looked:
+                looked = True
+                _look(len(episodes), attempts, noise, config)
             progress.update(len(kept), f"{len(episodes) / attempts:.0%} of attempts succeed")
     env.close()
     layout = DemoLayout.of_task(task)
@@ -108,7 +112,7 @@ def main(config: Config) -> dict:
         **by,
         "task_options": dict(task.options),
         "attempts": attempts,
-        "noise": config.noise,
+        "noise": noise,
         "min_return": config.min_return,
         "seed": config.seed,
         "backend": config.backend,
@@ -124,6 +128,25 @@ def main(config: Config) -> dict:
         "attempts": attempts,
         "return_mean": float(np.mean([e.rewards.sum() for e in demos.episodes])),
     }
+
+
+def _look(kept: int, attempts: int, noise: float, config: Config) -> None:
+    """Whether this will come to an end, while it has cost little.
+
+    Raises:
+        InputError: nothing was kept.
+    """
+    least = "" if config.min_return is None else f" or --min-return (now {config.min_return})"
+    way_out = f"lower --noise (now {noise}){least}"
+    if not kept:
+        raise InputError(
+            f"no episode to keep in {attempts} attempts at task '{config.task}': {way_out}"
+        )
+    if kept < FEW * attempts:
+        LOG.warning(
+            "%d of %d attempts at task '%s' kept: %d episodes will take some %d attempts; %s",
+            kept, attempts, config.task, config.episodes, config.episodes * attempts // kept, way_out,
+        )  # fmt: skip
 
 
 def _demonstrator(config: Config):

@@ -379,7 +379,8 @@ def _rldt_paper(task: str) -> RLDTConfig:
 
 def demo_data(task: str, cameras: bool) -> dict:
     """How the demo's demonstrations are collected."""
-    return {"episodes": 200 if cameras else 50, "noise": 0.03, "cameras": cameras}
+    noise = None if task in PRECISE else 0.03
+    return {"episodes": 200 if cameras else 50, "noise": noise, "cameras": cameras}
 
 
 def demo_bc(task: str, cameras: bool) -> BCConfig:

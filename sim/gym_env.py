@@ -1,4 +1,5 @@
-"""Every task as a Gymnasium environment, single and vectorised. Importing this module registers them.
+"""Every task as a Gymnasium environment, single and vectorised. Importing this module registers them, those of other
+packages too (`pick_place` is `flow_policy/PickPlace-v0`).
 
     import gymnasium, sim.gym_env
     env = gymnasium.make("flow_policy/Lift-v0")
@@ -18,15 +19,16 @@ from gymnasium.vector.utils import batch_space
 
 from sim.errors import SimulationError
 from sim.render import Renderer
-from sim.tasks import TASKS, make_task
+from sim.tasks import TASKS, make_task, task_names
 from sim.vec_env import Observation, VecEnv
 
 RENDER_SIZE = (240, 320)
 
 
 def env_id(task: str) -> str:
-    """`pick_place` -> `flow_policy/PickPlace-v0`."""
-    return f"flow_policy/{TASKS[task].__name__}-v0"
+    """`pick_place` -> `flow_policy/PickPlace-v0`; a task of another package is not imported for it."""
+    name = TASKS[task].__name__ if task in TASKS else task.title().replace("_", "")
+    return f"flow_policy/{name}-v0"
 
 
 def observation_space(task, flat: bool) -> spaces.Space:
@@ -162,7 +164,8 @@ class TaskVectorEnv(VectorEnv):
         self, *, seed: int | list[int] | None = None, options: dict | None = None
     ) -> tuple[Any, dict]:
         """Start an episode everywhere: from seeds seed, seed + 1 ..., or a list of them, or where we are."""
-        if isinstance(seed, int):
+        if isinstance(seed, (int, np.integer)):
+            seed = int(seed)
             self._env.restart(seed)
             seed = [seed + i for i in range(self.num_envs)]
         return gather(self._env.reset(seed), self.flat), {}
@@ -180,7 +183,7 @@ class TaskVectorEnv(VectorEnv):
         self._env.close()
 
 
-for _name in TASKS:
+for _name in task_names():
     if env_id(_name) not in gymnasium.registry:
         gymnasium.register(
             env_id(_name),

@@ -21,6 +21,9 @@ from sim.vec_env import Observation, VecEnv
 Range = tuple[float, float]
 Draw = dict[str, float | np.ndarray]
 ONE, ZERO = (1.0, 1.0), (0.0, 0.0)
+LENGTHS = ("geom_size", "geom_pos", "geom_rbound", "geom_aabb", "body_ipos")
+# A geom's rgba in MuJoCo unless something else is said: its material's color is seen.
+UNPAINTED = (0.5, 0.5, 0.5, 1.0)
 VELOCITY_NOISE = 10.0  # rad/s of noise in a velocity for each rad of noise in a position
 
 
@@ -31,7 +34,8 @@ class Randomization:
     Attributes:
         mass: factor, per body (inertia with it).
         friction, damping, gain: factors, of all contacts, per joint, per actuator.
-        object_size: factor, per free body (mass with its cube).
+        object_size: factor, per free body (mass with its cube). What hangs on it by joints stays: the nut of a part to
+            be assembled has to be where scripts and scoring expect it.
         joint_offset: rad, zero error of each commanded joint's encoder: measured minus true.
         camera_shift, camera_turn: m along and rad about each axis.
         light: factor of all lights. color: added to each red, green and blue (0 to 1).
@@ -185,20 +189,37 @@ class Randomizer:
         gain = np.asarray(draw["gain"])[:, None]
         model.actuator_gainprm[:] = nominal.actuator_gainprm * gain
         model.actuator_biasprm[:] = nominal.actuator_biasprm * gain
-        for name in ("geom_size", "geom_pos", "geom_rbound", "geom_aabb"):
+        for name in LENGTHS:
             getattr(model, name)[:] = getattr(nominal, name)
         for body, size in zip(self.free_bodies, draw["object_size"], strict=True):
-            geoms = np.flatnonzero(nominal.geom_bodyid == body)
-            for name in ("geom_size", "geom_pos", "geom_rbound", "geom_aabb"):
-                getattr(model, name)[geoms] *= size
+            geoms = nominal.geom_bodyid == body
+            for name in LENGTHS:
+                getattr(model, name)[body if name == "body_ipos" else geoms] *= size
             model.body_mass[body] *= size**3
             model.body_inertia[body] *= size**5
         model.cam_pos[:] = nominal.cam_pos + draw["camera_shift"]
         for i, turn in enumerate(draw["camera_turn"]):
             model.cam_quat[i] = turned(nominal.cam_quat[i], turn)
-        model.light_diffuse[:] = nominal.light_diffuse * draw["light"]
-        model.geom_rgba[:, :3] = np.clip(nominal.geom_rgba[:, :3] + draw["color"], 0.0, 1.0)
+        for kind in ("ambient", "diffuse", "specular"):
+            lamps = getattr(nominal, f"light_{kind}")
+            getattr(model, f"light_{kind}")[:] = lamps * draw["light"]
+            head = getattr(nominal.vis.headlight, kind)
+            getattr(model.vis.headlight, kind)[:] = head * draw["light"]
+        self._paint(model, draw["color"])
         mujoco.mj_setConst(model, self._scratch)
+
+    def _paint(self, model: mujoco.MjModel, color: np.ndarray) -> None:
+        """A geom has a color of its own, or that of its material, which takes what its first geom drew."""
+        nominal = self.nominal
+        own = (nominal.geom_matid < 0) | (nominal.geom_rgba != UNPAINTED).any(axis=1)
+        painted = np.clip(nominal.geom_rgba[:, :3] + color, 0.0, 1.0)
+        model.geom_rgba[:, :3] = np.where(own[:, None], painted, nominal.geom_rgba[:, :3])
+        materials, first = np.unique(np.where(own, -1, nominal.geom_matid), return_index=True)
+        model.mat_rgba[:] = nominal.mat_rgba
+        for material, geom in zip(materials, first, strict=True):
+            if material >= 0:
+                shade = nominal.mat_rgba[material, :3] + color[geom]
+                model.mat_rgba[material, :3] = np.clip(shade, 0.0, 1.0)
 
     def sense(self, obs: Observation, draw: Draw, rng: np.random.Generator) -> Observation:
         """One environment's observation fields (size,) as its sensors give them."""
@@ -256,6 +277,7 @@ class RandomizedVecEnv(VecEnv):
         jitter = randomization.rate_jitter[1] * world.control_dt
         most_late = int(np.ceil((randomization.action_latency[1] + jitter) / self._row_dt)) + 1
         self._late = np.zeros((num_envs, most_late, len(world.joint_names)))  # controls under way
+        self._target = np.zeros_like(self.command)  # the last action that arrived
         # States at the latest physics steps, now the last of them, where observations come late; since then.
         most_delay = round(randomization.observation_delay[1] / world.physics_dt)
         self._past = np.zeros((num_envs, most_delay and most_delay + 1, world.state_size))
@@ -270,6 +292,7 @@ class RandomizedVecEnv(VecEnv):
             self.randomizer.apply(self.models[i], self.draws[i])
             self._rngs[i] = rng
             self._late[i] = self.command[i] - self._offset(i)
+            self._target[i] = self.command[i]
             self._past[i] = self.state[i]
         return rngs
 
@@ -278,6 +301,7 @@ class RandomizedVecEnv(VecEnv):
         generators = json.dumps([rng.bit_generator.state for rng in self._rngs]).encode()
         return super().snapshot() | {
             "late": self._late.copy(),
+            "target": self._target.copy(),
             "past": self._past.copy(),
             "generators": np.frombuffer(generators, np.uint8),
             **{f"draw.{name}": np.stack([d[name] for d in self.draws]) for name in self.draws[0]},
@@ -287,6 +311,7 @@ class RandomizedVecEnv(VecEnv):
         """Go on from a snapshot of as many environments of the same task under the same randomisation."""
         super().restore(snapshot)
         self._late[:], self._past[:] = snapshot["late"], snapshot["past"]
+        self._target[:] = snapshot["target"]
         states = json.loads(snapshot["generators"].tobytes())
         names = [name.removeprefix("draw.") for name in snapshot if name.startswith("draw.")]
         for i, state in enumerate(states):
@@ -360,7 +385,8 @@ class RandomizedVecEnv(VecEnv):
             lag[i] = draw["action_latency"]
             lag[i] += draw["rate_jitter"] * self.world.control_dt * rng.random(horizon)
             for h in np.flatnonzero(lost):
-                received[i, h] = received[i, h - 1] if h else command[i]
+                received[i, h] = received[i, h - 1] if h else self._target[i]
+        self._target = received[:, -1].copy()
         controls, commands = self.world.controls(command, received)
         controls = np.repeat(controls, self._rows, axis=1)
         offset = np.stack(

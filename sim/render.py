@@ -1,6 +1,5 @@
 """Pictures of simulation states, without a screen where EGL is installed."""
 
-import copy
 import os
 from collections.abc import Sequence
 
@@ -9,8 +8,6 @@ import numpy as np
 
 from sim.errors import SimulationError, unknown_name
 from sim.world import World
-
-LOOKS = ("cam_pos", "cam_quat", "light_diffuse", "geom_rgba", "geom_size", "geom_pos")
 
 
 class Renderer:
@@ -27,24 +24,31 @@ class Renderer:
                 "(Debian and Ubuntu: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri)"
             )
         self._world = world
-        self._model = copy.copy(world.model)
-        self._data = mujoco.MjData(self._model)
+        self._data = mujoco.MjData(world.model)
         self._cameras = [world.model.camera(i).name for i in range(world.model.ncam)]
-        self._renderer = mujoco.Renderer(self._model, height, width)
+        self._view = mujoco.MjvCamera()
+        self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._option = mujoco.MjvOption()
+        self._renderer = mujoco.Renderer(world.model, height, width)
 
     def render(
         self, state: np.ndarray, camera: str, model: mujoco.MjModel | None = None
     ) -> np.ndarray:
-        """(state_size,) -> (height, width, 3) uint8, RGB. With a model that looks different, as it looks there."""
+        """(state_size,) -> (height, width, 3) uint8, RGB. With a model that looks different, as it looks there; only
+        meshes and textures stay the world's."""
         if camera not in self._cameras:
             raise unknown_name("camera", camera, self._cameras)
-        if model is not None:
-            for name in LOOKS:
-                getattr(self._model, name)[:] = getattr(model, name)
+        model = model or self._world.model
+        self._view.fixedcamid = self._cameras.index(camera)
         self._world.write(state, self._data)
-        mujoco.mj_kinematics(self._model, self._data)
-        mujoco.mj_camlight(self._model, self._data)
-        self._renderer.update_scene(self._data, camera)
+        mujoco.mj_kinematics(model, self._data)
+        # Cameras that follow a walker follow its centre of mass.
+        mujoco.mj_comPos(model, self._data)
+        mujoco.mj_camlight(model, self._data)
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(
+            model, self._data, self._option, None, self._view, everything, self._renderer.scene
+        )
         return self._renderer.render()
 
     def batch(

@@ -30,7 +30,7 @@ class ChunkStep:
         obs: observation after the chunk; of the new episode where one ended.
         final_obs: observation at the last valid step, before any reset (use it to bootstrap a truncation). Shares
             memory with `obs` where no episode ended.
-        reward: (N, h), zero where not valid.
+        reward: (N, h), zero where not valid, and where physics broke down.
         reward_terms: the same, by name.
         valid: (N, h) bool, control steps that count.
         terminated, truncated: (N,) bool, the episode ended by the task or by its time limit. Never both.
@@ -258,7 +258,7 @@ class VecEnv:
         rows = np.arange(self.num_envs)
 
         reward_terms = {
-            name: np.where(valid, term, 0.0)
+            name: np.where(valid & ~diverged_at, term, 0.0)
             for name, term in task.reward_terms(before, actions, states, succeeded).items()
         }
         success, failure, diverged = (

@@ -66,5 +66,7 @@ def test_growth_is_drawn(tmp_path):
 def test_bad_input(capsys):
     assert cli.main(["bench", "sim", "--num-envs", "0"]) == 2
     assert "--num-envs" in capsys.readouterr().err
+    assert cli.main(["bench", "sim", "--num-threads", "-1"]) == 2
+    assert "--num-threads must be at least 0, not -1" in capsys.readouterr().err
     assert cli.main(["bench", "sim", "--task", "hopper", "--robosuite", "--no-gymnasium"]) == 2
     assert "task lift" in capsys.readouterr().err

@@ -138,8 +138,38 @@ def test_returns_below_the_least_are_not_kept():
 
 def test_collecting_gives_up_when_nothing_can_be_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "collect_batch", lambda *args: [])
-    with pytest.raises(InputError, match=r"no episode to keep in 50 attempts.*--min-return"):
-        collect.main(collect.Config("reach", tmp_path / "d.hdf5", episodes=1, min_return=2.0))
+    with pytest.raises(InputError, match=r"no episode to keep in 224 attempts.*--min-return"):
+        collect.main(collect.Config("reach", tmp_path / "d.hdf5", min_return=2.0))
+
+
+def test_collecting_says_once_when_few_attempts_can_be_kept(tmp_path, monkeypatch, caplog):
+    env = VecEnv(make_task("reach"), 1)
+    (episode,) = collect_batch(env, ScriptedExperts(), 0.0, np.random.default_rng(0))
+    env.close()
+    kept = iter([[episode], *[[]] * 6, *[[episode]] * 32])
+    monkeypatch.setattr(collect, "collect_batch", lambda *args: next(kept))
+    collect.main(collect.Config("reach", tmp_path / "d.hdf5", episodes=32))
+    (record,) = caplog.records
+    assert (
+        "1 of 224 attempts at task 'reach' kept: 32 episodes will take some 7168" in record.message
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "stands"), [("reach", 0.02), ("insert", 0.003), ("one_leg", 0.001)]
+)
+def test_noise_is_what_the_expert_stands_unless_it_is_given(name, stands, tmp_path, monkeypatch):
+    given = []
+
+    def nothing(env, demonstrator, noise, *rest):
+        given.append(noise)
+        return []
+
+    monkeypatch.setattr(collect, "collect_batch", nothing)
+    for noise in (None, 0.0, 0.05):
+        with pytest.raises(InputError, match="no episode"):
+            collect.main(collect.Config(name, tmp_path / "d.hdf5", noise=noise))
+    assert sorted(set(given)) == sorted({stands, 0.0, 0.05})
 
 
 def test_options_of_a_task_pass_through_collect_eval_and_train(tmp_path):
@@ -165,7 +195,7 @@ def test_options_of_a_task_pass_through_collect_eval_and_train(tmp_path):
     config = dataclasses.replace(config, out=tmp_path / "again.hdf5")
     with pytest.raises(SimulationError, match="unknown option of task 'push' 'rewards'"):
         collect.main(dataclasses.replace(config, task_options={"rewards": "dense"}))
-    with pytest.raises(SimulationError, match="cameras of task 'push' is a bool"):
+    with pytest.raises(SimulationError, match="cameras of task 'push' is true or false"):
         collect.main(dataclasses.replace(config, task_options={"cameras": "yes"}))
 
 

@@ -73,6 +73,12 @@ def test_a_seed_restarts_the_whole_sequence():
     envs.close()
 
 
+def test_a_seed_may_be_an_integer_of_numpy():
+    envs = gymnasium.make_vec("flow_policy/Reach-v0", num_envs=2, flat=True)
+    assert np.array_equal(envs.reset(seed=np.int64(3))[0], envs.reset(seed=3)[0])
+    envs.close()
+
+
 def test_options_and_bad_input():
     env = gymnasium.make("flow_policy/Reach-v0", reward="dense", flat=True)
     env.reset(seed=0)

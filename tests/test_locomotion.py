@@ -3,11 +3,13 @@
 import json
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 from toys import untrained_policy
 
 from flow_policy_rl import checkpoint, cli
+from sim.render import Renderer
 from sim.tasks import make_task
 from sim.tasks.locomotion import LOCOMOTION
 from sim.vec_env import VecEnv
@@ -95,6 +97,22 @@ def test_start_is_what_gymnasium_gives_for_the_seed(name):
         assert np.array_equal(together(obs, i), theirs)
     assert sum(len(f.elements) for f in task.obs_fields) == len(theirs)
     env.close()
+
+
+@pytest.mark.parametrize("name", LOCOMOTION)
+def test_the_camera_follows_the_walker(name):
+    """As MuJoCo's own renderer shows it after a whole forward pass."""
+    task = make_task(name)
+    state = task.initial_state(np.random.default_rng(0))
+    task.world.qpos(state)[0] = 5.0
+    data = mujoco.MjData(task.world.model)
+    task.world.write(state, data)
+    mujoco.mj_forward(task.world.model, data)
+    with Renderer(task.world, 48, 64) as ours:
+        seen = ours.render(state, "track")
+    with mujoco.Renderer(task.world.model, 48, 64) as plain:
+        plain.update_scene(data, "track")
+        assert np.array_equal(seen, plain.render())
 
 
 def test_a_policy_for_a_task_without_success_is_judged_by_its_return(tmp_path, capsys):

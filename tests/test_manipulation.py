@@ -8,7 +8,7 @@ from flow_policy_rl.serving.robot import load_robot
 from sim import poses
 from sim.arm import ARMS
 from sim.errors import SimulationError
-from sim.expert import make_expert
+from sim.expert import Hand, make_expert
 from sim.kinematics import SitePose
 from sim.tasks import TASKS, make_task
 from sim.tasks.assembly import Assembly
@@ -272,6 +272,20 @@ def test_success_of_transport():
     assert not task.is_success(put(task, goal=goal, bar=(0.9, 0.1, 0.05)))
 
 
+@pytest.mark.parametrize("along", [-0.1, -0.07, 0.0, 0.07, 0.1])
+def test_a_hand_that_holds_the_bar_anywhere_has_not_transported_it(along):
+    task = make_task("transport")
+    state = put(task, goal=(0.9, 0.1, 0.001), bar=(0.9, 0.1, 0.014))
+    arm = task.arms[1]
+    hand = Hand(arm, task.world.qpos(state)[task.world.joint_qpos], task.control_dt)
+    for height in (0.02, 0.1):
+        for _ in hand.move([0.9 + along, 0.1, height], np.pi):
+            joints = hand.solve()
+        task.world.qpos(state)[task.world.joint_qpos[arm.columns]] = joints
+        assert np.allclose(task.tool(state, 1)[:3], [0.9 + along, 0.1, height], atol=5e-3)
+        assert task.is_success(state) == (height == 0.1)
+
+
 def test_the_left_arm_of_transport_cannot_reach_the_marks():
     """Its tool is a hand's length beyond the flange, which is at most 0.855 m from the shoulder (Panda data sheet)."""
     task = make_task("transport")
@@ -331,3 +345,12 @@ def test_a_dense_reward_is_monotone_in_the_distance():
 def test_wrong_options_name_the_valid_ones(options, message):
     with pytest.raises(SimulationError, match=message):
         make_task("push", **options)
+
+
+@pytest.mark.parametrize("name", ["push", "hopper", "kitchen"])
+def test_a_switch_is_true_or_false_for_every_task(name):
+    for word, wanted in (("true", True), ("false", False), (True, True)):
+        fields = make_task(name, cameras=word).obs_fields
+        assert any(f.kind == "image" for f in fields) == wanted
+    with pytest.raises(SimulationError, match=f"cameras of task '{name}' is true or false, not"):
+        make_task(name, cameras="no")

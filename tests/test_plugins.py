@@ -1,8 +1,10 @@
 """A package of the user's own: the one in examples/, installed elsewhere, adds a task, a robot, an encoder and an
 algorithm."""
 
+import importlib
 import json
 
+import gymnasium
 import pytest
 import torch
 from toys import ROOT, small_spec
@@ -12,6 +14,7 @@ from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.serving.robot import load_robot
 from flow_policy_rl.spec import ObservationField
+from sim import gym_env
 from sim.errors import SimulationError
 from sim.tasks import make_task
 
@@ -133,7 +136,22 @@ def test_two_packages_with_one_name_are_both_named(example, tmp_path, monkeypatc
     info = tmp_path / "other_arm-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-arm\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[flow_policy_rl.robots]\nplanar = my_arm:ROBOT\n")
+    (info / "entry_points.txt").write_text(
+        "[flow_policy_rl.robots]\nplanar = my_arm:ROBOT\n"
+        "[flow_policy_rl.tasks]\npoint = my_arm.task:Point\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match="registered by my-arm and other-arm"):
         load_robot("planar")
+    with pytest.raises(SimulationError, match="task 'point' is registered by my-arm and other-arm"):
+        make_task("point")
+
+
+def test_own_task_is_a_gymnasium_environment(example, monkeypatch):
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", {})
+    importlib.reload(gym_env)
+    assert gym_env.env_id("point") == "flow_policy/Point-v0"
+    envs = gymnasium.make_vec("flow_policy/Point-v0", num_envs=2, flat=True)
+    obs, _ = envs.reset(seed=0)
+    assert obs.shape == (2, 9)
+    envs.close()

@@ -105,6 +105,18 @@ def test_models_get_what_was_drawn_and_nothing_remains_of_it(task):
         assert np.allclose(getattr(model, name), getattr(nominal, name), rtol=1e-9), name
 
 
+def test_an_object_that_grows_keeps_its_balance():
+    """The handle of the nut puts its middle of mass beside its origin."""
+    task, size = make_task("insert"), 1.03
+    randomizer = Randomizer(task, Randomization(object_size=(size, size)))
+    model, nut = task.world.model, task.world.model.body("nut").id
+    randomizer.apply(model, randomizer.draw(np.random.default_rng(0)))
+    assert abs(randomizer.nominal.body_ipos[nut, 0]) > 0.01
+    assert np.allclose(model.body_ipos[nut], size * randomizer.nominal.body_ipos[nut])
+    randomizer.apply(model, Randomizer(task, Randomization()).draw(np.random.default_rng(0)))
+    assert np.allclose(model.body_ipos, randomizer.nominal.body_ipos)
+
+
 def test_latency_and_jitter_shift_what_the_arm_does(task):
     physics = task.world.physics_dt
     plain, late = VecEnv(task, 3), randomized(task, action_latency=(4 * physics, 4 * physics))
@@ -147,6 +159,34 @@ def test_lost_actions_leave_the_last_one_in_force(task):
     start = env.command.copy()
     step = env.step(swing(env))
     assert np.array_equal(step.commands, np.repeat(start[:, None], 8, axis=1))
+
+
+class FirstArrives:
+    """A generator by which all actions but the first are lost."""
+
+    def __init__(self):
+        self.first = True
+
+    def random(self, count: int) -> np.ndarray:
+        drawn = np.zeros(count)
+        drawn[0], self.first = self.first, False
+        return drawn
+
+    def standard_normal(self, shape) -> np.ndarray:
+        return np.zeros(shape)
+
+
+def test_after_a_lost_action_the_arm_goes_on_to_the_last_target_whatever_the_chunks(task):
+    """A target too far for one control step."""
+    ends = []
+    for chunk in (4, 2, 1):
+        env = randomized(task, packet_loss=(0.5, 0.5))
+        env._rngs = [FirstArrives() for _ in SEEDS]
+        start, far = env.command[:, 0].copy(), hold(env, 4) + [1.0, *[0.0] * 7]
+        steps = [env.step(far[:, h : h + chunk]) for h in range(0, 4, chunk)]
+        ends.append(steps[-1].commands[:, -1, 0] - start)
+        env.close()
+    assert np.allclose(ends, 4 * task.world.velocity_limit[0] * task.control_dt)
 
 
 def test_observations_come_late_across_chunks(task):
@@ -261,6 +301,59 @@ def test_cameras_show_the_world_of_their_environment():
     assert np.array_equal(*obs["front_image"])
     obs = env.reset([0, 1])
     assert np.abs(obs["front_image"][0].astype(int) - obs["front_image"][1]).mean() > 5
+    env.close()
+
+
+def pictures(name: str, **ranges) -> np.ndarray:
+    """What the policy sees first, nominally and randomised, (2, height, width, 3)."""
+    task = make_task(name, cameras=True)
+    field = next(f.name for f in task.obs_fields if f.kind == "image")
+    seen = []
+    for config in (Randomization(), Randomization(**ranges)):
+        env = RandomizedVecEnv(task, 1, randomization=config, num_threads=1)
+        seen.append(env.reset([7])[field][0].astype(int))
+        env.close()
+    return np.stack(seen)
+
+
+@pytest.mark.parametrize("name", ["hopper", "ant", "kitchen", "lift"])
+@pytest.mark.parametrize("what", ["camera_shift", "camera_turn"])
+def test_cameras_are_moved_those_too_that_follow_a_walker(name, what):
+    nominal, moved = pictures(name, **{what: (0.2, 0.2)})
+    assert np.abs(moved - nominal).mean() > 3
+
+
+@pytest.mark.parametrize("name", ["hopper", "kitchen", "lift"])
+@pytest.mark.parametrize("shift", [-0.03, 0.03])
+def test_a_small_shift_of_colors_is_small_where_materials_have_them_too(name, shift):
+    """Lamps may double it; what is white stays white."""
+    nominal, shifted = pictures(name, color=(shift, shift))
+    change = np.sign(shift) * (shifted - nominal)
+    assert 1 < change.mean() < 2 * 255 * 0.03
+    assert change.min() >= -1
+
+
+def test_no_lamp_is_left_out():
+    nominal, dark = pictures("lift", light=(1e-6, 1e-6))
+    assert nominal.mean() > 50
+    assert dark.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["ant", "kitchen", "lift", "one_leg"])
+def test_pictures_are_those_of_the_model_alone(name):
+    """Nothing is left of the environment that was drawn before, nothing of a model is overlooked."""
+    task = make_task(name, cameras=True)
+    field = next(f for f in task.obs_fields if f.kind == "image")
+    env = RandomizedVecEnv(task, 2, randomization=preset("hard", task), num_threads=1)
+    env.randomizer.config = dataclasses.replace(preset("hard", task), observation_noise=(0, 0))
+    seen = env.reset([0, 1])[field.name]
+    for picture, model, state in zip(seen, env.models, env.state, strict=True):
+        data = mujoco.MjData(model)
+        task.world.write(state, data)
+        mujoco.mj_forward(model, data)
+        with mujoco.Renderer(model, *field.resolution) as alone:
+            alone.update_scene(data, field.source)
+            assert np.array_equal(picture, alone.render())
     env.close()
 
 

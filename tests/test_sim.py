@@ -310,6 +310,22 @@ def test_a_diverged_environment_is_reset_and_the_others_are_untouched(task, tmp_
     alone.close()
 
 
+@pytest.mark.parametrize("name", ["hopper", "halfcheetah", "lift"])
+def test_a_step_that_breaks_down_pays_nothing(name):
+    """So that the return of its episode is a number."""
+    env = VecEnv(make_task(name), 2, num_threads=1, dump_dir=None)
+    env.reset([1, 2])
+    actions = np.tile(env.command[:, None], (1, 4, 1))
+    actions[0, 1, 0] = np.nan
+    step = env.step(actions)
+    assert step.diverged.tolist() == [True, False]
+    assert step.valid.sum(axis=1).tolist() == [2, 4]
+    assert np.isfinite(step.reward).all()
+    assert (step.reward[0, 1:] == 0).all()
+    assert all(np.isfinite(term).all() for term in step.reward_terms.values())
+    env.close()
+
+
 def test_only_the_first_breakdowns_are_written_but_all_are_counted(task, tmp_path, monkeypatch):
     monkeypatch.setattr("sim.vec_env.MOST_DUMPS", 2)
     env = VecEnv(task, 3, dump_dir=tmp_path)

@@ -20,7 +20,7 @@ import numpy as np
 
 from flow_policy_rl import provenance
 from flow_policy_rl.bench import curves
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import InputError, refuse_below
 from sim import backends
 from sim.backends import BackendName, make_renderer
 from sim.randomize import PresetName, make_env
@@ -80,9 +80,7 @@ class Config:
 
 def main(config: Config) -> dict:
     """Measure."""
-    for name in ("num_envs", "chunk", "repeats"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1")
+    refuse_below(config, num_envs=1, chunk=1, repeats=1, num_threads=0)
     task = make_task(config.task)
     if config.robosuite:
         require_robosuite(task)

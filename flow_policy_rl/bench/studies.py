@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from sim.tasks.assembly import Assembly
+from sim.tasks.insert import Insert
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -130,8 +133,7 @@ THROUGH_CAMERA = ("--bc.batch-size", "128", "--bc.ema-decay", "0.998")
 FINELY = ("--bc.num-steps", "8000", "--bc.ema-decay", "0.999", "--network.width", "512")
 # 20,000 steps of `insert` succeed in 81.5 %, 8,000 in 14 to 30 %.
 FINELY_INSERT = (*FINELY, "--bc.num-steps", "12000")
-# The expert of `one_leg` always succeeds with this noise, in half of its attempts with twice as much.
-NEARLY_EXACT = ("--noise", "0.001")
+NEARLY_EXACT = ("--noise", str(Assembly.demo_noise))
 
 STUDIES = {
     "locomotion": Study(
@@ -178,7 +180,11 @@ STUDIES = {
         base=Base(
             episodes={"lift": 50, "kitchen": 50, "pick_place": 100, "stack": 100, "*": 300},
             collect={"lift": NOISY, "pick_place": NOISY, "stack": NOISY}
-            | {"insert": ("--noise", "0.003"), "kitchen": ("--noise", "0.05"), "*": NEARLY_EXACT},
+            | {
+                "insert": ("--noise", str(Insert.demo_noise)),
+                "kitchen": ("--noise", "0.05"),
+                "*": NEARLY_EXACT,
+            },
             imitate={"lift": BRIEFLY, "pick_place": BRIEFLY, "stack": LESS_BRIEFLY}
             | {"insert": FINELY_INSERT, "kitchen": (*IMITATE, "--bc.num-steps", "3000")}
             | {"one_leg": (*FINELY, "--bc.num-steps", "5500"), "*": FINELY},

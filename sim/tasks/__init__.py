@@ -23,6 +23,8 @@ MANIPULATION = {
 }
 TASKS = MANIPULATION | LOCOMOTION | {Kitchen.name: Kitchen}
 
+SWITCH = {"true": True, "false": False}
+
 PLUGINS = "flow_policy_rl.tasks"  # entry points of this group are tasks of other packages
 
 
@@ -35,19 +37,23 @@ def find_task(name: str):
     """The class of a task.
 
     Raises:
-        SimulationError: unknown name, or a package that cannot be imported.
+        SimulationError: unknown name, one that two packages register, or a package that cannot be imported.
     """
     if name in TASKS:
         return TASKS[name]
-    for entry in metadata.entry_points(group=PLUGINS, name=name):
-        try:
-            return entry.load()
-        except Exception as error:
-            raise SimulationError(
-                f"task '{name}' of package '{entry.dist.name}' ({entry.value}) cannot be imported: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-    raise unknown_name("task", name, task_names())
+    found = tuple(metadata.entry_points(group=PLUGINS, name=name))
+    if not found:
+        raise unknown_name("task", name, task_names())
+    if len(found) > 1:
+        packages = " and ".join(sorted(entry.dist.name for entry in found))
+        raise SimulationError(f"task '{name}' is registered by {packages}: uninstall one of them")
+    try:
+        return found[0].load()
+    except Exception as error:
+        raise SimulationError(
+            f"task '{name}' of package '{found[0].dist.name}' ({found[0].value}) cannot be imported: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def make_task(name: str, **options):
@@ -65,6 +71,21 @@ def make_task(name: str, **options):
     for option in given:
         if option not in valid:
             raise unknown_name(f"option of task '{name}'", option, valid)
+        if isinstance(valid[option].default, bool):
+            given[option] = boolean(f"option {option} of task '{name}'", given[option])
     built = task(**given)
-    built.options = {k: v for k, v in given.items() if k not in ("robot", "cameras")}
+    built.options = {o: v for o, v in given.items() if o not in ("robot", "cameras")}
     return built
+
+
+def boolean(what: str, value: bool | str) -> bool:
+    """A switch, which on the command line is a text.
+
+    Raises:
+        SimulationError: neither true nor false.
+    """
+    if isinstance(value, bool):
+        return value
+    if value not in SWITCH:
+        raise SimulationError(f"{what} is true or false, not {value!r}")
+    return SWITCH[value]

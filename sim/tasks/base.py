@@ -27,6 +27,7 @@ class Task:
         success_hold_steps: control steps in a row for which `is_success` must hold; None: the task knows no success,
             only reward.
         cameras: named cameras of the model that show the task; the first is for films.
+        demo_noise: disturbance of targets that the expert stands, rad; `flow-policy collect` adds it.
         feedback: control steps are run one at a time, with `act` and `after_step` between them.
         world: model, state layout and command interface.
         obs_fields: what `observe` gives, in order.
@@ -40,6 +41,7 @@ class Task:
     episode_steps: int
     success_hold_steps: int | None = None
     cameras: tuple[str, ...] = ()
+    demo_noise: float = 0.02
     feedback: bool = False
     world: World
     obs_fields: tuple[ObsField, ...]

@@ -39,6 +39,7 @@ class Insert(Tabletop):
     starts = {"nut": Start((0.48, -0.08, HALF_HEIGHT), (0.08, 0.10, 0))}
     observed = {"nut_pose": "nut"}
     episode_steps = 300
+    demo_noise = 0.003
 
     def is_success(self, state):
         nut = self.pose(state, "nut")

@@ -118,10 +118,6 @@ class Tabletop(Task):
         arm_name = robot or self.robots[0]
         if arm_name not in self.robots:
             raise unknown_name(f"robot for task '{self.name}'", arm_name, self.robots)
-        if not isinstance(cameras, bool):
-            raise SimulationError(
-                f"option cameras of task '{self.name}' is a bool, not {cameras!r}"
-            )
         if reward not in self.rewards:
             raise unknown_name(f"reward of task '{self.name}'", reward, self.rewards)
         self.robot, self.reward = self.robot_name(arm_name), reward

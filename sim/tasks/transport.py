@@ -12,12 +12,14 @@ APART = 1.36  # m between the bases
 GRIP = 0.07  # m, from the bar's middle to each hand
 MEET = np.array([APART / 2, 0.0, 0.30])  # m, where the bar changes hands
 CLOSE = 0.04  # m
+AWAY = 0.07  # m, of each hand from the bar, wherever along it
 
 
 class Transport(Tabletop):
     """Two arms face each other. A bar lies on the side of the left one, turned by up to 45 degrees; a mark lies on the
     side of the right one, out of the left one's reach. Success: the bar lies flat with its middle within 4 cm of the
-    mark and both hands are away, for ten control steps in a row. The episode ends there, or after twenty seconds.
+    mark and both hands are 7 cm away from all of it, for ten control steps in a row. The episode ends there, or after
+    twenty seconds.
     """
 
     name = "transport"
@@ -42,7 +44,14 @@ class Transport(Tabletop):
         bar = self.pose(state, "bar")
         there = distance(bar[..., :2], self.pose(state, "goal")[..., :2]) <= CLOSE
         flat = bar[..., 2] <= HALF_WIDTH + 0.005
-        return there & flat & self.released(state, "bar", away=0.10)
+        one, two = (self.reach(state, arm) for arm in (0, 1))
+        return there & flat & (one >= AWAY) & (two >= AWAY)
+
+    def reach(self, state, arm):
+        """From a hand to the nearest point of the bar's axis, (...,) m."""
+        hand = poses.relative(self.pose(state, "bar"), self.tool(state, arm))[..., :3]
+        beyond = (abs(hand[..., 0]) - LENGTH / 2).clip(0)
+        return (beyond**2 + (hand[..., 1:] ** 2).sum(axis=-1)) ** 0.5
 
     def costs(self, state):
         bar = self.pose(state, "bar")
