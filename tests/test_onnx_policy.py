@@ -213,7 +213,7 @@ def test_memory_stays_where_it_is(policy, obs):
 
 
 def test_distance_from_the_training_data(torch_policy, tmp_path):
-    from flow_policy_rl.train import with_statistics
+    from flow_policy_rl.train_run import with_statistics
 
     spec = with_statistics(torch_policy.spec, torch_policy)
     path = tmp_path / "policy.onnx"
