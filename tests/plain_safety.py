@@ -30,15 +30,15 @@ class Plain:
         wanted = np.clip(-share * velocity, before - jerk_step, before + jerk_step)
         return np.clip(wanted, -self.acceleration, self.acceleration)
 
-    def stop(self, q, v, a):
-        """Knots [(h, q, v)] after a motion until rest."""
+    def stop(self, q, v, a, h):
+        """Knots [(h, q, v)] after a motion until rest, in steps of h."""
         knots = []
         while (np.abs(v) > AT_REST).any() and len(knots) <= self.stop_steps:
-            a = self.brake(v, a, self.dt)
-            ahead = v + a * self.dt
+            a = self.brake(v, a, h)
+            ahead = v + a * h
             ahead[np.abs(ahead) < AT_REST] = 0.0
-            q, v = q + (v + ahead) / 2 * self.dt, ahead
-            knots.append((self.dt, q, v))
+            q, v = q + (v + ahead) / 2 * h, ahead
+            knots.append((h, q, v))
         return knots
 
     def can_stop(self, q, v, a, h, low, high, speed):
@@ -47,7 +47,7 @@ class Plain:
         knots = [(0.0, q, v), (h, q + (v + ahead) / 2 * h, ahead)]
         if not within_box(*knots[1][1:], low, high, speed):
             return False
-        knots += self.stop(knots[1][1], ahead, a)
+        knots += self.stop(knots[1][1], ahead, a, max(h, self.dt))
         times, positions, velocities = (np.array(part) for part in zip(*knots, strict=True))
         p0, v0, p1, v1 = positions[:-1], velocities[:-1], positions[1:], velocities[1:]
         turning, h = v0 * v1 < 0, times[1:, None]
@@ -78,7 +78,7 @@ class Plain:
             ahead = v + a * h
             q, v, before = q + (v + ahead) / 2 * h, ahead, a
             knots.append((h, q, v))
-        return knots + self.stop(q, v, before)
+        return knots + self.stop(q, v, before, self.dt)
 
     def follow(self, start, steps, targets):
         points = np.vstack([start.position, targets])
@@ -91,7 +91,7 @@ class Plain:
         arrival = (2 * velocities[-2] + 4 * velocities[-1] - 6 * slopes[-1]) / steps[-1]
         return [
             *zip(steps, targets, velocities[1:], strict=True),
-            *self.stop(targets[-1], velocities[-1], arrival),
+            *self.stop(targets[-1], velocities[-1], arrival, self.dt),
         ]
 
     def within(self, start, knots, low, high, speed):

@@ -63,7 +63,9 @@ def test_a_new_plan_is_the_old_one_until_lead_from_now_and_has_no_short_segment(
         new = one.stop(now) if stops else one.accept(chunk(rng.uniform(-1, 1)), now, now, HERE).plan
         if rests:
             assert np.array_equal(new.at(now).position, old.spline.positions[-1])
-            assert not new.at(now).velocity.any()
+            assert (
+                np.abs(new.at(now).velocity).max() < 1e-12
+            )  # at the nanosecond of its end: rounding
             old = new
             continue
         for t in np.linspace(now + 1, now + lead - MS, 20).astype(int).tolist():

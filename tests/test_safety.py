@@ -11,8 +11,10 @@ from plain_safety import plain_check
 from toys import small_spec
 
 from flow_policy_rl.errors import InputError
+from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
 from flow_policy_rl.serving.commander import Commander, Plan
+from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.serving.robot import LIMITS, JointLimits, Robot, Topics, load_robot
 from flow_policy_rl.serving.safety import (
     USABLE,
@@ -214,6 +216,29 @@ def test_a_spline_stays_between_its_extremes_and_these_within_its_hull(seed, sti
     assert (wide.speed >= exact.speed - 1e-9).all()
 
 
+@pytest.mark.parametrize("late_ms", [0, 20, 50])
+def test_a_run_begins_beside_a_joint_limit_too(late_ms):
+    """The shipped policy's targets for joint 7 lie on the limit, 0.0002 rad from where it is. Refused, the arm would
+    stand there for good. A soft start makes the first steps longer than a control step."""
+    policy = OnnxPolicy(shipped.find("lift"))
+    spec = policy.spec
+    here = np.array([0.03613, -0.64018, 0.04362, -2.50375, 0.0424, 1.96492, 2.8971016, 0.03655])
+    obs = {
+        "joint_pos": here[None, :7],
+        "joint_vel": np.zeros((1, 7)),
+        "gripper_pos": here[None, 7:],
+        "object_pose": np.array([[0.5, 0.0, 0.0225, 0.0, 0.0, 0.0, 1.0]]),
+    }
+    obs = {name: value.astype(np.float32) for name, value in obs.items()}
+    noise = np.zeros((1, spec.action_horizon, len(JOINTS)), np.float32)
+    chunk = policy.infer(obs, noise).reshape(spec.action_horizon, -1)
+    safety = SafetyFilter(PANDA, JOINTS, spec.control_dt, max_start_distance=0.5)
+    assert chunk[0, 6] > safety.high[6] - 1e-4
+    commander = Commander(ChunkScheduler(spec, joining="replace"), safety, soft_start_s=0.5)
+    plan = commander.accept(chunk, -late_ms * MS, 0, here).plan
+    assert plan.spline.positions[:, 6].max() > here[6] + 1e-4
+
+
 @given(
     velocity=st.lists(st.floats(-2, 2), min_size=7, max_size=7), dt=st.sampled_from([0.01, 0.05])
 )
@@ -222,7 +247,7 @@ def test_stopping_distance_in_closed_form_is_that_of_the_stop(velocity, dt):
     v = np.array(velocity)
     positions, velocities = group.stop(Motion(np.zeros(7), v, np.zeros(7)))
     went = positions[-1] if len(positions) else np.zeros(7)
-    assert np.allclose(v * group.stop_seconds(velocity), went, atol=1e-8)
+    assert np.allclose(v * group.stop_seconds(velocity, dt), went, atol=1e-8)
     # The direction stays: every velocity on the way is a multiple of the first.
     for ahead in velocities:
         assert np.allclose(np.outer(ahead, v), np.outer(v, ahead), atol=1e-7)

@@ -145,11 +145,10 @@ class JointGroup:
         ]
 
     def _slow_down(
-        self, q: list[float], v: list[float], a: list[float], parts: int = 1
+        self, q: list[float], v: list[float], a: list[float], h: float
     ) -> Iterator[State]:
-        """Positions and velocities, step by step, until rest (or too many steps); a control step has `parts` of
-        them."""
-        h = self.control_dt / parts
+        """Positions and velocities, in steps of `h` s, until rest (or too many steps)."""
+        parts = max(1, round(self.control_dt / h))
         for _ in range(self.stop_steps * parts + 1):
             if not any(abs(x) > AT_REST for x in v):
                 return
@@ -159,21 +158,21 @@ class JointGroup:
 
     def stop(self, motion: Motion, parts: int = 1) -> Knots:
         """After a motion until rest, in steps of a part of a control step; there may be none."""
-        return _columns(self._slow_down(*motion.lists(), parts))
+        return _columns(self._slow_down(*motion.lists(), self.control_dt / parts))
 
-    def stop_seconds(self, v: list[float]) -> float:
-        """How long at these velocities the joints would go as far as `stop` does, where jerk does not bind: full
-        braking, then one last step."""
-        steps = max(1.0, _largest_share(v, self._acceleration) / self.control_dt)
+    def stop_seconds(self, v: list[float], h: float) -> float:
+        """How long at these velocities the joints would go as far as a stop in steps of `h` s does, where jerk does not
+        bind: full braking, then one last step."""
+        steps = max(1.0, _largest_share(v, self._acceleration) / h)
         full = math.floor(steps)
         rest = 1 - full / steps
-        return self.control_dt * (full * (1 + rest) / 2 + rest / 2)
+        return h * (full * (1 + rest) / 2 + rest / 2)
 
     def after(
         self, q: list[float], v: list[float], a: list[float], h: float, reach: Reach
     ) -> State | None:
         """Where a step of constant acceleration leads; None where it, or a stop after it, breaks velocity or
-        position."""
+        position. The steps of that stop may be as long as this one, where a soft start slows time."""
         there, ahead = [], []
         for x, y, z, (low, high, speed) in zip(q, v, a, reach, strict=True):
             y_after = y + z * h
@@ -185,25 +184,28 @@ class JointGroup:
                 return None
             there.append(x_after)
             ahead.append(y_after if abs(y_after) > AT_REST else 0.0)
+        longest = max(h, self.control_dt)
         if self.jerk_binds:
-            return (there, ahead) if self._rests_within(there, ahead, a, reach) else None
-        seconds = self.stop_seconds(ahead)
+            return (there, ahead) if self._rests_within(there, ahead, a, longest, reach) else None
+        seconds = self.stop_seconds(ahead, longest)
         for x, y, (low, high, _) in zip(there, ahead, reach, strict=True):
             if not low <= x + y * seconds <= high:
                 return None
         return there, ahead
 
-    def _rests_within(self, q: list[float], v: list[float], a: list[float], reach: Reach) -> bool:
-        """Whether a stop, step by step, comes to rest and keeps velocity and position."""
+    def _rests_within(
+        self, q: list[float], v: list[float], a: list[float], h: float, reach: Reach
+    ) -> bool:
+        """Whether a stop in steps of `h` s comes to rest and keeps velocity and position."""
         before = v
-        for q_after, v_after in self._slow_down(q, v, a):
+        for q_after, v_after in self._slow_down(q, v, a, h):
             for x, y, there, ahead, (low, high, speed) in zip(
                 q, before, q_after, v_after, reach, strict=True
             ):
                 if not (-speed <= ahead <= speed and low <= there <= high):
                     return False
                 if y * ahead < 0:  # it turns within the step
-                    turn = x - y * y * self.control_dt / (2 * (ahead - y))
+                    turn = x - y * y * h / (2 * (ahead - y))
                     if not low <= turn <= high:
                         return False
             q, before = q_after, v_after
@@ -236,7 +238,7 @@ class JointGroup:
             wanted = self._wanted(q, v, a, target, slope, h, fastest)
             a, (q, v) = self._allowed(q, v, a, wanted, h, reach)
             way.append((q, v))
-        way += self._slow_down(q, v, a)
+        way += self._slow_down(q, v, a, self.control_dt)
         return _columns(way)
 
     def _wanted(self, q, v, before, target, slope, h: float, speed: list[float]) -> list[float]:
