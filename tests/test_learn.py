@@ -316,14 +316,14 @@ def test_a_study_that_is_stopped_stops_what_it_runs(number, background, tmp_path
     ignores SIGINT.
     """
     command = [sys.executable, "-m", "flow_policy_rl.cli", "bench", "learn"]
-    command += ["--tasks", "lift", "--seeds", "1", "--budget", "tiny", "--out", str(tmp_path)]
+    command += ["--tasks", "insert", "--seeds", "1", "--budget", "small", "--out", str(tmp_path)]
     ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
     study = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, preexec_fn=ignore if background else None
     )
-    log = tmp_path / "bases/lift-0/collect.log"
+    log = tmp_path / "bases/insert-0/collect.log"
     try:
-        while not log.exists():  # its first command runs; fast machines finish it without a line
+        while not log.exists():  # its first command runs, for seconds
             assert study.poll() is None
             time.sleep(0.05)
         study.send_signal(number)
@@ -337,11 +337,11 @@ def test_a_study_that_is_stopped_stops_what_it_runs(number, background, tmp_path
 
 def test_what_a_killed_study_ran_ends_too(tmp_path):
     """A study begun by a process that gets SIGKILL: it ends as after Ctrl-C, and so does what it runs."""
-    study = ("bench", "learn", "--tasks", "lift", "--seeds", "1", "--budget", "tiny")
+    study = ("bench", "learn", "--tasks", "insert", "--seeds", "1", "--budget", "small")
     study += ("--out", str(tmp_path))
     begin = f"import sys; from flow_policy_rl.bench.stages import Running; Running().begin({study}, sys.stdout).wait()"
     parent = subprocess.Popen([sys.executable, "-c", begin], stdout=subprocess.PIPE, text=True)
-    log = tmp_path / "bases/lift-0/collect.log"
+    log = tmp_path / "bases/insert-0/collect.log"
     while not log.exists():
         assert parent.poll() is None
         time.sleep(0.05)
