@@ -40,7 +40,8 @@ def test_a_new_plan_is_the_old_one_until_lead_from_now_and_has_no_short_segment(
 ):
     """Position, velocity and acceleration; where a knot of the old plan is nearer than a millisecond, until there.
 
-    Where the old plan is at rest the new one begins at once, and a stop changes nothing.
+    Where the old plan is at rest the new one begins at once, and a stop changes nothing. At a knot, where acceleration
+    jumps, it may be either side's: times are rounded to ns.
     """
     rng, one, now = np.random.default_rng(seed), make_commander(joining), START
     lead = one.scheduler.min_lead
@@ -61,18 +62,19 @@ def test_a_new_plan_is_the_old_one_until_lead_from_now_and_has_no_short_segment(
             assert one.plan is old
             continue
         new = one.stop(now) if stops else one.accept(chunk(rng.uniform(-1, 1)), now, now, HERE).plan
-        if rests:
-            assert np.array_equal(new.at(now).position, old.spline.positions[-1])
-            assert (
-                np.abs(new.at(now).velocity).max() < 1e-12
-            )  # at the nanosecond of its end: rounding
+        if rests:  # at the nanosecond of its end: but for rounding
+            here = new.at(now)
+            assert np.allclose(here.position, old.spline.positions[-1], rtol=0, atol=1e-12)
+            assert np.abs(here.velocity).max() < 1e-12
             old = new
             continue
+        knots = old.start + old.spline.times * 1e9
         for t in np.linspace(now + 1, now + lead - MS, 20).astype(int).tolist():
             before, after = old.at(t), new.at(t)
             assert np.allclose(after.position, before.position, atol=1e-9)
             assert np.allclose(after.velocity, before.velocity, atol=1e-7)
-            assert np.allclose(after.acceleration, before.acceleration, atol=1e-4)
+            at_a_knot = np.abs(knots - t).min() < 3
+            assert at_a_knot or np.allclose(after.acceleration, before.acceleration, atol=1e-4)
         times = new.start + new.spline.times * 1e9
         times = times[(times > now + lead - MS - 1) & (times < now + lead + 2 * STEP)]
         assert (np.diff(times) > 0.99 * MS).all()

@@ -276,9 +276,9 @@ class PolicyNode(LifecycleNode):
             if self._ticks is not None:
                 self._ticks.stand(self._now(), time.monotonic())
             else:
-                if self._active and self._last_now and not self._holding:
-                    self._hold(self._last_now)
-                self._served.commander.stay(self._now())
+                # The controller's trajectory begins again, or later, with the clock: it stands where that begins, which
+                # is not where the plan is. A stop would start with a jump there.
+                self._served.commander.forget()
             self._served.streams.clear()
             self._run += 1
             self._last_now = 0
