@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plain_safety import plain_check
 from toys import small_spec
@@ -32,6 +32,8 @@ JOINTS = tuple(PANDA.limits)
 HOME = np.array([PANDA.home[name] for name in JOINTS])
 MS = 1_000_000
 SAMPLE_S = 0.001
+SLOW = JointLimits((-1.0, 1.0), 1.0, 1.0, 5.0)
+SLOW_ROBOT = Robot("toy", {"a": SLOW, "b": SLOW}, {"g": SLOW}, Topics("/j", "/c"))
 
 
 def robots() -> st.SearchStrategy[Robot]:
@@ -113,6 +115,7 @@ def run(robot: Robot, seed: int, joining: str, margin: float = 0.0, **options):
     joining=st.sampled_from(["replace", "crossfade", "ensemble", "sync"]),
     soft_start_s=st.sampled_from([0.0, 0.5]),
 )
+@example(SLOW_ROBOT, 69423, "sync", 0.0)  # a chunk comes at the nanosecond at which a stop ends
 def test_no_command_ever_leaves_the_limits(robot, seed, joining, soft_start_s):
     safety, _, position, velocity, acceleration = run(
         robot, seed, joining, soft_start_s=soft_start_s

@@ -119,6 +119,7 @@ class Commander:
             targets.positions,
             measured=measured if first else None,
             speed_share=None if pace.full(now) else pace.share(targets.due),
+            braked=self._braked(plan, since),
         )
         self.plan = self._continued(plan, since, checked.spline, now)
         self._pace = pace
@@ -212,6 +213,13 @@ class Commander:
         if abs(knot - since) < SHORTEST_SEGMENT and knot > now:
             since = knot  # a tiny segment would turn rounding into acceleration
         return since, plan.at(since)
+
+    def _braked(self, plan: Plan, since: int) -> np.ndarray | None:
+        """The acceleration (A,) with which a plan came to rest within the control step before a time."""
+        rests = (since - plan.start) / 1e9 - plan.spline.end
+        if not 0 <= rests < self.safety.control_dt:
+            return None
+        return plan.spline.sample(plan.spline.end, before=True)[2]
 
     def _continued(self, plan: Plan, since: int, spline: Spline, now: int) -> Plan:
         """A plan until `since`, the new one from then on."""

@@ -123,12 +123,15 @@ class SafetyFilter:
         *,
         measured: np.ndarray | None = None,
         speed_share: np.ndarray | None = None,
+        braked: np.ndarray | None = None,
     ) -> Checked:
         """A plan through targets (n, A) that are due (n,) s after the start state, as far as the limits allow.
 
         Args:
             measured: (A,) where the robot is, given at the start of a run; the first target must be near.
             speed_share: (n,) share of the velocity limits to use up to each target, growing, for a soft start.
+            braked: (A,) acceleration with which it came to rest within the last control step, where it did. To stop
+                and to start at once could be twice the jerk.
 
         Raises:
             Rejected: a number is not finite, the first target is too far away, or no plan is within the limits.
@@ -142,6 +145,8 @@ class SafetyFilter:
         spline = self._within_box(start, plan, len(due))
         if spline is not plan:
             beyond.add("box")
+        if braked is not None:
+            self._refuse_jolt(spline, braked)
         reached = spline.positions[1 : len(due) + 1]
         if len(reached) < len(due):
             reached = spline.position(due)
@@ -223,6 +228,14 @@ class SafetyFilter:
             raise Rejected(
                 f"first target of {self.joint_names[worst]} is {distance[worst]:.3f} away from where it is, "
                 f"limit {self.max_start_distance:.3f}"
+            )
+
+    def _refuse_jolt(self, spline: Spline, braked: np.ndarray) -> None:
+        change = np.abs(spline.sample(float(spline.times[0]))[2] - braked)
+        for _, column in _over(("jerk", change, self._jerk_step)):
+            name = self.joint_names[column]
+            raise Rejected(
+                f"no plan within the limits: jerk of {name}, which has only just stopped"
             )
 
     def _beyond(self, way: Spline, accelerations: np.ndarray, bounds: Bounds) -> Excess:
