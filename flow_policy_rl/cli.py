@@ -344,7 +344,10 @@ def train_overview() -> str:
 
 def bench_overview() -> str:
     """The page that bench --help prints."""
-    return f"usage: flow-policy bench NAME [flags]\n\n{table(BENCHES)}"
+    return (
+        f"usage: flow-policy bench NAME [flags]\n\n{table(BENCHES)}\n\n"
+        "Each has its own flags: flow-policy bench NAME --help"
+    )
 
 
 def overview() -> str:

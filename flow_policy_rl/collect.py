@@ -41,11 +41,11 @@ class Config:
         out: file to write.
         task_options: names and values of the task's own options, e.g. `randomness med`.
         episodes: episodes to keep: successes, where the task knows success.
-        robot: the arm (default: the task's first, or the policy's).
+        robot: the arm (None: the task's first, or the policy's).
         policy: checkpoint, exported policy or name of one that ships, which acts in place of the scripted expert.
         min_return: keep only episodes with at least this return.
-        noise: spread of the disturbance of the targets, rad, grippers spared (default: what the task's expert stands;
-            0.02, 0.003 of insert, 0.001 of one_leg, lamp and round_table).
+        noise: standard deviation of the noise on the targets, rad, grippers spared (None: what the task's expert
+            copes with: 0.003 for insert, 0.001 for one_leg, lamp and round_table, 0.02 elsewhere).
         seed: of start states and noise.
         num_envs: episodes side by side.
         cameras: record camera images in place of what only a simulation knows.

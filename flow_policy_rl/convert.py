@@ -35,13 +35,13 @@ class Config:
         input: rosbag2, LeRobot v3 folder, robomimic HDF5, Minari folder or D4RL file.
         output: file ending in .hdf5 (robomimic layout), or a new folder (LeRobot v3).
         task: name of the task. One that `flow-policy list tasks` knows gives the layout its policies expect.
-        robot: name of a robot, or path of a robot file (default: that of the task).
+        robot: name of a robot, or path of a robot file (None: that of the task).
         topics: NAME=TOPIC pairs that override the robot file; NAME is joint_states, command, an object or a camera.
         cameras: with a known task: its layout with cameras.
-        rate: frames per second (default: that of the task, else 20).
-        resolution: height and width of pictures (default: that of the task, else as recorded).
+        rate: frames per second (None: that of the task, else 20).
+        resolution: height and width of pictures (None: that of the task, else as recorded).
         actions: what the actions are: command topic, controller reference, or next measured state.
-        truth_topic: topic of the command or of the controller state (default: that of the robot file).
+        truth_topic: topic of the command or of the controller state (empty: that of the robot file).
         max_age: s; an older sample of a stream ends the episode.
         splitting: where episodes begin and end.
         json: print one JSON object.

@@ -3,7 +3,7 @@
 import difflib
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 
@@ -95,28 +95,41 @@ def existing_file(path: str | Path, what: str, names: Iterable[str] = ()) -> Pat
         return path
     if not path.is_dir():
         raise missing(path, what, path.parent.glob(f"*{path.suffix}"), names)
-    inside = sorted(p.name for p in path.iterdir() if p.is_file())[:8]
+    inside = sorted(p.name for p in path.iterdir() if p.is_file())
     raise InputError(
-        f"{what} '{path}' is not a file, but a folder{' with: ' * bool(inside)}{', '.join(inside)}"
+        f"{what} '{path}' is not a file, but a folder{' with: ' * bool(inside)}{first_of(inside)}"
     )
 
 
 def missing(
     path: Path, what: str, neighbours: Iterable[Path], names: Iterable[str] = ()
 ) -> InputError:
-    """An error for a path where nothing is: the nearest of its neighbours and `names`, then the neighbours."""
-    there = sorted(p.name for p in neighbours)
+    """An error for a path where nothing is: the nearest of its neighbours and `names`, then the neighbours, then
+    `names`."""
+    there, names = sorted(p.name for p in neighbours), list(names)
     near = near_match(path.name, [*there, *names])
-    has = f"; that folder has: {', '.join(there[:8])}" if there else ""
-    return InputError(f"{what} '{path}' does not exist{near}{has}")
+    has = f"; that folder has: {first_of(there)}" if there else ""
+    ships = f"; by name there are: {', '.join(names)}" if names else ""
+    return InputError(f"{what} '{path}' does not exist{near}{has}{ships}")
 
 
-def output_file(path: Path) -> Path:
+def first_of(names: Sequence[str], most: int = 8) -> str:
+    """The first of some names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def output_file(path: Path, ending: str = "") -> Path:
     """The path, if a file can be written there; makes its folder. To be called before the work, not after it.
 
+    Args:
+        ending: of its name, by which what reads it knows it.
+
     Raises:
-        InputError: a folder has that name, or its folder cannot be written to.
+        InputError: another ending, a folder has that name, or its folder cannot be written to.
     """
+    if not path.name.endswith(ending):
+        raise InputError(f"output '{path}' must end in {ending}")
     if path.is_dir():
         raise InputError(f"output '{path}' is a folder: give the name of a file")
     output_folder(path.parent)

@@ -156,9 +156,9 @@ class Config:
 
     Attributes:
         policy: checkpoint (.safetensors), exported policy (.onnx), or the name of one that ships.
-        task: name of the task (default: the one the policy was trained for), a Gymnasium environment
+        task: name of the task (None: the one the policy was trained for), a Gymnasium environment
             (`Hopper-v5`, `gymnasium_robotics:FetchReach-v4`), or a stock one of robosuite (`robosuite_lift`).
-        task_options: names and values of the task's own options, e.g. `randomness med` (default: those the policy was
+        task_options: names and values of the task's own options, e.g. `randomness med` (empty: those the policy was
             trained with).
         episodes: number of episodes.
         seed: of the first episode; the next ones follow.
@@ -170,7 +170,7 @@ class Config:
         randomize: also under randomised worlds, senses and links: a table of presets and a heat map (noise x latency).
         randomize_episodes: episodes in each cell of the heat map.
         viewer: show the first episodes in MuJoCo's viewer afterwards, until it is closed; needs a display.
-        out: folder for a page with films, and a table of all episodes (default: none; with --randomize
+        out: folder for a page with films, and a table of all episodes (None: none; with --randomize
             runs/robustness, for its page and every episode with what it drew).
         rerun: file for the Rerun viewer: films and joints of four episodes that failed and four that did not.
         json: print one JSON object.

@@ -22,15 +22,15 @@ class ExportConfig:
     Attributes:
         checkpoint: trained policy.
         out: file to write.
-        integrator: euler, midpoint, heun or rk4 (default: as trained).
-        num_flow_steps: K (default: as trained).
+        integrator: euler, midpoint, heun or rk4 (None: as trained).
+        num_flow_steps: K (None: as trained).
         precision: of the large matrix products; time embedding, normalisation and integration stay in fp32.
-        batch: fixed number of rows (default: any).
-        camera_size: height and width of the pictures that will arrive (default: as trained); cropped and
+        batch: fixed number of rows (None: any).
+        camera_size: height and width of the pictures that will arrive (None: as trained); cropped and
             resized inside.
         sweep: also evaluate K of 1 to 10 with every integrator in simulation, and draw what each costs and brings.
         sweep_episodes: episodes of each.
-        sweep_report: page to write (default: beside the policy).
+        sweep_report: page to write (None: beside the policy).
         json: print one JSON object.
     """
 
@@ -90,7 +90,9 @@ def main(config: ExportConfig) -> dict:
 def check(config: ExportConfig) -> None:
     """Refuse what can be refused before torch is loaded."""
     shipped.checkpoint(config.checkpoint)
-    output_file(config.out)
+    output_file(config.out, ".onnx")
+    if config.sweep_report:
+        output_file(config.sweep_report, ".html")
     if config.integrator is not None and config.integrator not in INTEGRATORS:
         raise InputError(
             f"--integrator must be one of {', '.join(INTEGRATORS)}, not '{config.integrator}'"

@@ -79,7 +79,7 @@ def _message(event: Any, name: str) -> str | None:
             return _unexpected(event.unrecognized_tokens)
         case "MissingArgs":
             missing = (argument.arg for argument in event.missing_arguments)
-            return "missing: " + ", ".join(f"{m.display_name()}, {_takes(m)}" for m in missing)
+            return "missing: " + ", ".join(f"{m.display_name()} ({_takes(m)})" for m in missing)
         case "BadValue":
             return f"{name} needs a value: {_takes(event.argument)}"
         case "InvalidChoice":
@@ -105,4 +105,5 @@ def _takes(argument: Any) -> str:
     metavar = re.sub(
         r"^\[(.+) \[\1 \.\.\.\]\]$", r"any number of \1", str(argument.lowered.metavar)
     )
-    return " or ".join(TYPES.get(part, part.strip("{}")) for part in metavar.split("|"))
+    words = (TYPES.get(part, part.strip("{}").replace(",", ", ")) for part in metavar.split("|"))
+    return " or ".join(words)

@@ -22,11 +22,11 @@ class Config:
     Example: flow-policy list tasks
 
     Attributes:
-        what: one kind, or all of them.
+        kind: one kind, or all of them.
         json: print one JSON object.
     """
 
-    what: Annotated[
+    kind: Annotated[
         Literal["all", "tasks", "algorithms", "presets", "robots", "encoders", "policies"],
         tyro.conf.Positional,
     ] = "all"
@@ -67,8 +67,8 @@ NAMES = {
 
 def main(config: Config) -> dict:
     """Names by kind; of all kinds, those that this installation has."""
-    if config.what != "all":
-        return {config.what: NAMES[config.what]()}
+    if config.kind != "all":
+        return {config.kind: NAMES[config.kind]()}
     found = {}
     for kind, names in NAMES.items():
         try:

@@ -49,15 +49,15 @@ class Config:
 
     Attributes:
         bag: rosbag2 folder, or one .mcap or .db3 file (also one that was cut off).
-        policy: exported policy.
+        policy: exported policy, or the name of one that ships (flow-policy list policies).
         compare: a second policy, judged on the same observations and seeds.
         out: folder for report.html, replay.json, steps.csv, replay.png and the bag of predicted chunks.
-        robot: name of a robot, or path of a robot file (default: the one in the policy).
+        robot: name of a robot, or path of a robot file (None: the one in the policy).
         topics: NAME=TOPIC pairs that override the robot file; NAME is joint_states, command, an object or a camera.
         ground_truth: what the actions are compared with: command topic, controller reference, or next measured state.
-        truth_topic: topic of the command or of the controller state (default: that of the robot file).
+        truth_topic: topic of the command or of the controller state (empty: that of the robot file).
         mode: grid (teacher-forced), timed (with latency, scheduler and safety), or graph (into the real node).
-        latency_ms: latency of an inference in mode timed (default: as measured while replaying).
+        latency_ms: latency of an inference in mode timed (None: as measured while replaying).
         joining: how consecutive chunks join in mode timed, as the parameter of the node.
         noise: where the flow starts: zero, or random from `seed`.
         seed: of all noise.

@@ -33,10 +33,10 @@ class SimConfig:
 
     Attributes:
         task: name of the task.
-        robot: name of a robot, or path of a robot file (default: that of the task).
+        robot: name of a robot, or path of a robot file (None: that of the task).
         seed: of the first episode.
         real_time_factor: simulated seconds per second.
-        json: no result to print; kept for uniformity.
+        json: no effect: a node has no result to print.
     """
 
     task: str = "lift"
@@ -54,14 +54,14 @@ class DeployConfig:
 
     Attributes:
         policy: exported policy, or the name of one that ships (flow-policy list policies).
-        robot: name of a robot, or path of a robot file (default: the one in the policy).
+        robot: name of a robot, or path of a robot file (None: the one in the policy).
         armed: command the arm.
         use_sim_time: take time from /clock.
         joining: how consecutive chunks join: auto (rtc where the policy can, else replace), replace, crossfade,
             ensemble, rtc or sync.
         output: a whole chunk as JointTrajectory (trajectory), or Float64MultiArray (per_tick).
         params_file: YAML file with further parameters of policy_node.
-        json: no result to print; kept for uniformity.
+        json: no effect: a node has no result to print.
     """
 
     policy: Path

@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from flow_policy_rl import evaluation_report, report
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import InputError, output_file
 from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.nesting import flat
 
@@ -42,7 +42,7 @@ class Config:
 
     Attributes:
         run_dir: folders that flow-policy train wrote.
-        out: page to write (default: report.html in the folder, or comparison.html for several).
+        out: page to write (None: report.html in the folder, or comparison.html for several).
         json: print one JSON object.
     """
 
@@ -81,15 +81,16 @@ def main(config: Config) -> dict:
     """Write the page."""
     if not config.run_dir:
         raise InputError("--run-dir needs at least one folder")
+    several = len(config.run_dir) > 1
+    out = config.out or (Path("comparison.html") if several else config.run_dir[0] / "report.html")
     runs = [read_run(path) for path in config.run_dir]
+    output_file(out, ".html")
     common = os.path.commonpath([run.name for run in runs]) if len(runs) > 1 else ""
     runs = (
         [replace(run, name=os.path.relpath(run.name, common or None)) for run in runs]
         if common
         else runs
     )
-    several = len(runs) > 1
-    out = config.out or (Path("comparison.html") if several else config.run_dir[0] / "report.html")
     (compare if several else single)(runs, out)
     return {"report": str(out), "runs": len(runs), "rows": sum(len(run.rows) for run in runs)}
 

@@ -82,7 +82,7 @@ class TrainRL:
     Attributes:
         task: name of the task.
         task_options: names and values of the task's own options, e.g. `reward dense`.
-        checkpoint: pre-trained policy to start from (default: none, from scratch).
+        checkpoint: pre-trained policy to start from (None: from scratch).
         run_dir: folder to write.
         algorithm: name of the algorithm, as in the run folder and the policy's spec.
         preset: `clean` (ours) or `paper` (published settings): the defaults of all that follows. Some differ between
@@ -99,7 +99,7 @@ class TrainRL:
             with -pixels it draws the pictures too (docs/simulation.md).
         randomize: each episode of training in a world, senses and links that differ: nominal, mild or hard. Evaluations
             stay nominal.
-        time_limit: control steps after which an episode of training is cut off (default: the task's, which evaluations
+        time_limit: control steps after which an episode of training is cut off (None: the task's, which evaluations
             always have). Where success comes early, what follows a failure teaches little and takes long.
         peer_timeout_s: how long the processes of torchrun wait for one another.
         scratch: the policy, where there is no checkpoint.

@@ -12,6 +12,7 @@ import sys
 import typing
 from pathlib import Path
 
+import docstring_parser
 import numpy as np
 import pytest
 from toys import ROOT, documented
@@ -379,7 +380,7 @@ def test_whatever_is_wrong_with_flags_is_one_line_that_names_the_flag(command, c
     for name, kind, _, positional in flags:
         others = [word for other in needed if other != name for word in needed[other]]
         if name in needed:
-            assert f"missing: {name}, " in refused(*others)
+            assert f"missing: {name} (" in refused(*others)
         if valid := choices(kind):
             wrong = f"{valid[0]}x"
             error = refused(*others, *([] if positional else [name]), wrong)
@@ -397,6 +398,28 @@ def test_whatever_is_wrong_with_flags_is_one_line_that_names_the_flag(command, c
                 *others, name, "x"
             )
     assert "unexpected argument '-q'" in refused(*itertools.chain(*needed.values()), "-q")
+
+
+def configs_within(config_type: type):
+    """A config and those that are nested in it."""
+    yield config_type
+    for nested, _ in config_file.fields(config_type).values():
+        if nested is not None:
+            yield from configs_within(nested)
+
+
+@pytest.mark.parametrize("command", config_types())
+def test_every_flag_says_what_it_is_and_has_one_default(command):
+    """tyro takes help from the docstring entry of that name alone, and adds the default, `None` too, by itself."""
+    for config in configs_within(config_types()[command]):
+        texts = {
+            p.arg_name: p.description
+            for base in config.__mro__
+            for p in docstring_parser.parse(base.__doc__ or "").params
+        }
+        for field in dataclasses.fields(config):
+            assert texts.get(field.name), f"{config.__name__}.{field.name}"
+            assert "default: " not in texts[field.name], f"{config.__name__}.{field.name}"
 
 
 def test_a_wrong_value_of_a_config_file_names_the_file(tmp_path, capsys):

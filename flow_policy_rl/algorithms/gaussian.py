@@ -26,8 +26,8 @@ class GaussianConfig:
     """The Gaussian around the zero-noise chunk.
 
     Attributes:
-        sigma_min, sigma_max: bounds of its standard deviation, in normalised action units; it starts at their
-            geometric mean.
+        sigma_min: lower bound of its standard deviation, in normalised action units.
+        sigma_max: upper bound; it starts at the geometric mean of the two.
         sigma_learning_rate: of the standard deviation.
     """
 

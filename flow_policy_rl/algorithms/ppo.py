@@ -73,17 +73,19 @@ class PPOConfig:
         dual_clip: a bad action whose ratio is beyond this has no gradient (dual-clip PPO, arXiv 1912.09729; 0: it has,
             as in plain PPO). Where demonstrations say nothing a small step moves a chunk far, and one ratio of e^20
             would make the whole step its own. For trust region `ppo`.
-        actor_learning_rate, critic_learning_rate: of AdamW.
+        actor_learning_rate: of AdamW.
+        critic_learning_rate: of AdamW.
         entropy_coef: weight of the entropy bonus.
         max_grad_norm: of actor and critic, each.
         target_kl: an update stops early when the ratio's KL estimate passes it. A single ratio adds at most
-            `KL_SHARE` times this to the mean.
+            ten times this to the mean.
         learning_rate_floor: a cosine takes both rates to this share of their value over `learning_rate_cycle`
             iterations (0: over the whole run), and then starts again.
-        learning_rate_cycle, learning_rate_warmup: see there; iterations of linear growth from that share at the start
-            of each cycle.
+        learning_rate_cycle: iterations of one such cosine (0: the whole run).
+        learning_rate_warmup: iterations of linear growth from that share at the start of each cycle.
         critic_warmup: first iterations, in which only the critic learns.
-        value_width, value_depth: size of the critic.
+        value_width: hidden units per layer of the critic.
+        value_depth: its hidden layers.
         scale_rewards: divide rewards by the running spread of the discounted return.
         ema_decay: moving average of the weights over iterations, which is what is evaluated and saved (0: the weights
             themselves); rollouts use the raw ones.

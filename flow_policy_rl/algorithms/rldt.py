@@ -64,7 +64,7 @@ class TransportConfig:
             `absolute`.
         row_normalized: divide by the sum of a particle's kernel weights instead of P, so that the step is as long
             for any P.
-        bandwidth: h; by default the median rule.
+        bandwidth: h (None: the median rule).
     """
 
     kernel: Literal["rbf", "per_action", "delta"] = "rbf"
@@ -80,10 +80,12 @@ class RLDTConfig:
 
     Attributes:
         num_iterations: rollouts and updates.
-        num_envs, num_steps: environments, and chunks of each per iteration (a segment of the replay).
+        num_envs: N, environments side by side, over all processes.
+        num_steps: T, chunks per environment and iteration (a segment of the replay).
         num_blocks: draws from the replay per iteration.
-        segments_per_block: of each draw (default: num_envs).
-        critic_steps, actor_steps: gradient steps per block.
+        segments_per_block: of each draw (None: num_envs).
+        critic_steps: gradient steps of the critic per block.
+        actor_steps: gradient steps of the actor per block.
         actor_share: share of a block's segments whose states an actor step sees.
         critic_warmup: first iterations, in which only the critic learns.
         replay_iterations: how many rollouts the replay holds.
@@ -91,10 +93,12 @@ class RLDTConfig:
         balanced_replay: draw older segments equally often by their reward (sparse tasks).
         gamma: discount per control step.
         num_particles: P, actions per state.
-        consistency_coef, constraint_coef: l1 and l2.
+        consistency_coef: l1, weight of the loss that straightens paths (landing point against action).
+        constraint_coef: l2, weight of the hold on `reference`.
         reference: v_ref is the policy of the previous iteration, or the base policy.
-        actor_learning_rate, actor_warmup_steps: of Adam, with a linear warm-up.
-        max_grad_norm: of the actor; none by default.
+        actor_learning_rate: of Adam.
+        actor_warmup_steps: gradient steps in which it grows linearly to that.
+        max_grad_norm: of the actor (inf: no clipping).
         exploration: noise on the executed chunk: by the `landing_gap` of a late step, `gaussian`, or `none`.
         exploration_scale: factor on the gap, or the standard deviation.
         explore_last_steps: the gap is measured at a random one of these last steps; at the last it is zero.
@@ -103,6 +107,8 @@ class RLDTConfig:
             0 on, it includes where a policy deployed without noise starts.
         prefix_coef: weight of the prefix loss, for a policy that continues given actions (`spec.prefix_horizon`).
         train_encoder: image encoders learn as well, and the replay keeps images; else it keeps their features.
+        transport: the transport field.
+        critic: the critic ensemble.
     """
 
     num_iterations: int = 40

@@ -27,15 +27,19 @@ class CriticConfig:
     """The critic ensemble.
 
     Attributes:
-        num_critics, width, depth, layer_norm: size.
-        init_std: spread of the initial weights; by default 1 / sqrt(inputs).
+        num_critics: members of the ensemble.
+        width: hidden units per layer.
+        depth: hidden layers.
+        layer_norm: normalise each hidden layer.
+        init_std: spread of the initial weights (None: 1 / sqrt(inputs)).
         learning_rate: of AdamW.
         target_decay: of the target network, per gradient step.
         split_data: each member is fitted to its own share of the segments.
         target: how the members' values become one target.
-        value_low, value_high: what next states are worth is held to this range (divided as rewards are, with
-            `normalize_reward`), e.g. what returns can be, which is the released rule on sparse tasks and taught less
-            on two of ours (docs/log.md).
+        value_low: what next states are worth is held to at least this (None: not; divided as rewards are, with
+            `normalize_reward`), e.g. the least that returns can be: the released rule on sparse tasks, which taught
+            less on two of ours (docs/log.md).
+        value_high: the same for at most.
         num_target_actions: policy samples per next state.
         td_lambda: per chunk.
         normalize_reward: divide by a running mean of |chunk reward|.

@@ -54,9 +54,10 @@ class ScoreFlowConfig:
     """The transition kernel.
 
     Attributes:
-        sigma_min, sigma_max: bounds of the step's standard deviation, in normalised action units.
-        sigma_hold, sigma_decay: sigma_max is held for the first share of the run, then a cosine takes it towards
-            sigma_min by the second share of the distance.
+        sigma_min: lower bound of the step's standard deviation, in normalised action units.
+        sigma_max: its upper bound.
+        sigma_hold: share of the run for which sigma_max is held; then a cosine takes it towards sigma_min.
+        sigma_decay: share of the distance to sigma_min that it goes.
         drift: `learned` (ScoRe-Flow), `none` (ReinFlow), `fixed` or `matched`.
         fixed_gain: g of the `fixed` drift.
         score: whose score the drift follows: that of the `current` field or of the `base` policy.

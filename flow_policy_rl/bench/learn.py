@@ -58,9 +58,9 @@ class Config:
         budget: `small` ends within half an hour per cell on two cores, `full` takes days; `tiny` only shows that
             everything runs.
         seeds: how many of every cell: 0, 1, ...
-        tasks: only these (default: all of the study).
-        variants: only these labels (default: all of the study).
-        out: folder of the study (default: runs/learn/STUDY-BUDGET).
+        tasks: only these (empty: all of the study).
+        variants: only these labels (empty: all of the study).
+        out: folder of the study (None: runs/learn/STUDY-BUDGET).
         env_steps: control steps of training per cell, in place of the budget's.
         points: at least so many evaluations on the way, in place of the budget's. Each takes 100 episodes, of a long
             task as many control steps as an iteration of training or two; what is learned does not depend on them.

@@ -45,7 +45,7 @@ class Config:
     Attributes:
         gb: size of the camera bag, 1e9 bytes.
         repeats: timed replays; medians are reported.
-        folder: where to put bags (default: a temporary folder, removed at the end).
+        folder: where to put bags (None: a temporary folder, removed at the end).
         json: print one JSON object.
     """
 

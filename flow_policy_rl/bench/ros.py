@@ -38,7 +38,7 @@ class Config:
 
     Attributes:
         policy: exported policy, the name of one that ships, or `fresh`: random weights of the demo's size, whose plans
-            break every limit. Default: `lift`, with images `lift_camera`.
+            break every limit (None: `lift`, with images `lift_camera`).
         images: the policy looks through a 640x480 camera at 30 Hz as well.
         duration_s: how long to measure; 600 for a soak.
         joining: how chunks join; ensemble infers once per control step.

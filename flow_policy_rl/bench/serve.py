@@ -37,7 +37,7 @@ class Config:
     Example: flow-policy bench serve --out runs/bench_serve.html
 
     Attributes:
-        policy: exported policy, or the name of one that ships (default: a fresh MLP of 512 x 3, chunk 16 x 8, ten
+        policy: exported policy, or the name of one that ships (None: a fresh MLP of 512 x 3, chunk 16 x 8, ten
             Euler steps).
         checkpoint: what it was exported from, for the comparison with torch and the cost by K and integrator.
         vision: without --policy: two cameras of 96 x 96, K = 4.
@@ -73,7 +73,7 @@ def main(config: Config) -> dict:
     if config.policy:
         config = dataclasses.replace(config, policy=shipped.existing(config.policy))
     if config.out:
-        output_file(config.out)
+        output_file(config.out, ".html")
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     try:

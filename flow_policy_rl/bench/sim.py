@@ -20,7 +20,7 @@ import numpy as np
 
 from flow_policy_rl import provenance
 from flow_policy_rl.bench import curves
-from flow_policy_rl.errors import InputError, refuse_below
+from flow_policy_rl.errors import InputError, output_file, refuse_below
 from sim import backends
 from sim.backends import BackendName, make_renderer
 from sim.randomize import PresetName, make_env
@@ -84,6 +84,8 @@ def main(config: Config) -> dict:
     task = make_task(config.task)
     if config.robosuite:
         require_robosuite(task)
+    if config.growth:
+        output_file(config.out, ".html")
     threads = config.num_threads or len(os.sched_getaffinity(0))
     rivals = []
     if config.gymnasium and hasattr(task, "gymnasium_id"):

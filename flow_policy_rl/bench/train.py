@@ -34,8 +34,10 @@ class Config:
         algorithm: an on-policy algorithm.
         task: name of the task.
         preset: whose shape of rollout and update.
-        num_envs, num_steps: of a rollout (default: the preset's).
-        width, depth: of the velocity field.
+        num_envs: environments of a rollout (None: the preset's).
+        num_steps: chunks of each environment in a rollout (None: the preset's).
+        width: hidden units per layer of the velocity field.
+        depth: its hidden layers.
         num_flow_steps: K.
         action_horizon: H; all of it is executed.
         num_iterations: that are timed, after one that is not.
