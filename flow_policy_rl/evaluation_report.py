@@ -37,7 +37,7 @@ def write(out: Path, task, outcome, result: dict, play: film.Play) -> dict:
         report.Tiles(tiles(result)),
         films(task, outcome, play, result["backend"]),
         episode_figures(task, outcome),
-        report.Code("The same again", command(result)),
+        report.Code("To reproduce", command(result)),
         report.Code("Versions and machine", json.dumps(provenance.environment(), indent=2), True),
     ]
     report.write(page, f"Evaluation on {result['task']}", result["policy"], sections)

@@ -116,6 +116,7 @@ class EpisodeRunner(Node):
             return
         self._deactivate()
         partial.rename(out)
+        print(f"{sum(e['success'] for e in episodes)} of {total} succeeded: {out}", flush=True)
 
     def _deactivate(self) -> None:
         state = self._call(self._policy_state, GetState.Request()).current_state

@@ -40,6 +40,7 @@ def run(start, policy_file, tmp_path):
         assert nodes[name].wait(60.0) == 0, nodes[name].log.read_text()
     assert "waiting for commands on /" in nodes["sim_node"].log.read_text()
     assert re.search(r"recorded [1-9]\d+ messages", nodes["recorder"].log.read_text())
+    assert re.search(r"\d of 2 succeeded: .*episodes.json", nodes["episode_runner"].log.read_text())
     return json.loads((tmp_path / "episodes.json").read_text()), tmp_path / "bag"
 
 
