@@ -54,7 +54,7 @@ class VerifyConfig:
     Example: flow-policy verify --policy policy.onnx --checkpoint runs/rl/policy.safetensors
 
     Attributes:
-        policy: exported file.
+        policy: exported file, or the name of one that ships (flow-policy list policies).
         checkpoint: what it was exported from.
         every: also export every integrator with K of 1, 2, 4 and 10, and compare each.
         json: print one JSON object.
