@@ -139,6 +139,11 @@ def verify(config: VerifyConfig) -> dict:
             raise InputError(
                 f"'{config.policy}' has {name} {getattr(theirs, name)}, '{config.checkpoint}' has {getattr(mine, name)}"
             )
+    seen = [[f"{f.name} ({f.kind}, {f.size})" for f in s.observations] for s in (theirs, mine)]
+    if seen[0] != seen[1]:
+        raise InputError(
+            f"'{config.policy}' has observations {seen[0]}, '{config.checkpoint}' has {seen[1]}"
+        )
     result = {"policy": str(config.policy), **parity(policy, exported)}
     if config.every:
         result["every"] = verify_every(policy, theirs, result["precision"])

@@ -258,6 +258,12 @@ def test_export_and_verify_commands(tmp_path):
     assert not export_command.verify(
         export_command.VerifyConfig(policy=out, checkpoint=tmp_path / "run/other.safetensors")
     )["passed"]
+    blind = small_policy(observations=policy.spec.observations[:1])
+    checkpoint.save(tmp_path / "run/blind.safetensors", blind)
+    with pytest.raises(InputError, match="has observations .*object_pose.*, '.*blind.*' has "):
+        export_command.verify(
+            export_command.VerifyConfig(policy=out, checkpoint=tmp_path / "run/blind.safetensors")
+        )
 
 
 def test_checkpoint_round_trip_is_bit_equal(tmp_path, generator):
