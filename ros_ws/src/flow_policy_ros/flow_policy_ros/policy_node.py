@@ -276,8 +276,8 @@ class PolicyNode(LifecycleNode):
             if self._ticks is not None:
                 self._ticks.stand(self._now(), time.monotonic())
             else:
-                # The controller's trajectory begins again, or later, with the clock: it stands where that begins, which
-                # is not where the plan is. A stop would start with a jump there.
+                # The controller's trajectory lies in its future, and it holds; a stop from the plan, which is not where
+                # the arm stands, would begin with a jump.
                 self._served.commander.forget()
             self._served.streams.clear()
             self._run += 1
