@@ -20,8 +20,8 @@ test: lint  ## lint and every quick test
 	@.venv/bin/python -m pytest -m "not slow" -n logical --maxprocesses 8 tests
 	@.venv/bin/python -m pytest -m "not slow" $(ROS_TESTS)
 
-test-all: lint types  ## the slow tests as well
-	@.venv/bin/python -m pytest -n logical --maxprocesses 8 tests
+test-all: lint types  ## the slow tests as well, and properties on examples that no run had before
+	@.venv/bin/python -m pytest --hypothesis-profile explore -n logical --maxprocesses 8 tests
 	@.venv/bin/python -m pytest $(ROS_TESTS)
 
 test-kilted: $(STAMP)  ## the quick ROS tests on the Kilted wheels, in a second environment

@@ -18,9 +18,11 @@ from flow_policy_rl.policy import FlowPolicy
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
-# A test says what is computed, never how fast: an example may take as long as a crowded machine needs.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
+# A test says what is computed, never how fast: an example may take as long as a crowded machine needs. `make test` says
+# the same of the same code, `make test-all` draws other examples each time (--hypothesis-profile explore).
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeat", settings.get_profile("explore"), derandomize=True)
+settings.load_profile("repeat")
 # A shell starts background jobs with SIGINT ignored, and so would be the children of these tests, which must obey it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
