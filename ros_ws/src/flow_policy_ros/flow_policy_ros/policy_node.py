@@ -276,8 +276,8 @@ class PolicyNode(LifecycleNode):
             if self._ticks is not None:
                 self._ticks.stand(now, time.monotonic())
             else:
-                # Before the plan began: the controller's trajectory lies in its future, and it holds; a stop from the plan,
-                # which is not where the arm stands, would begin with a jump.
+                # Before the plan began, the controller's trajectory lies in its future, and it holds; a stop from the
+                # plan, which is not where the arm stands, would begin with a jump.
                 if self._active and commander.plan is not None and commander.plan.start <= now:
                     self._hold()
                 commander.begin_anew(now)
