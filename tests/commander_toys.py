@@ -20,6 +20,7 @@ def make_commander(
     lead_s: float = 0.01,
     emergency: EmergencyStop | None = None,
     max_tracking_error: float = 0.0,
+    control_dt: float = 0.05,
 ) -> Commander:
     """Two quick arm joints and a gripper, chunks of six actions of which four are executed."""
     spec = small_spec(
@@ -27,10 +28,11 @@ def make_commander(
         action_low=(-9.0,) * 3,
         action_high=(9.0,) * 3,
         prefix_horizon=2 if joining == "rtc" else 0,
+        control_dt=control_dt,
     )
     limits = JointLimits((-3, 3), 2.0, 20.0, 10_000.0)
     robot = Robot("toy", {"a": limits, "b": limits}, {"g": limits}, Topics("/j", "/c"))
-    safety = SafetyFilter(robot, spec.joint_names, 0.05)
+    safety = SafetyFilter(robot, spec.joint_names, control_dt)
     scheduler = ChunkScheduler(spec, lead_s, joining)
     return Commander(scheduler, safety, emergency, soft_start_s, max_tracking_error)
 

@@ -82,6 +82,35 @@ def test_a_new_plan_is_the_old_one_until_lead_from_now_and_has_no_short_segment(
         old = new
 
 
+@pytest.mark.parametrize("control_dt", [0.001, 0.002, 0.004, 0.005])
+@pytest.mark.parametrize("joining", ["replace", "sync"])
+def test_times_of_a_plan_rise_however_short_a_control_step_is(control_dt, joining):
+    """Even where a knot of the old plan, which a new one may continue from, comes after the first target."""
+    for after_us in range(0, 6000, 130):
+        one = make_commander(joining, lead_s=0.001, control_dt=control_dt)
+        one.accept(chunk(0.1), START, START, HERE)
+        now = START + after_us * 1000
+        times = one.accept(chunk(0.1), now, now, HERE).plan.points(now)[0]
+        assert (np.diff(times) > 0.09 * control_dt).all()
+
+
+@pytest.mark.parametrize(("after_ms", "moves"), [(150, True), (700, False), (-1, False)])
+def test_a_run_that_begins_anew_continues_only_what_the_robot_may_still_follow(after_ms, moves):
+    """It lags behind: from where it is seen, the plan would begin with a jump. Before the plan there is none."""
+    one = make_commander()
+    old = one.accept(chunk(0.5), START, START, HERE).plan
+    if after_ms == 150:
+        one.stop(START + 60 * MS)
+        old = one.plan
+    now = START + after_ms * MS
+    one.begin_anew(now)
+    behind = HERE - 0.02
+    new = one.accept(chunk(0.5), now, now, behind).plan
+    assert np.array_equal(new.at(now).position, old.at(now).position if moves else behind)
+    one.begin_anew(now)
+    assert (one.plan is not None) or not moves
+
+
 @pytest.mark.parametrize("after", [0, 1000, 400_000, 999_000])
 def test_without_lead_a_plan_changes_at_once_and_never_in_the_past(after):
     one = make_commander(lead_s=0.0)

@@ -241,6 +241,23 @@ def test_a_hand_with_a_topic_of_its_own_does_not_cut_off_the_arm(tmp_path):
     assert result["problems"] == []
 
 
+@pytest.mark.parametrize("how", ["trajectory", "array", "joint state", "controller"])
+def test_a_command_that_is_no_number_is_refused(tmp_path, robot_file, how):
+    """The data set would be one that nobody can read."""
+    messages = told(how)
+    kind, topic = TOLD[how]
+    where = topic or "/command"
+    for k, msg in enumerate(m[3] for m in messages if m[0] == where):
+        if k % 7 == 3:
+            values = msg.points[2].positions if how == "trajectory" else getattr(msg, "data", None)
+            values = msg.position if values is None else values
+            values[0] = np.inf
+    result = run(tmp_path, robot_file, messages, rate=20.0, actions=kind, truth_topic=topic)
+    episodes = demonstrations.load(tmp_path / "demos.hdf5").episodes
+    assert all(np.isfinite(e.actions).all() for e in episodes)
+    assert any("not finite" in str(p) for p in result["problems"])
+
+
 def test_a_controller_that_falls_silent_ends_the_episode(tmp_path, robot_file):
     """What is never known is waited for no longer than the past is remembered, however long the bag goes on."""
     messages = [m for m in told("controller", 8.0) if m[0] != "/reference" or m[2] < 3e9]

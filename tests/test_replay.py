@@ -14,6 +14,7 @@ from bag_toys import (
     TOLD,
     TRAJECTORY,
     TYPES,
+    TYPESTORE,
     apart,
     joint_state,
     late,
@@ -510,6 +511,17 @@ def test_refused_commands_are_no_truth(tmp_path, policy_file, robot):
     with pytest.raises(InputError, match=says):
         recording(tmp_path / "bag", policy_file, robot)
     assert len(recording(tmp_path / "bag", policy_file, robot, "state").times) > 10
+
+
+def test_a_pose_that_is_cut_short_is_a_problem_and_no_traceback(tmp_path, policy_file, robot):
+    messages = recorded(3.0)
+    at = next(k for k, m in enumerate(messages) if m[0] == "/cube" and k > 50)
+    topic, kind, log, msg = messages[at]
+    messages[at] = (topic, kind, log, bytes(TYPESTORE.serialize_cdr(msg, kind))[:40])
+    write(tmp_path / "bag", messages)
+    rec = recording(tmp_path / "bag", policy_file, robot)
+    assert any("40 bytes" in problem.reason for problem in rec.problems)
+    assert len(rec.times) > 10
 
 
 # --- with latency ---

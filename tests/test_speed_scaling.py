@@ -1,5 +1,7 @@
 """How fast the robot executes what it is told, without ROS."""
 
+import pytest
+
 from flow_policy_rl.ros import namespaced_topics
 from flow_policy_rl.serving.robot import load_robot
 from flow_policy_rl.serving.speed_scaling import SpeedScaling
@@ -38,27 +40,28 @@ def test_what_was_never_said_or_long_ago_is_not_taken_for_full():
     assert "nobody says on /speed" in told.problem(6.1)
 
 
-def test_after_slowed_time_the_arm_may_finish_what_it_was_told():
+@pytest.mark.parametrize("meanwhile", [[(50.0, 3.9), (20.0, 4.0)], []])
+def test_after_slowed_time_the_arm_may_finish_what_it_was_told(meanwhile):
+    """A silence may have hidden it."""
     told = Told()
     told.hear(100.0, 0.0)
-    assert told.problem(0.0) == ""
     told.scaling.told(0.6)
     assert told.problem(0.1) == ""
-    assert told.hear(50.0, 0.2)
-    assert not told.hear(20.0, 0.3)
-    told.hear(100.0, 0.4)
-    told.hear(100.0, 0.9)
-    assert "finishes what it was told" in told.problem(0.99)
-    assert told.problem(1.01) == ""
-
-
-def test_a_silence_may_have_hidden_slowed_time():
-    told = Told()
-    told.hear(100.0, 0.0)
-    told.scaling.told(0.6)
+    for percent, t in meanwhile:
+        told.hear(percent, t)
     told.hear(100.0, 5.0)
-    assert "finishes what it was told" in told.problem(5.5)
-    assert told.problem(5.7) == ""
+    told.hear(100.0, 5.5)
+    assert "finishes what it was told" in told.problem(5.59)
+    assert told.problem(5.61) == ""
+
+
+@pytest.mark.parametrize("after_s", [0.1, 1.1])
+def test_who_slows_the_robot_down_is_told_at_once_and_once(after_s):
+    """After a silence as well: nobody may have looked at it yet."""
+    told = Told()
+    assert not told.hear(100.0, 0.0)
+    assert told.hear(50.0, after_s)
+    assert not told.hear(20.0, after_s + 0.1)
 
 
 def test_a_clock_that_goes_back_does_not_wait_for_the_old_time():

@@ -47,9 +47,19 @@ def test_missing_stale_and_broken_streams_are_named_and_never_filled(streams):
     with pytest.raises(NotReady, match="/joints: .*not a finite number in b"):
         streams.snapshot(20 * MS)
     streams.push("/joints", 20 * MS, joint_state(ABC, [1] * 3))  # recovers by itself
-    assert (
-        streams.snapshot(20 * MS).obs["joint_pos"].tolist() == [0] * 3
-    )  # as of the pose, which is older
+    # As of the pose, which is older.
+    assert streams.snapshot(20 * MS).obs["joint_pos"].tolist() == [0] * 3
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c", "a"], ["a", "a"]])
+def test_a_joint_that_a_message_has_twice_is_not_guessed(streams, names):
+    """Of others it does not matter."""
+    streams.push("/cube", 0, pose(UP))
+    streams.push("/joints", 0, joint_state([*ABC, "wheel", "wheel"], [0] * 5))
+    assert streams.snapshot(0).obs["joint_pos"].tolist() == [0] * 3
+    streams.push("/joints", 0, joint_state(names, range(len(names))))
+    with pytest.raises(NotReady, match="/joints: joint state has a more than once"):
+        streams.snapshot(0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1000)), max_size=40))

@@ -91,9 +91,23 @@ def test_controller_with_accelerations_follows_quintics():
     assert np.allclose(followed, f(moments), atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("times", "position", "velocity"),
+    [([0.1, np.inf], 1.0, 0.0), ([0.1, 0.2], np.inf, 0.0), ([0.1, 0.2], 1.0, np.nan)],
+)
+def test_controller_drops_what_is_no_number(times, position, velocity):
+    controller = TrajectoryController(["a"], np.zeros(1))
+    positions, velocities = np.array([[position], [1.0]]), np.array([[velocity], [0.0]])
+    with pytest.raises(TrajectoryRejected):
+        controller.accept(["a"], np.array(times), positions, velocities, now=0.0)
+
+
 def test_forward_controller_takes_the_last_command():
     controller = ForwardController(["a", "b"], np.zeros(2))
     controller.accept([1.0, 2.0])
     assert controller.sample(0.0)[0].tolist() == [1.0, 2.0]
     with pytest.raises(TrajectoryRejected, match="1 values for 2 joints"):
         controller.accept([1.0])
+    with pytest.raises(TrajectoryRejected, match="not finite"):
+        controller.accept([1.0, np.nan])
+    assert controller.sample(0.0)[0].tolist() == [1.0, 2.0]

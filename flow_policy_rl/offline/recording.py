@@ -35,6 +35,7 @@ from flow_policy_rl.spec import ObservationField, PolicySpec
 
 MEASURED = "measured_joint_pos"
 JUMP_MARGIN = 0.05  # rad or m beyond what the velocity limits allow: the robot was put elsewhere
+POSE_BYTES = 56  # at the end of a message: seven numbers
 LATENCY_TOPIC = "/sim_node/end_to_end_latency"
 INFERENCE_TOPIC = "/policy_node/inference"
 STAMPED = (
@@ -256,9 +257,9 @@ class _Reader:
         before = self.waiting.get(message.topic)
         if message.type.endswith("Image"):
             self._look_at(message)
-        elif not math.isfinite(
-            sum(struct.unpack_from("<7d", message.data, len(message.data) - 56))
-        ):
+        elif len(message.data) < POSE_BYTES:
+            raise BadMessage(f"not a {message.type}: {len(message.data)} bytes")
+        elif not math.isfinite(sum(struct.unpack("<7d", message.data[-POSE_BYTES:]))):
             raise DecodeError("pose has numbers that are not finite")
         if self.next_due is None or stamp > self.next_due or (before and stamp < before[0]):
             self._deliver(message.topic)

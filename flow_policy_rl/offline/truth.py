@@ -118,12 +118,11 @@ class CommandTruth:
                 )
             accept_trajectory(self._controllers[topic], msg, now)
             return self._controllers[topic].motion
-        if hasattr(msg, "position"):
-            return standing(joint_values(msg, names, "position"))
-        values = np.asarray(msg.data, float)
+        named = hasattr(msg, "position")
+        values = joint_values(msg, names, "position") if named else np.asarray(msg.data, float)
         if values.shape != (len(names),):
             raise DecodeError(f"command has {values.size} values for {len(names)} joints")
-        return standing(values)
+        return standing(_finite(values, "command"))
 
     def at(self, time: float) -> np.ndarray | None:
         """Commanded position (A,) at a time not long past, by what was received before it; None without a command."""
@@ -209,16 +208,21 @@ def controller_reference(msg, joint_names: tuple[str, ...]) -> np.ndarray:
     """Reference position (A,) of a controller state: `reference`, or `desired` (Humble and before), or a JointState.
 
     Raises:
-        DecodeError: another message, or a joint is missing.
+        DecodeError: another message, a joint is missing, or a number not finite.
     """
     if hasattr(msg, "position"):
-        return joint_values(msg, joint_names, "position")
+        return _finite(joint_values(msg, joint_names, "position"), "reference")
     for part in ("reference", "desired"):  # Humble has both, and fills one of them
         if hasattr(msg, "joint_names") and len(getattr(getattr(msg, part, None), "positions", ())):
-            return joint_values(
-                _Named(msg.joint_names, getattr(msg, part).positions), joint_names, "position"
-            )
+            named = _Named(msg.joint_names, getattr(msg, part).positions)
+            return _finite(joint_values(named, joint_names, "position"), "reference")
     raise DecodeError(f"{type(msg).__name__} has no reference or desired positions by joint name")
+
+
+def _finite(values: np.ndarray, what: str) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise DecodeError(f"{what} has numbers that are not finite")
+    return values
 
 
 class _Named:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler, Targets
+from flow_policy_rl.serving.chunk_scheduler import SHORTEST, ChunkScheduler, Targets
 from flow_policy_rl.serving.pace import REAL_TIME, Pace
 from flow_policy_rl.serving.safety import Checked, EmergencyStop, Motion, Rejected, SafetyFilter
 from flow_policy_rl.serving.spline import Spline
 
-SHORTEST_SEGMENT = 1_000_000  # ns
+SHORTEST_SEGMENT = 1_000_000  # ns; of short control steps half of what is ahead of the first target
 # A knot nearer than this is left out: rounded to ns, it would turn into acceleration. In segments of 10 ms that costs
 # at most two hundredths of acceleration, where that turns round.
 NEAREST_S = 5e-5
@@ -80,6 +80,15 @@ class Commander:
         """Nothing is commanded: the robot may be anywhere."""
         self.plan, self._astray = None, False
         self.leave()
+
+    def begin_anew(self, now: int) -> None:
+        """Forget what was commanded; but while the robot follows it, or did within `LAG_S`, the next run continues it,
+        for the robot is behind."""
+        plan, lag = self.plan, round(LAG_S * 1e9)
+        if plan is None or self._astray or not plan.start <= now or plan.settled(now - lag):
+            self.forget()
+        else:
+            self.leave()
 
     def leave(self) -> None:
         """The run is over; what is commanded comes to its end, which is at rest."""
@@ -210,7 +219,8 @@ class Commander:
         times = plan.spline.times
         nearest = times[np.abs(times - (since - plan.start) / 1e9).argmin()]
         knot = plan.start + round(float(nearest) * 1e9)
-        if abs(knot - since) < SHORTEST_SEGMENT and knot > now:
+        shortest = min(SHORTEST_SEGMENT, SHORTEST * self.scheduler.step / 2)
+        if abs(knot - since) < shortest and knot > now:
             since = knot  # a tiny segment would turn rounding into acceleration
         return since, plan.at(since)
 

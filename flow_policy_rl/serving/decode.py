@@ -50,7 +50,7 @@ def decode(field: ObservationField, msg: Any) -> np.ndarray:
 
 def joint_values(msg: Any, names: Sequence[str], what: str) -> np.ndarray:
     """Values of a JointState by joint name, whatever order they come in."""
-    index = {name: i for i, name in enumerate(msg.name)}
+    index = joint_index(msg.name, names)
     missing = [name for name in names if name not in index]
     if missing:
         raise joints_missing(missing, msg.name)
@@ -60,6 +60,20 @@ def joint_values(msg: Any, names: Sequence[str], what: str) -> np.ndarray:
             f"joint state has {len(msg.name)} names but {len(values)} values of {what}"
         )
     return values[[index[name] for name in names]]
+
+
+def joint_index(there: Sequence[str], wanted: Sequence[str]) -> dict[str, int]:
+    """Where every joint is among the names of a joint state.
+
+    Raises:
+        DecodeError: one that is wanted is there more than once.
+    """
+    index = {name: i for i, name in enumerate(there)}
+    if len(index) < len(there):
+        names = list(there)
+        if again := [name for name in wanted if names.count(name) > 1]:
+            raise DecodeError(f"joint state has {', '.join(again)} more than once")
+    return index
 
 
 def joints_missing(missing: Sequence[str], there: Sequence[str]) -> DecodeError:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flow_policy_rl.serving.decode import joints_missing
+from flow_policy_rl.serving.decode import joint_index, joints_missing
 
 
 class _Said(NamedTuple):
@@ -79,10 +79,10 @@ class JointStates:
         """The state of all joints after a message; None where it says nothing new about any of them.
 
         Raises:
-            DecodeError: nothing was said about a joint yet.
+            DecodeError: a joint is there more than once, or nothing was said about one yet.
         """
         position, velocity = (_values(msg, what) for what in ("position", "velocity"))
-        index = {name: i for i, name in enumerate(msg.name)}
+        index = joint_index(msg.name, self.names)
         new = [n for n in self.of(msg) if n not in self._said or stamp >= self._said[n].stamp]
         for name in new:
             self._said[name] = _Said(stamp, position[index[name]], velocity[index[name]])

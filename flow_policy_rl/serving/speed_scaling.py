@@ -29,11 +29,11 @@ class SpeedScaling:
         """A message: percent of full speed, at a time (ns) of the controller's clock and a steady one (s).
 
         Returns:
-            Whether it slows the robot down that was at full speed until now.
+            Whether it slows the robot down that was at full speed, as far as is known, until now.
         """
-        was_full = self._is_full and steady - self._heard <= SILENT_S
+        was_full, silent = self._is_full, steady - self._heard > SILENT_S
         self._percent, self._heard = percent, steady
-        if self._is_full and not was_full:
+        if self._is_full and (silent or not was_full):
             self._full_since, self._wait = now, self._length
         return was_full and not self._is_full
 

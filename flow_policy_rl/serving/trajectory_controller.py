@@ -66,7 +66,7 @@ class TrajectoryController:
             start: the header stamp; None (a stamp of 0) is `now`.
 
         Raises:
-            TrajectoryRejected: as joint_trajectory_controller refuses it.
+            TrajectoryRejected: as joint_trajectory_controller refuses it, or a number is not finite.
         """
         self._check(names, times, positions, velocities, accelerations)
         start = now if start is None else start
@@ -120,7 +120,9 @@ class TrajectoryController:
                 raise TrajectoryRejected(
                     f"{what} have shape {values.shape}, not {(len(times), len(names))}"
                 )
-        if times[0] < 0 or (np.diff(times) <= 0).any():
+            if values is not None and not np.isfinite(values).all():
+                raise TrajectoryRejected(f"{what} have numbers that are not finite")
+        if times[0] < 0 or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
             raise TrajectoryRejected("times are not strictly increasing")
         ends_at_rest = velocities is None or not np.any(velocities[-1] != 0)
         if not ends_at_rest and not self.allow_end_velocity:
@@ -146,12 +148,14 @@ class ForwardController:
         """A new command.
 
         Raises:
-            TrajectoryRejected: the wrong number of values.
+            TrajectoryRejected: the wrong number of values, or one that is not finite.
         """
         if len(values) != len(self.joint_names):
             raise TrajectoryRejected(
                 f"{len(values)} values for {len(self.joint_names)} joints {list(self.joint_names)}"
             )
+        if not np.isfinite(values).all():
+            raise TrajectoryRejected("values that are not finite")
         self._position = np.asarray(values, float)
 
     def sample(self, now: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -248,9 +248,12 @@ class LifeSign:
         if self._heard:
             self._known = True
             self.close()
-        if self._subscription is None and (self._doubted or not self._known):
+        doubted = self._doubted
+        if doubted:
+            # Before it listens: a doubt that comes from now on is another one.
+            self._doubted = False
+        if self._subscription is None and (doubted or not self._known):
             self._listen()
-        self._doubted = False
         silent = time.monotonic() - self._since
         if self._subscription is None or (self._known and silent < SILENT_S):
             return ""
@@ -263,9 +266,8 @@ class LifeSign:
         return self._controller in _names(theirs)
 
     def _listen(self) -> None:
-        qos = QoSProfile(
-            depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
-        )  # matches any publisher
+        # Best effort matches any publisher.
+        qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         self._since = time.monotonic()
         self._subscription = self._node.create_subscription(
             self._kind, self._topic, self._hear, qos, raw=True

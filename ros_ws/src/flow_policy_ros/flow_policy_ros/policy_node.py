@@ -88,7 +88,6 @@ class PolicyNode(LifecycleNode):
         self._clock_jumped = False
         self._clock_watch = ClockWatch(self._now)
         self._activated = self._last_message = 0.0
-        self._last_now = 0
         self._emergency = EmergencyStop()
         self._button: Button | None = None  # heard from the beginning, in every state
         self._status, self._inferences = StatusReport(self), InferenceReport(self)
@@ -166,7 +165,7 @@ class PolicyNode(LifecycleNode):
         """Begin at the next complete observation."""
         with self._lock:
             self._served.streams.clear()
-            self._served.commander.forget()
+            self._served.commander.begin_anew(self._now())
             self._holding, self._active = False, True
             self._run += 1
             self._activated = self._last_message = time.monotonic()
@@ -246,7 +245,6 @@ class PolicyNode(LifecycleNode):
             if self._clock_was_set() or not self._active:
                 return
             self._last_message = time.monotonic()
-            self._last_now = now
             streams, scheduler = self._served.streams, self._served.commander.scheduler
             stamp = stamp_ns(msg) or now
             streams.push(topic, stamp, msg)
@@ -269,19 +267,22 @@ class PolicyNode(LifecycleNode):
         self._worker.give(order)
 
     def _on_clock_jump(self, jump) -> None:
-        """Simulated time went back, or the clock changed: nothing that was planned has a time any more."""
+        """Simulated time went back, or the clock changed: come to rest from where the controller is now in the plan, or
+        forget a plan that has no time any more."""
         with self._lock:
             if self._served is None:
                 return
+            commander, now = self._served.commander, self._now()
             if self._ticks is not None:
-                self._ticks.stand(self._now(), time.monotonic())
+                self._ticks.stand(now, time.monotonic())
             else:
-                # The controller's trajectory lies in its future, and it holds; a stop from the plan, which is not where
-                # the arm stands, would begin with a jump.
-                self._served.commander.forget()
+                # Before the plan began, the controller's trajectory lies in its future, and it holds; a stop from the
+                # plan, which is not where the arm stands, would begin with a jump.
+                if self._active and commander.plan is not None and commander.plan.start <= now:
+                    self._hold()
+                commander.begin_anew(now)
             self._served.streams.clear()
             self._run += 1
-            self._last_now = 0
             self._last_message = time.monotonic()
         self._clock_jumped = True  # if that is because there are two clocks, it will again
         self.get_logger().warning(
@@ -457,13 +458,13 @@ class PolicyNode(LifecycleNode):
             self._active = False
             self._hold()
 
-    def _hold(self, now: int | None = None, silent: bool = False) -> None:
+    def _hold(self, silent: bool = False) -> None:
         """Come to rest from where the arm is commanded to be. Needs the lock.
 
         A controller that follows somebody else, or nobody, is told nothing: where its reference is we do not know, and
         what it has of us ends at rest.
         """
-        now = self._now() if now is None else now
+        now = self._now()
         self._hold_back(now)
         commander = self._served.commander
         if silent or (self._obstacle and self._ticks is None):

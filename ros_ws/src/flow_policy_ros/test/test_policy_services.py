@@ -387,6 +387,30 @@ def test_per_tick_output_does_not_jump_after_a_stall(start, peer, robot, policy_
     assert steps.max() <= FULL_SPEED * LONGEST_S + 1e-6
 
 
+def test_per_tick_output_does_not_jump_when_it_is_activated_while_it_stops(
+    start, peer, policy_file, ticks
+):
+    """The arm lags behind: where it is seen is not where it was sent."""
+    robot = Robot(peer)
+
+    def follow() -> None:
+        if len(ticks.values) > 8:
+            robot.controller.hold(np.array([*ticks.values[-8]]))
+
+    peer.node.create_timer(0.01, follow)
+    options = {"output": "per_tick", "max_tracking_error": 0.0, "soft_start_s": 0.0}
+    start(policy_node={"policy": str(policy_file), "armed": True, **options})
+    moving = lambda since: len(ticks.values) > since + 50 and ticks.steps(3).max() > 0.008  # noqa: E731
+    for _ in range(3):
+        before = len(ticks.values)
+        peer.until(lambda before=before: moving(before), "motion")
+        assert change_state(peer, "deactivate")
+        assert change_state(peer, "activate")
+    before = len(ticks.values)
+    peer.until(lambda: len(ticks.values) >= before + 50, "ticks again")
+    assert ticks.steps().max() <= FULL_SPEED * LONGEST_S + 1e-6
+
+
 def test_diagnostics_count_messages_and_limits(start, peer, robot, policy_file, facts):
     """Messages received, lost and used; chunks that go beyond a limit, by kind, as each inference says it."""
     planned = peer.listen(JointTrajectory, "/policy_node/planned_chunk")
@@ -450,8 +474,10 @@ def test_a_topic_of_another_type_is_named(start, peer, policy_file, status):
     )
 
 
-def test_a_clock_that_jumps_back_starts_again(start, peer, policy_file, commands, status):
-    """A bag that loops: time and stamps go back together."""
+@pytest.mark.parametrize("back_ms", [60, 95_000])
+def test_a_clock_that_jumps_back_starts_again(start, peer, policy_file, commands, status, back_ms):
+    """A bag that loops: time and stamps go back together. By less than its last trajectory the controller is still in
+    that, and can be stopped."""
     clock = peer.node.create_publisher(Clock, "/clock", 10)
     now = [100_000_000_000]
     robot = Robot(peer, stamp=lambda: now[0])
@@ -463,9 +489,13 @@ def test_a_clock_that_jumps_back_starts_again(start, peer, policy_file, commands
     peer.node.create_timer(0.02, tick)
     start(policy_node={"policy": str(policy_file), "armed": True, "use_sim_time": True})
     peer.until(lambda: robot.heard == len(commands) >= 3, "commands, and the controller has them")
-    now[0] = 5_000_000_000
     before = len(commands)
+    peer.until(lambda: robot.heard == len(commands) > before, "another one")
+    peer.spin(0.15)
+    before = len(commands)
+    now[0] -= back_ms * 1_000_000
     peer.until(lambda: len(commands) >= before + 3, "commands after the jump")
+    assert is_hold(commands[before]) == (back_ms < 100)
     peer.until(lambda: status().startswith("active"), "active")
     assert robot.fastest <= 2.62
 
