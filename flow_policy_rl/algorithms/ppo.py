@@ -29,6 +29,8 @@ from flow_policy_rl.advantages import generalized_advantages
 from flow_policy_rl.errors import (
     COUNT,
     DECAY,
+    LIMIT,
+    NOT_NEGATIVE,
     POSITIVE,
     SHARE,
     InputError,
@@ -125,8 +127,11 @@ class PPOConfig:
         check_settings(self, "ppo", COUNT, *counts, "micro_batch", "value_width", "value_depth")
         rates = ("actor_learning_rate", "critic_learning_rate")
         check_settings(self, "ppo", POSITIVE, *rates, "clip_range")
+        check_settings(self, "ppo", LIMIT, "max_grad_norm", "target_kl")
         check_settings(self, "ppo", DECAY, "gamma", "ema_decay")
-        check_settings(self, "ppo", SHARE, "gae_lambda")
+        check_settings(self, "ppo", SHARE, "gae_lambda", "learning_rate_floor")
+        spans = ("learning_rate_cycle", "learning_rate_warmup", "critic_warmup")
+        check_settings(self, "ppo", NOT_NEGATIVE, *spans)
         if self.dual_clip and self.dual_clip <= 1 + self.clip_range:
             raise InputError(
                 f"dual_clip must be 0 (none) or more than 1 + clip_range, not {self.dual_clip}"
