@@ -131,13 +131,11 @@ class PPOConfig:
         check_settings(self, "ppo", DECAY, "gamma", "ema_decay")
         check_settings(self, "ppo", SHARE, "gae_lambda", "learning_rate_floor")
         spans = ("learning_rate_cycle", "learning_rate_warmup", "critic_warmup")
-        check_settings(self, "ppo", NOT_NEGATIVE, *spans)
+        check_settings(self, "ppo", NOT_NEGATIVE, *spans, "random_shift")
         if self.dual_clip and self.dual_clip <= 1 + self.clip_range:
             raise InputError(
                 f"dual_clip must be 0 (none) or more than 1 + clip_range, not {self.dual_clip}"
             )
-        if self.random_shift < 0:
-            raise InputError(f"random_shift must be at least 0 pixels, not {self.random_shift}")
         if self.num_minibatches > self.num_envs * self.num_steps:
             raise InputError(
                 f"num_minibatches {self.num_minibatches} is more than the "
@@ -151,6 +149,9 @@ class PPO:
     Args:
         from_scratch: the policy has no normaliser from demonstrations, so its own follows the rollouts, between an
             update and the next rollout.
+
+    Raises:
+        InputError: `random_shift` in several processes.
     """
 
     def __init__(
@@ -162,6 +163,11 @@ class PPO:
         generator: torch.Generator,
         from_scratch: bool = False,
     ):
+        if config.random_shift and distributed.world_size() > 1:
+            # Each would draw as many shifts as episodes of its own ended, and then other minibatches than its peers.
+            raise InputError(
+                "ppo.random_shift needs one process: leave it out, or start without torchrun"
+            )
         self.from_scratch = from_scratch
         self.policy, self.estimator, self.config, self.generator = (
             policy,
