@@ -41,6 +41,7 @@ def near_match(name: str, valid: Iterable[str]) -> str:
 Range = tuple[str, Callable[[float], bool]]
 COUNT: Range = "at least 1", lambda value: value >= 1
 POSITIVE: Range = "more than 0 and finite", lambda value: 0 < value < math.inf
+LIMIT: Range = "more than 0 (inf: none)", lambda value: value > 0
 NOT_NEGATIVE: Range = "at least 0 and finite", lambda value: 0 <= value < math.inf
 SHARE: Range = "from 0 to 1", lambda value: 0 <= value <= 1
 DECAY: Range = "from 0 to less than 1", lambda value: 0 <= value < 1

@@ -17,7 +17,7 @@ from flow_policy_rl.bench import learn, stages
 from flow_policy_rl.bench.studies import STUDIES, Budget, Variant
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.presets import PRESETS
-from flow_policy_rl.run_folder import claimed
+from flow_policy_rl.run_folder import claimed, state_file
 
 
 def words(stage: stages.Stage) -> str:
@@ -38,6 +38,17 @@ def test_every_command_of_every_study_parses(study, tmp_path, monkeypatch):
             if stage.command[0] == "train":
                 cli.parse_train(list(stage.command[1:]), None)
     assert ran
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_training_goes_on_from_the_state_in_its_own_folder(study, tmp_path):
+    """One that begins anew in a folder with a trained policy is refused, and the study with it."""
+    _, cells, _ = learn.plan(learn.Config(study=study, seeds=1, out=tmp_path))
+    trained = [s for cell in cells for s in cell.stages if s.command[0] == "train"]
+    assert trained
+    for stage in trained:
+        run_dir = Path(stage.command[stage.command.index("--run-dir") + 1])
+        assert stage.state == state_file(run_dir)
 
 
 def test_help_names_every_study(capsys):
@@ -373,8 +384,27 @@ def test_bad_input_is_refused(wrong, says):
 def test_two_budgets_do_not_mix_in_one_folder(tmp_path):
     learn.begin(tmp_path, learn.Config(budget="small"))
     learn.begin(tmp_path, learn.Config(budget="small", seeds=9))
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match="settings: budget small there, full here; choose another"):
         learn.begin(tmp_path, learn.Config(budget="full"))
+
+
+def test_what_a_power_cut_left_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "study.json").write_text('{"study": "lo')
+    with pytest.raises(
+        InputError, match=r"'.*study.json' is not whole: remove '.*study.json', and"
+    ):
+        learn.begin(tmp_path, learn.Config())
+    (tmp_path / "eval_zero.json").write_text('{"success_rate": 0.')
+    with pytest.raises(
+        InputError, match=r"eval_zero.json' is not whole: remove '.*eval_zero.done'"
+    ):
+        stages.result_of(tmp_path / "eval_zero")
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(learn, "run_chains", lambda *_: pytest.fail("days of work were begun"))
+    with pytest.raises(InputError, match="is a folder"):
+        learn.main(learn.Config(out=tmp_path / "study", page=tmp_path))
 
 
 def test_a_training_of_another_recipe_is_not_kept(tmp_path):

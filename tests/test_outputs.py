@@ -164,6 +164,19 @@ def test_no_seed_is_negative(capsys, line):
         ("rldt --rldt.gamma 2", "rldt.gamma must be from 0 to less than 1, not 2.0"),
         ("rldt --rldt.actor-learning-rate -1", "rldt.actor_learning_rate must be more than 0"),
         ("rldt --rldt.critic.depth 0", "rldt.critic.depth must be at least 1, not 0"),
+        # A negative norm turns gradients round, one of 0 takes them away.
+        ("fpo --ppo.max-grad-norm -1", "ppo.max_grad_norm must be more than 0 (inf: none), not -1"),
+        ("rldt --rldt.max-grad-norm 0", "rldt.max_grad_norm must be more than 0 (inf: none)"),
+        ("fpo --ppo.target-kl 0", "ppo.target_kl must be more than 0 (inf: none), not 0.0"),
+        ("fpo --ppo.learning-rate-floor -1", "ppo.learning_rate_floor must be from 0 to 1"),
+        ("fpo --ppo.learning-rate-cycle -1", "ppo.learning_rate_cycle must be at least 0"),
+        ("bc --bc.weight-decay -1", "bc.weight_decay must be at least 0 and finite, not -1.0"),
+        ("rldt --rldt.constraint-coef nan", "rldt.constraint_coef must be at least 0 and finite"),
+        ("rldt --rldt.transport.bandwidth 0", "rldt.transport.bandwidth must be more than 0"),
+        (
+            "rldt --rldt.critic.value-low 2 --rldt.critic.value-high 1",
+            "rldt.critic: need value_low < value_high, not 2 and 1",
+        ),
     ],
 )
 def test_settings_without_sense_are_refused(tmp_path, capsys, flags, says):

@@ -8,9 +8,11 @@ import pytest
 import torch
 from point_world import PointEnv, point_policy, weak_point_policy
 
+from flow_policy_rl import distributed
 from flow_policy_rl.advantages import generalized_advantages
 from flow_policy_rl.algorithms.gaussian import Gaussian, GaussianConfig
 from flow_policy_rl.algorithms.ppo import PPO, PPOConfig, parts
+from flow_policy_rl.errors import InputError
 
 SMALL = PPOConfig(
     num_envs=16, num_steps=5, num_epochs=2, critic_warmup=0, value_width=16, value_depth=2
@@ -99,6 +101,15 @@ def test_an_update_stops_where_the_policy_has_moved_too_far(generator):
     assert loop.iterate()["train/actor_steps"] == 2
     free = loop_of(generator, target_kl=1e9)
     assert free.iterate()["train/actor_steps"] == SMALL.num_epochs * SMALL.num_minibatches
+
+
+def test_pictures_that_move_are_for_one_process(generator, monkeypatch):
+    """Episodes end at other times in each: their generators, and with them the minibatches, would part."""
+    loop_of(generator, random_shift=2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    loop_of(generator)
+    with pytest.raises(InputError, match=r"ppo.random_shift needs one process"):
+        loop_of(generator, random_shift=2)
 
 
 def test_the_entropy_bonus_widens(generator):

@@ -402,10 +402,9 @@ def test_a_loss_that_explodes_stops_the_run_before_it_spoils_the_weights(poison)
     other = tiny()
     other.iterate()
     block = other.replay.sample(8, other.generator)
-    other.config = dataclasses.replace(TINY, constraint_coef=poison)
     before = other.policy.velocity_field.head.bias.clone()
     with torch.no_grad():
-        other.reference.velocity_field.head.bias.add_(1.0)
+        other.reference.velocity_field.head.bias.add_(poison)
     with pytest.raises(RunFailed, match=r"constraint loss is"):
         other.actor_step(block)
     assert torch.equal(before, other.policy.velocity_field.head.bias)

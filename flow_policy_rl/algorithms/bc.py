@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flow_policy_rl import flow
 from flow_policy_rl.data.demonstrations import ChunkDataset
-from flow_policy_rl.errors import COUNT, DECAY, POSITIVE, InputError, check_settings
+from flow_policy_rl.errors import COUNT, DECAY, NOT_NEGATIVE, POSITIVE, check_settings
 from flow_policy_rl.networks import shift_images
 from flow_policy_rl.policy import FlowPolicy, Obs
 
@@ -49,9 +49,8 @@ class BCConfig:
     def __post_init__(self):
         check_settings(self, "bc", COUNT, "num_steps", "batch_size")
         check_settings(self, "bc", POSITIVE, "learning_rate")
+        check_settings(self, "bc", NOT_NEGATIVE, "weight_decay", "random_shift")
         check_settings(self, "bc", DECAY, "ema_decay", "held_out")
-        if self.random_shift < 0:
-            raise InputError(f"random_shift must be at least 0 pixels, not {self.random_shift}")
 
 
 def cfm_loss(policy: FlowPolicy, obs: Obs, x_1: Tensor, x_0: Tensor, t: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ from flow_policy_rl.advantages import generalized_advantages
 from flow_policy_rl.errors import (
     COUNT,
     DECAY,
+    LIMIT,
+    NOT_NEGATIVE,
     POSITIVE,
     SHARE,
     InputError,
@@ -127,14 +129,15 @@ class PPOConfig:
         check_settings(self, "ppo", COUNT, *counts, "micro_batch", "value_width", "value_depth")
         rates = ("actor_learning_rate", "critic_learning_rate")
         check_settings(self, "ppo", POSITIVE, *rates, "clip_range")
+        check_settings(self, "ppo", LIMIT, "max_grad_norm", "target_kl")
         check_settings(self, "ppo", DECAY, "gamma", "ema_decay")
-        check_settings(self, "ppo", SHARE, "gae_lambda")
+        check_settings(self, "ppo", SHARE, "gae_lambda", "learning_rate_floor")
+        spans = ("learning_rate_cycle", "learning_rate_warmup", "critic_warmup")
+        check_settings(self, "ppo", NOT_NEGATIVE, *spans, "random_shift")
         if self.dual_clip and self.dual_clip <= 1 + self.clip_range:
             raise InputError(
                 f"dual_clip must be 0 (none) or more than 1 + clip_range, not {self.dual_clip}"
             )
-        if self.random_shift < 0:
-            raise InputError(f"random_shift must be at least 0 pixels, not {self.random_shift}")
         if self.num_minibatches > self.num_envs * self.num_steps:
             raise InputError(
                 f"num_minibatches {self.num_minibatches} is more than the "
@@ -148,6 +151,9 @@ class PPO:
     Args:
         from_scratch: the policy has no normaliser from demonstrations, so its own follows the rollouts, between an
             update and the next rollout.
+
+    Raises:
+        InputError: `random_shift` in several processes.
     """
 
     def __init__(
@@ -159,6 +165,11 @@ class PPO:
         generator: torch.Generator,
         from_scratch: bool = False,
     ):
+        if config.random_shift and distributed.world_size() > 1:
+            # Each would draw as many shifts as episodes of its own ended, and then other minibatches than its peers.
+            raise InputError(
+                "ppo.random_shift needs one process: leave it out, or start without torchrun"
+            )
         self.from_scratch = from_scratch
         self.policy, self.estimator, self.config, self.generator = (
             policy,

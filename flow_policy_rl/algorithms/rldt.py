@@ -41,7 +41,16 @@ from torch import Tensor
 from flow_policy_rl import distributed, flow
 from flow_policy_rl.algorithms.rldt_critic import Critic, CriticConfig
 from flow_policy_rl.buffers import ChunkReplay, draw, flat, nested, rollout_segments
-from flow_policy_rl.errors import COUNT, DECAY, POSITIVE, SHARE, InputError, check_settings
+from flow_policy_rl.errors import (
+    COUNT,
+    DECAY,
+    LIMIT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    InputError,
+    check_settings,
+)
 from flow_policy_rl.gradients import apply_gradient, require_sound
 from flow_policy_rl.policy import FlowPolicy, Obs
 from flow_policy_rl.rollout import Collector
@@ -72,6 +81,10 @@ class TransportConfig:
     temperature_mode: Literal["relative", "unit_gradient", "absolute"] = "relative"
     row_normalized: bool = False
     bandwidth: float | None = None
+
+    def __post_init__(self):
+        check_settings(self, "rldt.transport", NOT_NEGATIVE, "temperature")
+        check_settings(self, "rldt.transport", POSITIVE, "bandwidth")
 
 
 @dataclass(frozen=True)
@@ -146,6 +159,9 @@ class RLDTConfig:
         counts += ("num_particles", "replay_iterations", "actor_steps", "critic_steps")
         check_settings(self, "rldt", COUNT, *counts, "explore_last_steps")
         check_settings(self, "rldt", POSITIVE, "actor_learning_rate")
+        check_settings(self, "rldt", LIMIT, "max_grad_norm")
+        weights = ("consistency_coef", "constraint_coef", "prefix_coef", "exploration_scale")
+        check_settings(self, "rldt", NOT_NEGATIVE, *weights)
         check_settings(self, "rldt", DECAY, "gamma")
         check_settings(self, "rldt", SHARE, "actor_share", "fresh_share")
         if not 0 <= self.start_noise[0] <= self.start_noise[1]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flow_policy_rl import distributed
 from flow_policy_rl.advantages import lambda_returns
-from flow_policy_rl.errors import COUNT, DECAY, POSITIVE, SHARE, check_settings
+from flow_policy_rl.errors import COUNT, DECAY, POSITIVE, SHARE, InputError, check_settings
 from flow_policy_rl.gradients import require_sound
 from flow_policy_rl.networks import CriticEnsemble
 
@@ -70,6 +70,9 @@ class CriticConfig:
         check_settings(self, "rldt.critic", POSITIVE, "learning_rate")
         check_settings(self, "rldt.critic", DECAY, "target_decay")
         check_settings(self, "rldt.critic", SHARE, "td_lambda")
+        low, high = self.value_low, self.value_high
+        if low is not None and high is not None and not low < high:
+            raise InputError(f"rldt.critic: need value_low < value_high, not {low:g} and {high:g}")
 
 
 class Critic:

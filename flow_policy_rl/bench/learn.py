@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Literal
 
 from flow_policy_rl.bench import learn_page
-from flow_policy_rl.bench.stages import Stage, result_of, run_chains
+from flow_policy_rl.bench.stages import Stage, read_json, result_of, run_chains
 from flow_policy_rl.bench.studies import STUDIES, Budget, Study, Variant
-from flow_policy_rl.errors import InputError, RunFailed, refuse_below, unknown_name
+from flow_policy_rl.errors import InputError, RunFailed, output_file, refuse_below, unknown_name
 from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.nesting import flat
 from flow_policy_rl.run_folder import (
@@ -210,7 +210,7 @@ def base_stages(
     imitate += (*by_task(base.imitate, task), *variant.imitate)
     if budget.imitation_steps is not None:  # a later flag wins
         imitate += ("--bc.num-steps", str(budget.imitation_steps))
-    stages.append(Stage(imitate, own / "imitate"))
+    stages.append(Stage(imitate, own / "imitate", state=state_file(run_dir)))
     return (*stages, *evaluations(run_dir, task, own, budget, study.delays))
 
 
@@ -274,9 +274,12 @@ def main(config: Config) -> dict:
     """Run what is not finished, then write table, curves and page. SIGTERM ends it like Ctrl-C.
 
     Raises:
+        InputError: what `plan`, `begin` and `check_recipes` refuse, or a page that cannot be written.
         RunFailed: a command did not end well; all that does not need it was run nevertheless.
     """
     study, cells, missing = plan(config)
+    if config.page is not None:
+        output_file(config.page)
     root = folder(config)
     end_like_ctrl_c()
     with claimed(root, "--out"):
@@ -301,12 +304,18 @@ def begin(root: Path, config: Config) -> None:
     """Write down what runs; refuse to mix two budgets in one folder.
 
     Raises:
-        InputError: the folder holds the same study with other settings.
+        InputError: the folder holds a study with other settings; names them.
     """
     settings = {"study": config.study, "budget": config.budget, "env_steps": config.env_steps}
     file = root / "study.json"
-    if file.is_file() and json.loads(file.read_text()) != settings:
-        raise InputError(f"'{root}' holds a study with other settings: choose another --out")
+    held = read_json(file, file) if file.is_file() else settings
+    if held != settings:
+        said = (
+            f"{k} {held.get(k)} there, {v} here" for k, v in settings.items() if held.get(k) != v
+        )
+        raise InputError(
+            f"'{root}' holds a study with other settings: {'; '.join(said)}; choose another --out"
+        )
     root.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(settings) + "\n")
 
@@ -326,7 +335,7 @@ def check_recipes(cells: Sequence[Cell]) -> None:
         if stage.command[0] != "train" or not stage.name.with_suffix(".done").is_file():
             continue
         _, config = cli.parse_train(list(stage.command[1:]), None)
-        settings = json.loads((config.run_dir / "config.json").read_text())
+        settings = read_json(config.run_dir / "config.json", stage.name.parent)
         then, now = (
             flat(resume.comparable(s), ".") for s in (settings, dataclasses.asdict(config))
         )
@@ -406,8 +415,8 @@ def paragraphs(
     said = {
         "how": f"`{command}`: budget `{config.budget}`, seeds 0 to {config.seeds - 1}, "
         f"{rows[0]['episodes'] if rows else 0} whole episodes per cell and noise on seeds from {EVAL_SEED}. "
-        f"{SPANS[study.metric]} The full budget: the same command with `--budget full` "
-        f"({study.full.env_steps:,} control steps a cell)."
+        f"{SPANS[study.metric]} The full budget: the same command with `--budget full`"
+        f"{', without `--env-steps`' if config.env_steps else ''} ({study.full.env_steps:,} control steps a cell)."
     }
     if study.base:
         said["how"] += (
@@ -418,7 +427,7 @@ def paragraphs(
         threshold = f"{study.metric.replace('_', ' ')} of {by_task(study.threshold, task):g}"
         said[task] = f"{base_line([c for c in cells if c.task == task])}Threshold: {threshold}."
     if cells:
-        environments = [json.loads((c.dir / "environment.json").read_text()) for c in cells]
+        environments = [read_json(c.dir / "environment.json", c.dir) for c in cells]
         said["where"] = learn_page.where_made(environments)
     if missing:
         said["missing"] = f"Not in this installation, hence not run: {', '.join(missing)}."

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from flow_policy_rl.errors import RunFailed
+from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.progress import Progress
 from flow_policy_rl.run_folder import PARENT, POLICY_FILE
 
@@ -187,4 +187,21 @@ def last_line(stage: Stage) -> str:
 
 def result_of(stage_name: Path) -> dict:
     """The JSON that a command of the study printed."""
-    return json.loads(stage_name.with_suffix(".json").read_text())
+    return read_json(stage_name.with_suffix(".json"), stage_name.with_suffix(".done"))
+
+
+def read_json(path: Path, remove: Path) -> dict:
+    """A JSON file of a study.
+
+    Args:
+        remove: without which the study makes it anew.
+
+    Raises:
+        InputError: it is not whole, as a full disk or a power cut leaves it.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise InputError(
+            f"'{path}' is not whole: remove '{remove}', and the same command goes on"
+        ) from None
