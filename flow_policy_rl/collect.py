@@ -100,7 +100,8 @@ def main(config: Config) -> dict:
             if attempts >= LOOK_AFTER and not looked:
                 looked = True
                 _look(len(episodes), attempts, noise, config)
-            progress.update(len(kept), f"{len(episodes) / attempts:.0%} of attempts succeed")
+            done = min(len(episodes), config.episodes)
+            progress.reach(done, f"{len(episodes) / attempts:.0%} of attempts succeed")
     env.close()
     layout = DemoLayout.of_task(task)
     by = (

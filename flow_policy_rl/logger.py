@@ -93,9 +93,9 @@ def start_tracker(name: Tracker, run_dir: Path, settings: Mapping):
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a `metrics.csv`, without the empty cells."""
+    """Rows of a `metrics.csv`, without the empty cells, and without a last row that is still being written."""
     with path.open(newline="") as file:
-        return [
-            {name: float(cell) for name, cell in row.items() if cell}
-            for row in csv.DictReader(file)
-        ]
+        whole = [line for line in file if line.endswith("\n")]
+    return [
+        {name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(whole)
+    ]

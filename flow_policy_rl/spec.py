@@ -19,6 +19,7 @@ METADATA_KEY = "flow_policy_rl.spec"  # where an ONNX file keeps the JSON
 FIELD_KINDS = ("joint_position", "joint_velocity", "pose", "image", "state")
 ACTION_KINDS = ("joint_position", "control")
 RESERVED_NAMES = ("noise", "prefix", "inference_delay", "action_chunk", "features")
+CONTROL_DT = (1e-4, 60.0)  # s; times are whole nanoseconds
 INTEGRATORS = ("euler", "midpoint", "heun", "rk4")
 
 
@@ -119,7 +120,9 @@ class PolicySpec:
             f"action_kind must be one of {ACTION_KINDS}": self.action_kind not in ACTION_KINDS,
             f"integrator must be one of {INTEGRATORS}": self.integrator not in INTEGRATORS,
             "num_flow_steps must be at least 1": self.num_flow_steps < 1,
-            "control_dt must be positive": not self.control_dt > 0,
+            f"control_dt must be from {CONTROL_DT[0]:g} to {CONTROL_DT[1]:g} s": not (
+                CONTROL_DT[0] <= self.control_dt <= CONTROL_DT[1]
+            ),
             "need 1 <= execute_horizon <= action_horizon": not (
                 1 <= self.execute_horizon <= self.action_horizon
             ),

@@ -6,9 +6,11 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from browser import CHROMIUM, Browser
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flow_policy_rl import cli, report, run_report
-from flow_policy_rl.logger import RunLogger
+from flow_policy_rl.logger import RunLogger, read_metrics
 
 EVIL = "<script>document.title = 'hacked'</script>"
 DRAWN = "document.querySelectorAll('.plot .main-svg').length >= 2 * document.querySelectorAll('.plot').length"
@@ -47,6 +49,19 @@ def make_run(folder, seed: int = 0, rate: float = 0.5, **settings) -> None:
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "environment.json").write_text(json.dumps({"command": f"train {EVIL}"}))
+
+
+@given(st.integers(1, 200))
+def test_a_row_that_is_still_being_written_is_not_read(tmp_path_factory, cut):
+    """A number cut short would be another number."""
+    folder = tmp_path_factory.mktemp("run")
+    make_run(folder)
+    file = folder / "metrics.csv"
+    whole, before = file.read_bytes(), read_metrics(file)
+    file.write_bytes(whole[:-cut])
+    rows = read_metrics(file)
+    assert rows == before[: len(rows)]
+    assert len(rows) == whole[:-cut].count(b"\n") - 1
 
 
 @pytest.fixture(scope="module")
