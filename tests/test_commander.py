@@ -111,6 +111,21 @@ def test_a_run_that_begins_anew_continues_only_what_the_robot_may_still_follow(a
     assert (one.plan is not None) or not moves
 
 
+@pytest.mark.parametrize("max_tracking_error", [0.0, 0.1])
+def test_a_run_that_begins_anew_begins_where_the_arm_is_if_it_was_moved(max_tracking_error):
+    """As by a reset of the simulation while it still stops: then it does not lag, and does not fail to follow."""
+    one = make_commander(max_tracking_error=max_tracking_error)
+    one.accept(chunk(0.5), START, START, HERE)
+    one.stop(START + 60 * MS)
+    now = START + 90 * MS
+    assert not one.plan.settled(now)
+    one.begin_anew(now)
+    elsewhere = HERE - 0.3
+    one.check_following(now, elsewhere)
+    new = one.accept(chunk(-0.3), now, now, elsewhere).plan
+    assert np.array_equal(new.at(now).position, elsewhere)
+
+
 @pytest.mark.parametrize("after", [0, 1000, 400_000, 999_000])
 def test_without_lead_a_plan_changes_at_once_and_never_in_the_past(after):
     one = make_commander(lead_s=0.0)

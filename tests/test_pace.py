@@ -88,6 +88,25 @@ def test_a_soft_start_goes_the_same_way_more_slowly(joining):
     assert np.allclose(following.targets.positions, path(passed), atol=tolerance)
 
 
+@pytest.mark.parametrize(("joining", "apart"), [("replace", 4), ("crossfade", 4), ("ensemble", 1)])
+def test_in_a_soft_start_the_policy_looks_where_it_looks_without(joining, apart):
+    """After as many actions of a chunk: other places on the way are places where it never began a chunk in training."""
+    looks = {}
+    for soft in (0.0, 0.5):
+        one = commander(soft, joining, action_horizon=8, execute_horizon=4)
+        looks[soft] = []
+        for now in range(BEGAN, BEGAN + 1500 * MS, MS):
+            if not one.due(now):
+                continue
+            one.scheduler.started(now)
+            done = (Pace(BEGAN, soft).progress(now) - BEGAN) / 1e9
+            one.accept(path(done + 0.05 * np.arange(1, 9)), now, now, np.zeros(2))
+            looks[soft].append(one.plan.at(now).position)
+    num = len(looks[0.5])
+    assert num >= 1200 // (50 * apart)
+    assert np.allclose(looks[0.5], looks[0.0][:num], atol=0.01)
+
+
 def test_the_prefix_of_a_soft_start_is_what_is_commanded():
     one = commander(0.5, "rtc", action_horizon=12, execute_horizon=6, prefix_horizon=4)
     ahead = 0.05 * np.arange(1, 13)

@@ -144,7 +144,7 @@ def run_episode(
     # Steps count from the first plan; a policy whose every chunk is refused never gets one.
     while steps < task.episode_steps and ticks < 2 * task.episode_steps * per_step:
         now = round(live.time * 1e9)
-        if pending is None and scheduler.due(now):
+        if pending is None and commander.due(now):
             scheduler.started(now)
             pending = now + delay, now, infer(policy, task, live, commander)
         if pending is not None and pending[0] <= now:

@@ -109,14 +109,16 @@ class ChunkScheduler:
         # For the ensemble: when each chunk begins, in the policy's time, and its actions, the first and the last twice.
         self._chunks: deque[tuple[int, np.ndarray]] = deque(maxlen=REMEMBERED)
 
-    def due(self, stamp: int) -> bool:
-        """Whether an observation of this time should start an inference."""
+    def due(self, stamp: int, pace: Pace = REAL_TIME) -> bool:
+        """Whether an observation of this time should start an inference: in a soft start after as many actions as
+        later, so that the policy looks where it looked in training."""
         last = self._last_stamp
         if last is None or stamp < last:
             return True
         if self.joining == "sync":
             return self._busy_until is not None and stamp >= self._busy_until
-        return stamp - last >= self.period - JITTER * self.step
+        passed = pace.progress(stamp) - pace.progress(last)
+        return passed >= self.period - JITTER * self.step
 
     def started(self, stamp: int) -> None:
         """An inference on the observation of this time has begun."""

@@ -16,6 +16,7 @@ SHORTEST_SEGMENT = 1_000_000  # ns; of short control steps half of what is ahead
 # at most two hundredths of acceleration, where that turns round.
 NEAREST_S = 5e-5
 LAG_S = 0.15  # an arm is where it was sent some time ago; by so much it may lag (the simulated one: 0.12)
+MOVED = 0.1  # rad, m; an arm further from all that it was sent of late does not lag behind: somebody moved it
 HISTORY_S = 1.0  # of a plan is remembered: an observation may be as old as its inference is slow
 
 
@@ -74,26 +75,39 @@ class Commander:
         self.soft_start_s, self.max_tracking_error = soft_start_s, max_tracking_error
         self.plan: Plan | None = None
         self._pace: Pace | None = None  # of the run; none before its first plan
+        self._anew = (
+            False  # a run is to begin wherever the arm is; the plan is the stop of the one before
+        )
         self._astray = False  # the arm did not follow, and was not seen where it was sent since
 
     def forget(self) -> None:
         """Nothing is commanded: the robot may be anywhere."""
-        self.plan, self._astray = None, False
+        self.plan, self._astray, self._anew = None, False, False
         self.leave()
 
     def begin_anew(self, now: int) -> None:
-        """Forget what was commanded; but while the robot follows it, or did within `LAG_S`, the next run continues it,
-        for the robot is behind."""
+        """Forget what was commanded. Only while the robot follows it, or did within `LAG_S`, the next run continues it,
+        for the robot is behind; unless it is then seen elsewhere, as after a reset of the simulation."""
         plan, lag = self.plan, round(LAG_S * 1e9)
         if plan is None or self._astray or not plan.start <= now or plan.settled(now - lag):
             self.forget()
         else:
+            self._anew = True
             self.leave()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is commanded but, at most, the end of a run before the one that is to begin."""
+        return self.plan is None or self._anew
 
     def leave(self) -> None:
         """The run is over; what is commanded comes to its end, which is at rest."""
         self._pace = None
         self.scheduler.reset()
+
+    def due(self, stamp: int) -> bool:
+        """Whether an observation of this time should start an inference."""
+        return self.scheduler.due(stamp, self._pace or REAL_TIME)
 
     def prefix_inputs(self, stamp: int) -> dict[str, np.ndarray]:
         """`prefix` (1, P, A) and `inference_delay` (1,) for an observation of this time; empty for a policy without."""
@@ -131,7 +145,7 @@ class Commander:
             braked=self._braked(plan, since),
         )
         self.plan = self._continued(plan, since, checked.spline, now)
-        self._pace = pace
+        self._pace, self._anew = pace, False
         self.emergency.count(checked)
         return Outcome(self.plan, targets, checked)
 
@@ -143,11 +157,15 @@ class Commander:
             Rejected: it is not. The run is over, and as nobody knows what the controller does, `stop` changes nothing;
                 until the arm is where it was sent, or `forget`.
         """
+        if self.plan is None or self.max_tracking_error <= 0:
+            self._astray = False
+            return
         error = self._tracking_error(stamp, measured)
         worst = int(error.argmax())
-        near, looks = error[worst] <= self.max_tracking_error, self.max_tracking_error > 0
         # Passing by is not arriving.
-        if near and (not self._astray or not looks or self.plan.settled(stamp)):
+        if error[worst] <= self.max_tracking_error and (
+            not self._astray or self.plan.settled(stamp)
+        ):
             self._astray = False
             return
         if not self._astray and self._between_runs(stamp):
@@ -161,9 +179,10 @@ class Commander:
         )
 
     def stop(self, now: int) -> Plan | None:
-        """Come to rest as quickly as the limits allow, from the commanded state; None when nothing moves on command."""
+        """Come to rest as quickly as the limits allow, from the commanded state; None when nothing moves on command, or
+        it comes to rest anyway."""
         self.leave()
-        if self.plan is None or self.plan.settled(now) or self._astray:
+        if self.idle or self.plan.settled(now) or self._astray:
             return None
         since, start = self._changeable(self.plan, now)
         tail = self.safety.stop(start)
@@ -185,14 +204,13 @@ class Commander:
         self.leave()
 
     def _between_runs(self, stamp: int) -> bool:
-        """Whether at a time one run was over, its plan at rest, and the next had not begun."""
-        return self._pace is None and self.plan is not None and self.plan.settled(stamp)
+        """Whether at a time one run was over, its plan at rest unless another is asked for, and the next had not
+        begun."""
+        return self._pace is None and (self._anew or self.plan.settled(stamp))
 
     def _tracking_error(self, stamp: int, measured: np.ndarray) -> np.ndarray:
         """How far the arm's joints are from where they are commanded to be and were of late."""
         arm = self.safety.arm
-        if self.plan is None or self.max_tracking_error <= 0:
-            return np.zeros(len(arm))
         times = (stamp - self.plan.start) / 1e9 - np.linspace(0.0, LAG_S, 7)
         way = self.plan.spline.position(times)[:, arm]
         off = np.maximum(way.min(axis=0) - measured[arm], measured[arm] - way.max(axis=0))
@@ -202,9 +220,11 @@ class Commander:
         """What the next plan continues: the last one, or rest where the robot is."""
         if self.plan is None:
             return Plan(now, _standing(measured))
-        error = self._tracking_error(stamp, measured)
-        if not self._between_runs(stamp) or (error <= self.max_tracking_error).all():
+        far = self.max_tracking_error or (MOVED if self._anew else np.inf)
+        if not self._between_runs(stamp) or (self._tracking_error(stamp, measured) <= far).all():
             return self.plan
+        if self._anew:
+            return Plan(now, _standing(measured))
         # A gripper may hold something: it stays as it was sent.
         there = self.plan.spline.positions[-1].copy()
         there[self.safety.arm] = measured[self.safety.arm]

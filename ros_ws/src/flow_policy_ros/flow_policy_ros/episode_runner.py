@@ -49,7 +49,7 @@ class EpisodeRunner(Node):
         parameters.declare(self, PARAMETERS)
         self._result: bool | None = None
         self._latencies: list[float] = []
-        self._stopped_because = "no"
+        self._stopped_because, self._says = "no", "nothing in /diagnostics"
         self._policy = self.resolve_service_name("policy_node")
         self._reset = self.create_client(Trigger, "sim_node/reset")
         self._change = self.create_client(ChangeState, "policy_node/change_state")
@@ -69,7 +69,7 @@ class EpisodeRunner(Node):
         for status in msg.status:
             if status.name == self._policy:
                 values = {v.key: v.value for v in status.values}
-                self._stopped_because = values["emergency_stop"]
+                self._stopped_because, self._says = values["emergency_stop"], status.message
 
     def _call(self, client, request):
         future = client.call_async(request)
@@ -135,7 +135,7 @@ class EpisodeRunner(Node):
             check_stop(self._stopped_because)
             if time.monotonic() > deadline:
                 raise InputError(
-                    f"episode {facts['episode']} did not end; does the policy command the arm (armed)?"
+                    f"episode {facts['episode']} did not end; the policy node says: {self._says}"
                 )
         self._deactivate()
         stopped = self._release_own_stop()

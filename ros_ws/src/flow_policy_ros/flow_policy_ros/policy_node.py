@@ -88,6 +88,7 @@ class PolicyNode(LifecycleNode):
         self._clock_jumped = False
         self._clock_watch = ClockWatch(self._now)
         self._activated = self._last_message = 0.0
+        self._begins = 0  # ns; when the node was activated
         self._emergency = EmergencyStop()
         self._button: Button | None = None  # heard from the beginning, in every state
         self._status, self._inferences = StatusReport(self), InferenceReport(self)
@@ -164,8 +165,9 @@ class PolicyNode(LifecycleNode):
     def on_activate(self, state) -> TransitionCallbackReturn:
         """Begin at the next complete observation."""
         with self._lock:
+            self._begins = self._now()
             self._served.streams.clear()
-            self._served.commander.begin_anew(self._now())
+            self._served.commander.begin_anew(self._begins)
             self._holding, self._active = False, True
             self._run += 1
             self._activated = self._last_message = time.monotonic()
@@ -245,24 +247,26 @@ class PolicyNode(LifecycleNode):
             if self._clock_was_set() or not self._active:
                 return
             self._last_message = time.monotonic()
-            streams, scheduler = self._served.streams, self._served.commander.scheduler
+            streams, commander = self._served.streams, self._served.commander
             stamp = stamp_ns(msg) or now
+            if 0 < self._begins - stamp <= streams.max_age:
+                return  # of before the run: a simulation may have been reset since
             streams.push(topic, stamp, msg)
             if streams.fields[topic][0].kind == "image":
                 decoding = time.perf_counter_ns() - received
                 self._status.latencies.add(arrival(topic, now - stamp, decoding))
             reference = streams.reference
-            if self._obstacle or reference is None or not scheduler.due(reference):
+            if self._obstacle or reference is None or not commander.due(reference):
                 return
             try:
                 snapshot = streams.take(now)
             except NotReady:
                 return  # the watchdog says so if it lasts
-            if self._served.commander.plan is None:  # nothing is commanded: who is there by now?
+            if commander.idle:  # who is there by now?
                 self._obstacle = self._find_obstacle()
                 if self._obstacle:
                     return
-            scheduler.started(snapshot.stamp)
+            commander.scheduler.started(snapshot.stamp)
             order = Order(snapshot, self._run, received, now, time.perf_counter_ns())
         self._worker.give(order)
 
@@ -281,6 +285,7 @@ class PolicyNode(LifecycleNode):
                 if self._active and commander.plan is not None and commander.plan.start <= now:
                     self._hold()
                 commander.begin_anew(now)
+            self._begins = 0
             self._served.streams.clear()
             self._run += 1
             self._last_message = time.monotonic()
@@ -431,7 +436,7 @@ class PolicyNode(LifecycleNode):
                 reason = str(error)
             except NotReady as error:
                 settling = time.monotonic() - self._activated < longest
-                waits = self._served.commander.plan is None and settling
+                waits = self._served.commander.idle and settling
                 if waits and not self._emergency.tripped and not self._obstacle:
                     return  # the first messages may take a moment
                 reason = str(error)

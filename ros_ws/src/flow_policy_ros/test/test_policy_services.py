@@ -21,7 +21,7 @@ from flow_policy_ros.served import MEASURED
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from robot_peer import NAMES, Robot, change_state, is_hold
+from robot_peer import HOME, NAMES, Robot, change_state, is_hold
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Bool, Float64MultiArray
 from std_srvs.srv import Trigger
@@ -409,6 +409,26 @@ def test_per_tick_output_does_not_jump_when_it_is_activated_while_it_stops(
     before = len(ticks.values)
     peer.until(lambda: len(ticks.values) >= before + 50, "ticks again")
     assert ticks.steps().max() <= FULL_SPEED * LONGEST_S + 1e-6
+
+
+def test_a_robot_that_is_reset_while_it_stops_begins_where_it_is_then(
+    start, peer, robot, policy_file, commands, status
+):
+    """As between episodes in simulation: what it was sent before has nothing to do with where it is."""
+    # Its targets stay where the arm was.
+    options = {"soft_start_s": 0.0, "max_limited_in_a_row": 0, "max_start_distance": 10.0}
+    start(policy_node={"policy": str(policy_file), "armed": True, **options})
+    for side in (-1, 1, -1, 1):
+        before = len(commands)
+        peer.until(lambda before=before: robot.heard == len(commands) > before + 3, "motion")
+        assert change_state(peer, "deactivate")
+        peer.until(lambda: robot.heard == len(commands), "the stop")
+        robot.restart_at(np.array(HOME[:8]) + 0.2 * side * np.array([1] * 7 + [0]))
+        assert change_state(peer, "activate")
+    before = len(commands)
+    peer.until(lambda: len(commands) > before + 3, "commands where it is")
+    assert robot.jump < NO_JUMP
+    assert status().startswith("active")
 
 
 def test_diagnostics_count_messages_and_limits(start, peer, robot, policy_file, facts):
