@@ -42,8 +42,7 @@ class Config:
         delays_ms: inference delays to inject, ms.
         episodes: per method and delay, the same seeds everywhere.
         seed: of the first episode.
-        soft_start_s: time over which each episode's velocity limits grow from a tenth to their full value; the node's
-            parameter of this name.
+        soft_start_s: time from the first command of an episode until full speed; the node's parameter of this name.
         json: print one JSON object.
     """
 

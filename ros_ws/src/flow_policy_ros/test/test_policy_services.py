@@ -520,6 +520,30 @@ def test_a_clock_that_jumps_back_starts_again(start, peer, policy_file, commands
     assert robot.fastest <= 2.62
 
 
+def test_no_run_begins_on_what_was_seen_before_it_was_asked_for(start, peer, policy_file, commands):
+    """States that are still on their way when a simulation was reset. The clock stands meanwhile."""
+    clock, now, stands = peer.node.create_publisher(Clock, "/clock", 10), [100_000_000_000], [False]
+    robot = Robot(peer, stamp=lambda: now[0] - 60_000_000, clock=lambda: now[0])
+
+    def tick() -> None:
+        now[0] += 0 if stands[0] else 20_000_000
+        clock.publish(Clock(clock=to_time(now[0])))
+
+    peer.node.create_timer(0.02, tick)
+    start(policy_node={"policy": str(policy_file), "armed": True, "use_sim_time": True})
+    peer.until(lambda: robot.heard == len(commands) >= 3, "commands, and the controller has them")
+    stands[0] = True
+    peer.spin(0.3)
+    assert change_state(peer, "deactivate")
+    peer.spin(0.3)
+    before = len(commands)
+    assert change_state(peer, "activate")
+    peer.spin(0.5)
+    assert len(commands) == before
+    stands[0] = False
+    peer.until(lambda: len(commands) > before, "commands again")
+
+
 def test_a_clock_that_nobody_publishes_is_named(start, peer, policy_file, commands, status):
     """`use_sim_time` beside a real robot."""
     Robot(peer)
