@@ -279,12 +279,12 @@ class PolicyNode(LifecycleNode):
             commander, now = self._served.commander, self._now()
             if self._ticks is not None:
                 self._ticks.stand(now, time.monotonic())
-            else:
-                # Before the plan began, the controller's trajectory lies in its future, and it holds; a stop from the
-                # plan, which is not where the arm stands, would begin with a jump.
-                if self._active and commander.plan is not None and commander.plan.start <= now:
-                    self._hold()
-                commander.begin_anew(now)
+            elif commander.plan is not None and now < commander.plan.start:
+                # The controller's trajectory lies in its future, and it holds; a stop from the plan, which is not where
+                # the arm stands, would begin with a jump.
+                commander.forget()
+            elif self._active:
+                self._hold()
             self._begins = 0
             self._served.streams.clear()
             self._run += 1

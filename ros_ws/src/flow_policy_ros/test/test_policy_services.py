@@ -511,8 +511,8 @@ def test_a_clock_that_jumps_back_starts_again(start, peer, policy_file, commands
     peer.until(lambda: robot.heard == len(commands) >= 3, "commands, and the controller has them")
     before = len(commands)
     peer.until(lambda: robot.heard == len(commands) > before, "another one")
-    peer.spin(0.15)
-    before = len(commands)
+    before, then = len(commands), now[0]
+    peer.until(lambda: now[0] >= then + 150_000_000, "the middle of it")
     now[0] -= back_ms * 1_000_000
     peer.until(lambda: len(commands) >= before + 3, "commands after the jump")
     assert is_hold(commands[before]) == (back_ms < 100)
