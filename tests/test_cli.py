@@ -463,6 +463,16 @@ NO_PHYSICS = (
 WITH_TORCH = ("bench train",)
 
 
+@pytest.mark.parametrize("name", ["", "eval", "bench serve"])
+def test_help_may_be_asked_for_first(name, capsys):
+    said = []
+    for line in (["help", *name.split()], [*name.split(), "--help"]):
+        with contextlib.suppress(SystemExit):  # argparse's way to end after help
+            cli.main(line)
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != ""
+
+
 def test_help_of_a_training_shows_that_it_needs_a_task(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "fpo", "--help"])
