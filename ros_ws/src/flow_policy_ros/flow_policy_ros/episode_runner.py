@@ -50,6 +50,7 @@ class EpisodeRunner(Node):
         self._result: bool | None = None
         self._latencies: list[float] = []
         self._stopped_because, self._says = "no", "nothing in /diagnostics"
+        self._obstacle = "it is not configured"
         self._policy = self.resolve_service_name("policy_node")
         self._reset = self.create_client(Trigger, "sim_node/reset")
         self._change = self.create_client(ChangeState, "policy_node/change_state")
@@ -70,6 +71,7 @@ class EpisodeRunner(Node):
             if status.name == self._policy:
                 values = {v.key: v.value for v in status.values}
                 self._stopped_because, self._says = values["emergency_stop"], status.message
+                self._obstacle = values.get("obstacle", self._obstacle)
 
     def _call(self, client, request):
         future = client.call_async(request)
@@ -88,7 +90,16 @@ class EpisodeRunner(Node):
     def _transition(self, number: int) -> None:
         request = ChangeState.Request(transition=Transition(id=number))
         if not self._call(self._change, request).success:
-            raise InputError(f"policy_node refused lifecycle transition {number}; see its log")
+            asked = "activate" if number == Transition.TRANSITION_ACTIVATE else "deactivate"
+            raise InputError(f"{self._policy} refused to {asked}; it says: {self._says}")
+
+    def _await_neighbours(self) -> None:
+        """Nodes that have just started find each other first: what an episode misses meanwhile is not the policy's."""
+        deadline = time.monotonic() + START_UP_S
+        while self._obstacle != "no":
+            self._tick(0.05)
+            if time.monotonic() > deadline:
+                raise InputError(f"{self._policy} would command nothing: {self._obstacle}")
 
     def spin(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
         """Run all episodes and write the file."""
@@ -98,6 +109,7 @@ class EpisodeRunner(Node):
                 raise InputError(
                     f"no {client.srv_name} within {START_UP_S:.0f} s: is its node running?"
                 )
+        self._await_neighbours()
         total = self.get_parameter("episodes").value
         episodes: list[dict] = []
         out = Path(self.get_parameter("out").value)

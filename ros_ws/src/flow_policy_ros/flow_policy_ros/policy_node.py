@@ -161,6 +161,7 @@ class PolicyNode(LifecycleNode):
                 self._ticks = TickStream(served.commander, period, self._say_stalled)
                 self._ticker = self.create_timer(period, self._tick, clock=steady)
         self._worker = Worker(self._try_to_infer)
+        self._look_around()
 
     def on_activate(self, state) -> TransitionCallbackReturn:
         """Begin at the next complete observation."""
@@ -250,7 +251,9 @@ class PolicyNode(LifecycleNode):
             streams, commander = self._served.streams, self._served.commander
             stamp = stamp_ns(msg) or now
             if 0 < self._begins - stamp <= streams.max_age:
-                return  # of before the run: a simulation may have been reset since
+                # Of before the run: a simulation may have been reset since. Older ones are let through, to be named as
+                # stale.
+                return
             streams.push(topic, stamp, msg)
             if streams.fields[topic][0].kind == "image":
                 decoding = time.perf_counter_ns() - received
@@ -437,8 +440,8 @@ class PolicyNode(LifecycleNode):
             except NotReady as error:
                 settling = time.monotonic() - self._activated < longest
                 waits = self._served.commander.idle and settling
-                if waits and not self._emergency.tripped and not self._obstacle:
-                    return  # the first messages may take a moment
+                if waits and not self._emergency.tripped:
+                    return  # the first messages, and finding each other, may take a moment
                 reason = str(error)
         self._refuse(reason)
 
@@ -575,6 +578,9 @@ class PolicyNode(LifecycleNode):
             "emergency_stop": self._emergency.reason or "no",
         }
         if served is not None:
+            facts["obstacle"] = (
+                self._obstacle or "no"
+            )  # in every state: whoever activates it can wait
             facts |= input_facts(self._inputs, served.streams, now)
         robot = served.robot.name if served else ""
         self._status.publish(facts, robot, now)

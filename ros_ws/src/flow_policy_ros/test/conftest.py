@@ -17,6 +17,7 @@ from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from robot_peer import Robot
 from trajectory_msgs.msg import JointTrajectory
 
 from flow_policy_rl.ros import Process, private_domain, processes
@@ -126,6 +127,11 @@ def start(tmp_path, ros_environment) -> Iterator[Callable[..., dict[str, Process
     yield begin
     for manager in managers:
         manager.__exit__(None, None, None)
+
+
+@pytest.fixture
+def robot(peer) -> Robot:
+    return Robot(peer)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from geometry_msgs.msg import PoseStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from sensor_msgs.msg import JointState
+from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from flow_policy_rl.serving.trajectory_controller import TrajectoryController
@@ -17,6 +18,7 @@ HOME = [0.0, -0.785, 0.0, -2.356, 0.0, 1.571, 0.785, 0.04, 0.04]
 NAMES = [f"panda_joint{i}" for i in range(1, 8)] + ["panda_finger_joint1", "panda_finger_joint2"]
 RATE_S = 0.02
 CYCLE_S = 0.01  # of the controller
+NO_JUMP = 0.04  # rad in a cycle: the limit of speed, and a half
 
 
 class Robot:
@@ -117,8 +119,27 @@ def moves(msg: JointTrajectory) -> float:
     return float((np.abs(np.diff(positions, axis=0)) / np.diff(times)[:, None]).max())
 
 
+def way_of(msg: JointTrajectory) -> np.ndarray:
+    """Where a trajectory leads from its first point on: (n, 8), every millisecond."""
+    times, positions, velocities = (
+        np.array(values)
+        for values in zip(
+            *((seconds(p.time_from_start), p.positions, p.velocities) for p in msg.points),
+            strict=True,
+        )
+    )
+    controller = TrajectoryController(msg.joint_names, positions[0])
+    controller.accept(msg.joint_names, times, positions, velocities, 0.0)
+    return np.array([controller.sample(t)[0] for t in np.arange(times[0], times[-1], 1e-3)])
+
+
 def change_state(peer, name: str) -> bool:
     """A lifecycle transition by name."""
     number = getattr(Transition, f"TRANSITION_{name.upper()}")
     request = ChangeState.Request(transition=Transition(id=number))
     return peer.call(ChangeState, "/policy_node/change_state", request).success
+
+
+def trigger(peer, name: str):
+    """Call a service of the node that takes nothing."""
+    return peer.call(Trigger, f"/policy_node/{name}", Trigger.Request())

@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 from rcl_interfaces.srv import GetParameters
+from robot_peer import Robot
 from std_srvs.srv import Trigger
 
 from flow_policy_rl import replay
@@ -155,6 +156,29 @@ def test_a_stop_that_somebody_asked_for_ends_the_run_and_stays(
     assert not out.exists()
     peer.until_quiet(commands, "an arm that is stopped")
     assert "emergency stop: requested by service" in status()
+
+
+def test_no_episode_begins_before_the_policy_node_has_found_the_robot(
+    start, peer, policy_file, status, tmp_path
+):
+    resets = []
+
+    def reset(request, response):
+        resets.append(request)
+        response.success, response.message = True, json.dumps({"episode": 0, "seed": 77})
+        return response
+
+    robot = Robot(peer, listens=False)
+    peer.node.create_service(Trigger, "/sim_node/reset", reset)
+    start(
+        policy_node={"policy": str(policy_file), "armed": True},
+        episode_runner={"episodes": 1, "out": str(tmp_path / "episodes.json")},
+    )
+    peer.until(lambda: "nobody listens" in status(), "its obstacle")
+    peer.spin(3.0)
+    assert not resets
+    robot.listen()
+    peer.until(lambda: resets, "the first episode")
 
 
 def test_names_given_to_the_process_do_not_rename_the_controller(peer, tmp_path):

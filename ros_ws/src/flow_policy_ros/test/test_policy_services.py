@@ -1,12 +1,9 @@
-"""The policy node's services, outputs and refusals, against a peer that plays the robot."""
+"""The policy node's services, refusals and diagnostics, against a peer that plays the robot."""
 
 import dataclasses
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +11,13 @@ import onnx
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from flow_policy_ros.messages import to_time
 from flow_policy_ros.policy_node import PolicyNode
 from flow_policy_ros.reports import Order
 from flow_policy_ros.served import MEASURED
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from robot_peer import HOME, NAMES, Robot, change_state, is_hold
-from rosgraph_msgs.msg import Clock
+from robot_peer import NAMES, Robot, change_state, is_hold, trigger
 from std_msgs.msg import Bool, Float64MultiArray
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -33,11 +28,6 @@ from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.serving.safety import KINDS
 from flow_policy_rl.serving.streams import Snapshot
 from flow_policy_rl.spec import METADATA_KEY
-
-
-@pytest.fixture
-def robot(peer) -> Robot:
-    return Robot(peer)
 
 
 @pytest.fixture
@@ -53,10 +43,6 @@ def facts(peer):
         return {"name": found[-1].name, "hardware": found[-1].hardware_id, **values}
 
     return newest
-
-
-def trigger(peer, name: str):
-    return peer.call(Trigger, f"/policy_node/{name}", Trigger.Request())
 
 
 def set_parameter(peer, name: str, value):
@@ -325,112 +311,6 @@ def test_the_node_serves_while_another_policy_is_loaded(
     peer.until(lambda: len(commands) >= before + 2, "commands of the new policy")
 
 
-FULL_SPEED = 2.61  # rad/s, of the fastest joint
-LONGEST_S = 0.015  # that a plan advances from one tick to the next, at 100 Hz
-
-
-@dataclasses.dataclass
-class Ticks:
-    """What a forward_command_controller gets: values, and their numbers, for a busy machine loses some."""
-
-    values: list = dataclasses.field(default_factory=list)
-    numbers: list = dataclasses.field(default_factory=list)
-
-    def receive(self, msg: Float64MultiArray, info: dict) -> None:
-        self.values.append(msg.data)
-        self.numbers.append(info["publication_sequence_number"])
-
-    def steps(self, last: int = 0) -> np.ndarray:
-        """(n - 1,) rad that the arm is sent at once, from tick to tick; of the `last` ticks or of all."""
-        way = np.abs(np.diff(np.array(self.values[-last:])[:, :7], axis=0)).max(axis=1)
-        return way / np.diff(self.numbers[-last:])
-
-
-@pytest.fixture
-def ticks(peer) -> Ticks:
-    found = Ticks()
-    peer.node.create_subscription(
-        Float64MultiArray, "/forward_position_controller/commands", found.receive, 500
-    )
-    return found
-
-
-def test_per_tick_output_ramps_down(start, peer, robot, policy_file, ticks):
-    options = {"output": "per_tick", "max_tracking_error": 0.0}
-    nodes = start(policy_node={"policy": str(policy_file), "armed": True, **options})
-    peer.until(lambda: len(ticks.values) >= 100, "a second of ticks")
-    nodes["policy_node"].signal(signal.SIGINT)
-    peer.until(lambda: not nodes["policy_node"].running, "the end")
-    peer.until(lambda: ticks.steps(3)[-1] < 0.01, "rest")
-    peer.spin(0.3)
-    assert len(ticks.values[0]) == 8
-    steps = ticks.steps()
-    assert 0.004 < steps.max() <= FULL_SPEED * LONGEST_S + 1e-6
-    assert steps[-1] < 0.01
-
-
-def test_per_tick_output_does_not_jump_after_a_stall(start, peer, robot, policy_file, ticks):
-    """Whatever the node missed while it was stopped, what it sends then is a tick's way from what it sent last."""
-    options = {"output": "per_tick", "max_tracking_error": 0.0, "soft_start_s": 0.0}
-    node = start(policy_node={"policy": str(policy_file), "armed": True, **options})["policy_node"]
-    peer.until(lambda: len(ticks.values) >= 100, "a second of ticks")
-    moving = lambda: ticks.steps(3).max() > 0.004  # noqa: E731
-    for stalled_s in (0.05, 0.1, 0.5):
-        peer.until(moving, "motion")
-        node.signal(signal.SIGSTOP)
-        peer.spin(stalled_s)
-        node.signal(signal.SIGCONT)
-        before = len(ticks.values)
-        peer.until(lambda before=before: len(ticks.values) >= before + 50, "ticks again")
-    assert "goes on from where it was sent last" in node.log.read_text()
-    steps = ticks.steps()
-    assert steps.max() <= FULL_SPEED * LONGEST_S + 1e-6
-
-
-def test_per_tick_output_does_not_jump_when_it_is_activated_while_it_stops(
-    start, peer, policy_file, ticks
-):
-    """The arm lags behind: where it is seen is not where it was sent."""
-    robot = Robot(peer)
-
-    def follow() -> None:
-        if len(ticks.values) > 8:
-            robot.controller.hold(np.array([*ticks.values[-8]]))
-
-    peer.node.create_timer(0.01, follow)
-    options = {"output": "per_tick", "max_tracking_error": 0.0, "soft_start_s": 0.0}
-    start(policy_node={"policy": str(policy_file), "armed": True, **options})
-    moving = lambda since: len(ticks.values) > since + 50 and ticks.steps(3).max() > 0.008  # noqa: E731
-    for _ in range(3):
-        before = len(ticks.values)
-        peer.until(lambda before=before: moving(before), "motion")
-        assert change_state(peer, "deactivate")
-        assert change_state(peer, "activate")
-    before = len(ticks.values)
-    peer.until(lambda: len(ticks.values) >= before + 50, "ticks again")
-    assert ticks.steps().max() <= FULL_SPEED * LONGEST_S + 1e-6
-
-
-def test_a_robot_that_is_reset_while_it_stops_begins_where_it_is_then(
-    start, peer, robot, policy_file, commands, status
-):
-    """As between episodes in simulation: what it was sent before has nothing to do with where it is."""
-    # Its targets stay where the arm was.
-    options = {"soft_start_s": 0.0, "max_limited_in_a_row": 0, "max_start_distance": 10.0}
-    start(policy_node={"policy": str(policy_file), "armed": True, **options})
-    for side in (-1, 1, -1, 1):
-        before = len(commands)
-        peer.until(lambda before=before: robot.heard == len(commands) > before + 3, "motion")
-        assert change_state(peer, "deactivate")
-        peer.until(lambda: robot.heard == len(commands), "the stop")
-        robot.restart_at(np.array(HOME[:8]) + 0.2 * side * np.array([1] * 7 + [0]))
-        assert change_state(peer, "activate")
-    before = len(commands)
-    peer.until(lambda: len(commands) > before + 3, "commands where it is")
-    assert robot.jump < NO_JUMP
-    assert status().startswith("active")
-
-
 def test_diagnostics_count_messages_and_limits(start, peer, robot, policy_file, facts):
     """Messages received, lost and used; chunks that go beyond a limit, by kind, as each inference says it."""
     planned = peer.listen(JointTrajectory, "/policy_node/planned_chunk")
@@ -494,131 +374,6 @@ def test_a_topic_of_another_type_is_named(start, peer, policy_file, status):
     )
 
 
-@pytest.mark.parametrize("back_ms", [60, 95_000])
-def test_a_clock_that_jumps_back_starts_again(start, peer, policy_file, commands, status, back_ms):
-    """A bag that loops: time and stamps go back together. By less than its last trajectory the controller is still in
-    that, and can be stopped."""
-    clock = peer.node.create_publisher(Clock, "/clock", 10)
-    now = [100_000_000_000]
-    robot = Robot(peer, stamp=lambda: now[0])
-
-    def tick() -> None:
-        now[0] += 20_000_000
-        clock.publish(Clock(clock=to_time(now[0])))
-
-    peer.node.create_timer(0.02, tick)
-    start(policy_node={"policy": str(policy_file), "armed": True, "use_sim_time": True})
-    peer.until(lambda: robot.heard == len(commands) >= 3, "commands, and the controller has them")
-    before = len(commands)
-    peer.until(lambda: robot.heard == len(commands) > before, "another one")
-    before, then = len(commands), now[0]
-    peer.until(lambda: now[0] >= then + 150_000_000, "the middle of it")
-    now[0] -= back_ms * 1_000_000
-    peer.until(lambda: len(commands) >= before + 3, "commands after the jump")
-    assert is_hold(commands[before]) == (back_ms < 100)
-    peer.until(lambda: status().startswith("active"), "active")
-    if back_ms > 100:  # a stop in mid-motion is as smooth as the machine is quick
-        assert robot.fastest <= 2.62
-
-
-def test_no_run_begins_on_what_was_seen_before_it_was_asked_for(start, peer, policy_file, commands):
-    """States that are still on their way when a simulation was reset. The clock stands meanwhile."""
-    clock, now, stands = peer.node.create_publisher(Clock, "/clock", 10), [100_000_000_000], [False]
-    robot = Robot(peer, stamp=lambda: now[0] - 60_000_000, clock=lambda: now[0])
-
-    def tick() -> None:
-        now[0] += 0 if stands[0] else 20_000_000
-        clock.publish(Clock(clock=to_time(now[0])))
-
-    peer.node.create_timer(0.02, tick)
-    start(policy_node={"policy": str(policy_file), "armed": True, "use_sim_time": True})
-    peer.until(lambda: robot.heard == len(commands) >= 3, "commands, and the controller has them")
-    stands[0] = True
-    peer.spin(0.3)
-    assert change_state(peer, "deactivate")
-    peer.spin(0.3)
-    before = len(commands)
-    assert change_state(peer, "activate")
-    peer.spin(0.5)
-    assert len(commands) == before
-    stands[0] = False
-    peer.until(lambda: len(commands) > before, "commands again")
-
-
-def test_a_clock_that_nobody_publishes_is_named(start, peer, policy_file, commands, status):
-    """`use_sim_time` beside a real robot."""
-    Robot(peer)
-    start(policy_node={"policy": str(policy_file), "armed": True, "use_sim_time": True})
-    peer.until(lambda: "nobody publishes /clock" in status(), "diagnostics name it")
-    assert not commands
-
-
-def test_a_second_clock_is_named(start, peer, policy_file, commands, status):
-    """Two simulations at once: time goes back and forth, and nothing is commanded until there is one of them."""
-    other = peer.second_node("sim")
-    clocks = [node.create_publisher(Clock, "/clock", 10) for node in (peer.node, other)]
-    now = [100_000_000_000, 900_000_000_000]
-    Robot(peer, stamp=lambda: now[0])
-    both = [False]
-
-    def tick() -> None:
-        for k, clock in enumerate(clocks):
-            now[k] += 20_000_000
-            if k == 0 or both[0]:
-                clock.publish(Clock(clock=to_time(now[k])))
-
-    peer.node.create_timer(0.02, tick)
-    start(policy_node={"policy": str(policy_file), "armed": True, "use_sim_time": True})
-    peer.until(lambda: len(commands) >= 2, "commands")  # a second clock that is silent does no harm
-    both[0] = True
-    says = "holding: 2 publishers on /clock, one too many: /peer, /sim"
-    peer.until(lambda: says in status(), "diagnostics name both")
-    peer.until_quiet(commands, "silence between two clocks")
-    held = len(commands)
-    both[0] = False
-    other.destroy_publisher(clocks.pop())
-    peer.until(lambda: len(commands) >= held + 2, "commands again")
-
-
-NO_JUMP = 0.04  # rad in a cycle of 10 ms: the limit of speed, and a half
-
-
-def end_of(robot: Robot) -> np.ndarray:
-    """Where the controller's reference comes to rest."""
-    return robot.controller.sample(robot.controller.end)[0]
-
-
-def test_after_an_emergency_stop_it_begins_where_the_arm_was_moved_to(
-    start, peer, robot, policy_file, commands, status
-):
-    start(policy_node={"policy": str(policy_file), "armed": True})
-    peer.until(lambda: len(commands) >= 2, "commands")
-    assert trigger(peer, "emergency_stop").success
-    peer.until_quiet(commands, "an arm that is stopped")
-    moved = end_of(robot) + [0.3, 0, 0, 0.3, 0, 0, 0, 0]
-    robot.restart_at(moved)
-    peer.spin(0.5)
-    before, robot.jump = len(commands), 0.0
-    assert trigger(peer, "reset_emergency_stop").success
-    peer.until(lambda: len(commands) >= before + 2, "commands again")
-    assert robot.jump < NO_JUMP
-
-
-def test_without_a_controller_it_waits_and_begins_when_there_is_one(
-    start, peer, policy_file, status
-):
-    robot = Robot(peer, listens=False)
-    start(policy_node={"policy": str(policy_file), "armed": True})
-    says = "nobody listens to /arm_controller/joint_trajectory"
-    peer.until(lambda: says in status(), "its obstacle")
-    peer.spin(1.0)
-    assert says in status()
-    robot.listen()
-    peer.until(lambda: robot.controller.end > 0, "a command")
-    peer.until(lambda: status() == "active, armed", "active")
-    assert robot.jump < NO_JUMP
-
-
 def test_a_rivals_trajectory_is_not_cut_off(start, peer, robot, policy_file, commands, status):
     """Nor by the last words of the node."""
     node = start(policy_node={"policy": str(policy_file), "armed": True})["policy_node"]
@@ -636,71 +391,3 @@ def test_a_rivals_trajectory_is_not_cut_off(start, peer, robot, policy_file, com
     peer.until(lambda: not node.running, "the end")
     peer.spin(0.3)
     assert len(commands) == before + 1
-
-
-def test_a_controller_that_does_not_continue_its_reference_is_warned_of(
-    start, peer, robot, policy_file, status
-):
-    controller = peer.second_node("arm_controller")
-    controller.declare_parameter("joints", NAMES[:8])
-    controller.declare_parameter("interpolate_from_desired_state", False)
-    start(policy_node={"policy": str(policy_file), "armed": True})
-    says = "set its interpolate_from_desired_state (on Humble open_loop_control) to true"
-    peer.until(lambda: status().startswith("active, armed") and says in status(), "a warning")
-
-
-SET_CLOCK = """
-import sys
-from pathlib import Path
-from flow_policy_ros import policy_node
-real, offset = policy_node.PolicyNode._now, Path(sys.argv.pop(1))
-policy_node.PolicyNode._now = lambda self: real(self) + int(offset.read_text() or 0)
-sys.exit(policy_node.main())
-"""
-
-
-@pytest.mark.parametrize("step_s", [-0.15, 0.3])
-def test_a_system_clock_that_is_set_moves_nobody(peer, policy_file, commands, tmp_path, step_s):
-    """The controller has a clock of its own; stamps of the robot are of the one that was set."""
-    offset = tmp_path / "offset"
-    offset.write_text("0")
-    steps = [0]
-    wall = lambda: time.time_ns() + steps[0]  # noqa: E731
-    robot = Robot(peer, stamp=wall, clock=time.monotonic_ns)
-    parameters = ["-p", f"policy:={policy_file}", "-p", "armed:=true", "-p", "soft_start_s:=0.0"]
-    command = [sys.executable, "-c", SET_CLOCK, str(offset), "--ros-args", *parameters]
-    with (tmp_path / "node.log").open("wb") as log:
-        node = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        peer.until(lambda: len(commands) >= 3, "commands")
-        moving = lambda: np.abs(robot.controller.sample(time.monotonic())[1][:7]).max() > 0.3  # noqa: E731
-        peer.until(moving, "motion")
-        robot.jump, steps[0] = 0.0, round(step_s * 1e9)
-        written = tmp_path / "new"
-        written.write_text(str(steps[0]))
-        written.replace(offset)
-        before = len(commands)
-        peer.until(lambda: len(commands) >= before + 3, "commands after the step")
-        assert "the system clock was set by" in (tmp_path / "node.log").read_text()
-        assert robot.jump < NO_JUMP
-    finally:
-        node.send_signal(signal.SIGINT)
-        assert node.wait(60.0) == 0
-
-
-@pytest.mark.parametrize("end", ["cleanup", "sigint"])
-def test_per_tick_output_comes_to_rest_whatever_ends_it(
-    start, peer, robot, policy_file, ticks, end
-):
-    """Right after `deactivate`, which only begins the stop."""
-    options = {"output": "per_tick", "max_tracking_error": 0.0, "soft_start_s": 0.0}
-    node = start(policy_node={"policy": str(policy_file), "armed": True, **options})["policy_node"]
-    peer.until(lambda: len(ticks.values) >= 50 and ticks.steps(3).max() > 0.008, "motion")
-    assert change_state(peer, "deactivate")
-    if end == "cleanup":
-        assert change_state(peer, "cleanup")
-    else:
-        node.signal(signal.SIGINT)
-        peer.until(lambda: not node.running, "the end")
-    peer.spin(0.5)
-    assert ticks.steps(3).max() < 0.002
