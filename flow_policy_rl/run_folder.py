@@ -13,6 +13,7 @@ from flow_policy_rl.errors import InputError, output_folder
 
 POLICY_FILE = "policy.safetensors"
 RAW_POLICY_FILE = "policy_raw.safetensors"  # where POLICY_FILE is a moving average
+BEST_POLICY_FILE = "policy_best.safetensors"  # of RL: what did best of all that was watched
 PARENT = "FLOW_POLICY_PARENT"  # the process that began a command and stops it
 
 

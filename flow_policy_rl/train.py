@@ -1,10 +1,12 @@
 """`flow-policy train ALGO`: builds task, policy and algorithm in the open and runs them. No algorithm code here.
 
-A run folder holds `config.json`, `environment.json`, `metrics.csv`, TensorBoard events, `policy.safetensors` and
-`state.safetensors`, from which an RL run goes on exactly (`--resume`). docs/training.md has the line for a cluster.
+A run folder holds `config.json`, `environment.json`, `metrics.csv`, TensorBoard events, `policy.safetensors`,
+`policy_best.safetensors` and `state.safetensors`, from which an RL run goes on exactly (`--resume`). docs/training.md
+has the line for a cluster.
 """
 
 import dataclasses
+import math
 import os
 import time
 
@@ -22,7 +24,14 @@ from flow_policy_rl.evaluate import check_fits, player, task_of
 from flow_policy_rl.logger import RunLogger
 from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.progress import Progress
-from flow_policy_rl.run_folder import POLICY_FILE, claimed, failed_file, state_file
+from flow_policy_rl.run_folder import (
+    BEST_POLICY_FILE,
+    POLICY_FILE,
+    claimed,
+    failed_file,
+    state_file,
+)
+from flow_policy_rl.spec import PolicySpec
 from flow_policy_rl.train_bc import train_bc
 from flow_policy_rl.train_config import (
     TrainBC,
@@ -37,6 +46,7 @@ from flow_policy_rl.train_run import (
     interruptible,
     policy_spec,
     require_finite,
+    save_one,
     save_policy,
 )
 from sim.randomize import make_env
@@ -44,6 +54,7 @@ from sim.tasks import make_task
 from sim.vec_env import VecEnv
 
 EVAL_SEED = 50_000  # first seed of the episodes that watch training; reported results use others
+NOTHING_SEEN = {"env_steps": 0, "watched": -math.inf}
 
 
 def main(config: TrainBC | TrainRL) -> dict:
@@ -139,6 +150,7 @@ def train_rl(config: TrainRL) -> dict:
     check_unfinished(config, learner)
 
     watch = logger = None
+    best = best_seen(config) if config.resume else NOTHING_SEEN
     leads = distributed.rank() == 0
     if leads:
         if config.eval_every:
@@ -158,6 +170,9 @@ def train_rl(config: TrainRL) -> dict:
             due = iteration == last or (config.eval_every and iteration % config.eval_every == 0)
             if watch is not None and due:
                 metrics |= look(config, learner, watch)
+                if skill(metrics) >= best["watched"]:
+                    best = {"env_steps": env_steps, "watched": skill(metrics)}
+                    save_best(config, learner, best)
             if config.stop_at is not None and reached(metrics, config.stop_at):
                 last = iteration
             wall_s = time.monotonic() - start
@@ -177,6 +192,7 @@ def train_rl(config: TrainRL) -> dict:
         "checkpoint": str(config.run_dir / POLICY_FILE),
         "env_steps": env_steps,
         "seconds": time.monotonic() - start,
+        "best": best if best["env_steps"] else None,
     }
 
 
@@ -240,11 +256,14 @@ def exploring(metrics: dict[str, float], succeeds: bool) -> str:
     return f"return {metrics['rollout/return']:,.4g} while exploring"
 
 
+def skill(metrics: dict[str, float]) -> float:
+    """The success rate of a look, or the return where a task has no success; nan without a look."""
+    return metrics.get("eval/success_rate", metrics.get("eval/return", math.nan))
+
+
 def reached(metrics: dict[str, float], enough: float) -> bool:
     """Whether the process that evaluates has seen enough; all processes get the same answer."""
-    skill = metrics.get("eval/success_rate", metrics.get("eval/return"))
-    enough_here = skill is not None and skill >= enough
-    return distributed.sums([enough_here])[0] > 0
+    return distributed.sums([skill(metrics) >= enough])[0] > 0
 
 
 def choose_device(config: TrainRL) -> torch.device:
@@ -284,12 +303,31 @@ def own_environments(task, config: TrainRL) -> VecEnv:
 
 def save_fine_tuned(config: TrainRL, learner: PPO | RLDT, env_steps: int) -> None:
     """The policy, with what made it."""
-    training = {"env_steps": env_steps, "environment": provenance.environment()}
+    save_policy(config.run_dir, learner, fine_tuned(config, learner, {"env_steps": env_steps}))
+
+
+def save_best(config: TrainRL, learner: PPO | RLDT, best: dict[str, float]) -> None:
+    """What was watched, which is better than all before, or as good after more steps."""
+    spec = fine_tuned(config, learner, best)
+    save_one(config.run_dir / BEST_POLICY_FILE, learner.average, spec)
+
+
+def best_seen(config: TrainRL) -> dict[str, float]:
+    """What a run that goes on did best, as `save_best` wrote it."""
+    path = config.run_dir / BEST_POLICY_FILE
+    if not path.is_file():
+        return NOTHING_SEEN
+    made = checkpoint.load(path).spec.provenance["fine_tuning"]
+    return {name: made[name] for name in NOTHING_SEEN}
+
+
+def fine_tuned(config: TrainRL, learner: PPO | RLDT, facts: dict[str, float]) -> PolicySpec:
+    """The spec of what was learned until now, with what made it."""
+    training = {**facts, "environment": provenance.environment()}
     if config.checkpoint is not None:
         training["base_checkpoint_sha256"] = provenance.file_hash(config.checkpoint)
     spec = learner.policy.spec
-    spec = spec.replace(provenance={**spec.provenance, "fine_tuning": training})
-    save_policy(config.run_dir, learner, spec)
+    return spec.replace(provenance={**spec.provenance, "fine_tuning": training})
 
 
 def last_good(config: TrainRL) -> str:
@@ -300,4 +338,11 @@ def last_good(config: TrainRL) -> str:
 
 def text(result: dict) -> str:
     """For people."""
-    return f"trained in {result['seconds']:.0f} s: {result['checkpoint']}"
+    said = f"trained in {result['seconds']:.0f} s: {result['checkpoint']}"
+    best = result.get("best")
+    if best is None or best["env_steps"] == result["env_steps"]:
+        return said
+    return (
+        f"{said}; what was watched did best after {best['env_steps']:,} control steps "
+        f"({best['watched']:,.4g}): {BEST_POLICY_FILE} beside it"
+    )

@@ -81,8 +81,13 @@ def save_policy(run_dir: Path, learner: Imitation | PPO | RLDT, spec: PolicySpec
     if learner.average is learner.policy:
         del policies[RAW_POLICY_FILE]
     for name, policy in policies.items():
-        policy.spec = with_statistics(spec, policy)
-        checkpoint.save(run_dir / name, policy)
+        save_one(run_dir / name, policy, spec)
+
+
+def save_one(path: Path, policy: FlowPolicy, spec: PolicySpec) -> None:
+    """A policy, with what it has seen in its spec."""
+    policy.spec = with_statistics(spec, policy)
+    checkpoint.save(path, policy)
 
 
 def with_statistics(spec: PolicySpec, policy: FlowPolicy) -> PolicySpec:

@@ -21,7 +21,7 @@ from flow_policy_rl.algorithms.rldt import RLDTConfig
 from flow_policy_rl.algorithms.rldt_critic import CriticConfig
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.logger import read_metrics
-from flow_policy_rl.run_folder import POLICY_FILE, RAW_POLICY_FILE
+from flow_policy_rl.run_folder import BEST_POLICY_FILE, POLICY_FILE, RAW_POLICY_FILE
 from flow_policy_rl.statistics import RunningStatistics
 from flow_policy_rl.train_config import TrainOnPolicy, default_config
 
@@ -171,6 +171,29 @@ def test_how_often_a_run_is_looked_at_may_change_and_changes_nothing_else(tmp_pa
     assert [k for k in unseen if not torch.equal(unseen[k], seen[k])] == []
     looks = ["eval/return" in row for row in read_metrics(tmp_path / "seen/metrics.csv")]
     assert looks == [False, True, True, True]
+
+
+def test_what_did_best_is_kept_also_by_a_run_that_goes_on(tmp_path, monkeypatch):
+    """Of two that did as well the later one, and what is kept is what was looked at: the moving average."""
+    returns = [1.0, 3.0, 2.0, 3.0, 2.0, 1.0]
+    look = lambda config, learner, watch: {"eval/return": returns[learner.iteration - 1]}  # noqa: E731
+    monkeypatch.setattr(train, "look", look)
+    more = {"eval_every": 1, "eval_episodes": 1}
+    part = lambda folder, n, **goes_on: train.main(  # noqa: E731
+        tiny("fpo", tmp_path / folder, ppo={"num_iterations": n, "ema_decay": 0.9}, **goes_on)
+    )
+    part("four", 4)
+    part("run", 5, **more)
+    done = part("run", 6, resume=True, **more)
+    rows = read_metrics(tmp_path / "run/metrics.csv")
+    assert [row["eval/return"] for row in rows] == returns
+    assert done["best"] == {"env_steps": rows[3]["time/env_steps"], "watched": 3.0}
+    four, best = weights(tmp_path / "four"), weights(tmp_path / "run", BEST_POLICY_FILE)
+    assert four.keys() == best.keys()
+    assert [k for k in four if not torch.equal(four[k], best[k])] == []
+    made = checkpoint.load(tmp_path / "run" / BEST_POLICY_FILE).spec.provenance["fine_tuning"]
+    assert made["env_steps"] == done["best"]["env_steps"]
+    assert BEST_POLICY_FILE in train.text(done)
 
 
 @pytest.mark.parametrize("term", ["policy loss", "value loss"])
