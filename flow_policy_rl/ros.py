@@ -6,13 +6,14 @@ import fcntl
 import functools
 import importlib.util
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +34,7 @@ class SimConfig:
 
     Attributes:
         task: name of the task.
+        task_options: names and values of the task's own options, e.g. `randomness med`.
         robot: name of a robot, or path of a robot file (None: that of the task).
         seed: of the first episode.
         real_time_factor: simulated seconds per second.
@@ -40,6 +42,7 @@ class SimConfig:
     """
 
     task: str = "lift"
+    task_options: dict[str, str] = field(default_factory=dict)
     robot: str | None = None
     seed: int = 10_000
     real_time_factor: float = 1.0
@@ -80,11 +83,18 @@ def sim(config: SimConfig) -> None:
 
     parameters = {
         "task": config.task,
-        "robot": config.robot or robot_of(make_task(config.task)),
+        "robot": config.robot or robot_of(make_task(config.task, **config.task_options)),
         "first_seed": config.seed,
         "real_time_factor": config.real_time_factor,
+        **task_options(config.task_options),
     }
     foreground("sim_node", parameters)
+
+
+def task_options(options: Mapping[str, object]) -> dict[str, str]:
+    """The parameter of `sim_node` that says them, where there are any: names and values, as on a command line."""
+    words = [word for name, value in options.items() for word in (name, _yaml(value))]
+    return {"task_options": shlex.join(words)} if words else {}
 
 
 def robot_of(task) -> str:

@@ -14,6 +14,7 @@ from flow_policy_rl.ros import namespaced_topics
 from launch import LaunchContext, LaunchDescription
 
 OPTIONAL = {  # argument: parameter and its type
+    "task_options": ("task_options", str),
     "seed": ("first_seed", int),
     "real_time_factor": ("real_time_factor", float),
     "state_rate_hz": ("state_rate_hz", float),
@@ -58,6 +59,11 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             DeclareLaunchArgument("task", default_value="lift", description="name of the task"),
+            DeclareLaunchArgument(
+                "task_options",
+                default_value="",
+                description="names and values of the task's own options, as 'randomness med'",
+            ),
             DeclareLaunchArgument(
                 "robot", default_value="panda", description="robot name or robot file"
             ),

@@ -15,10 +15,12 @@ from flow_policy_rl import (
     demo_stages,
     evaluate,
     evaluation_report,
+    export_command,
     train,
     train_config,
 )
 from flow_policy_rl.algorithms.bc import BCConfig
+from flow_policy_rl.bench import delay
 from flow_policy_rl.collect import PolicyChunks, ScriptedExperts, collect_batch
 from flow_policy_rl.data import demonstrations
 from flow_policy_rl.errors import InputError
@@ -199,7 +201,7 @@ def test_options_of_a_task_pass_through_collect_eval_and_train(tmp_path):
         collect.main(dataclasses.replace(config, task_options={"cameras": "yes"}))
 
 
-def test_options_travel_with_demonstrations_policy_and_results(tmp_path, capsys):
+def test_options_travel_with_demonstrations_policy_and_results(tmp_path, capsys, monkeypatch):
     demos, run = tmp_path / "d.hdf5", tmp_path / "bc"
     dense, sparse = {"reward": "dense"}, {"reward": "sparse"}
     collect.main(collect.Config("push", demos, task_options=dense, episodes=2, num_envs=2))
@@ -223,6 +225,12 @@ def test_options_travel_with_demonstrations_policy_and_results(tmp_path, capsys)
     assert other["task_options"] == sparse
     assert other["return_mean"] == 0
     assert evaluation_report.command(other).endswith("--task-options reward sparse")
+    exported, nodes = tmp_path / "policy.onnx", {}
+    export_command.main(export_command.ExportConfig(policy, exported))
+    row = {"end_to_end_s": np.zeros(0)}
+    monkeypatch.setattr(delay, "run_episodes", lambda these, *_: nodes.update(these) or dict(row))
+    delay.main(delay.Config(exported, delays_ms=(0,)))
+    assert nodes["sim_node"]["task_options"] == "reward dense"
 
 
 def test_demonstrations_that_are_there_are_not_overwritten_but_a_stage_starts_again(tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 from flow_policy_rl.bench.ros import percentiles
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.over_ros import run_episodes
+from flow_policy_rl.ros import task_options
 from flow_policy_rl.serving import shipped
 
 
@@ -68,6 +69,7 @@ def main(config: Config) -> dict:
                 "real_time_factor": config.real_time_factor,
                 "state_rate_hz": 2 / spec.control_dt,
                 "image_rate_hz": 1 / spec.control_dt if cameras else 0.0,
+                **task_options(spec.task_options),
             },
             "policy_node": {
                 "policy": str(policy.absolute()),

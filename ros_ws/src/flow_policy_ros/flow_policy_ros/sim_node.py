@@ -10,6 +10,7 @@ counts from the first command. With `randomization` each episode differs as the 
 """
 
 import json
+import shlex
 import sys
 import time
 from collections import OrderedDict
@@ -45,6 +46,12 @@ LATE_S = 0.05  # a loop further behind than this does not catch up
 
 PARAMETERS = (
     Parameter("task", "lift", "name of the task", fixed=True),
+    Parameter(
+        "task_options",
+        "",
+        "names and values of the task's own options, as in: randomness med",
+        fixed=True,
+    ),
     Parameter("robot", "panda", "name of a robot, or path of a robot file", fixed=True),
     Parameter("first_seed", 10_000, "seed of the first episode", 0, 2**31 - 1, fixed=True),
     Parameter(
@@ -97,7 +104,8 @@ class SimNode(Node):
         robot, name = load_robot(self._get("robot")), self._get("task")
         try:
             known = robot.name in getattr(find_task(name), "robots", ())
-            self._task = task = make_task(name, robot=robot.name if known else None)
+            given = {"robot": robot.name if known else None}
+            self._task = task = make_task(name, **given | self._task_options())
         except SimulationError as error:
             raise InputError(str(error)) from None
         world = task.world
@@ -145,6 +153,18 @@ class SimNode(Node):
 
     def _get(self, name: str):
         return self.get_parameter(name).value
+
+    def _task_options(self) -> dict[str, str]:
+        text = self._get("task_options")
+        try:
+            words = shlex.split(text)
+        except ValueError:  # a quote without its end
+            words = [text]
+        if len(words) % 2:
+            raise InputError(
+                f"task_options must be names and values, as 'randomness med', not {text!r}"
+            )
+        return dict(zip(words[::2], words[1::2], strict=True))
 
     def _known(self, f: ObsField, topics) -> bool:
         if f.source not in topics:

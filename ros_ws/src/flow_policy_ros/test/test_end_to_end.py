@@ -7,15 +7,18 @@ import subprocess
 
 import numpy as np
 import pytest
+from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.srv import GetParameters
 from robot_peer import Robot
 from std_srvs.srv import Trigger
 
 from flow_policy_rl import replay
 from flow_policy_rl.data.bags import deserialize, read_bag
-from flow_policy_rl.ros import node_command
+from flow_policy_rl.ros import node_command, task_options
 from flow_policy_rl.serving.decode import decode, stamp_ns
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
+from sim.tasks import make_task
+from sim.vec_env import VecEnv
 
 COMMAND = "/arm_controller/joint_trajectory"
 
@@ -110,7 +113,8 @@ def test_chain_over_ros(run, policy_file, tmp_path):
     assert (tmp_path / "replay" / "report.html").stat().st_size > 1e6
 
 
-SLOW_SIM = {"real_time_factor": 2.0, "image_rate_hz": 0.0, "first_seed": 77}
+SILENT = {"image_rate_hz": 0.0}
+SLOW_SIM = {"real_time_factor": 2.0, "first_seed": 77, **SILENT}
 
 
 def test_a_stop_of_its_own_costs_the_episode_and_not_the_run(
@@ -179,6 +183,16 @@ def test_no_episode_begins_before_the_policy_node_has_found_the_robot(
     assert not resets
     robot.listen()
     peer.until(lambda: resets, "the first episode")
+
+
+@pytest.mark.parametrize("options", [{}, {"randomness": "med"}])
+def test_the_simulation_starts_as_the_batched_one_with_the_task_s_options(start, peer, options):
+    seen = peer.listen(PoseStamped, "/leg/pose")
+    start(sim_node={"task": "one_leg", "first_seed": 77, **SILENT, **task_options(options)})
+    peer.until(lambda: seen, "the pose of the leg")
+    there = VecEnv(make_task("one_leg", **options), 1).reset([77])["leg_pose"][0, :2]
+    here = seen[0].pose.position
+    assert [here.x, here.y] == pytest.approx(there.tolist(), abs=1e-3)
 
 
 def test_names_given_to_the_process_do_not_rename_the_controller(peer, tmp_path):
