@@ -107,6 +107,9 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
         "fpo": [[0.4, 0.5, 0.5], [0.5, 0.6, 0.9]],
     }
     cells = [fake_cell(tmp_path, n, s, r) for n, both in rates.items() for s, r in enumerate(both)]
+    kept = {"return_mean": 0.97, "success_rate": 0.97, "episodes": 100}
+    (cells[1].dir / "eval_best.json").write_text(json.dumps(kept))
+    (cells[1].dir / "eval_best.done").touch()
     for cell in cells:
         learn.write_result(cell)
     rows = [json.loads((c.dir / "result.json").read_text()) for c in cells]
@@ -136,7 +139,7 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
     page = learn_page.markdown("manipulation", study, rows, said, pictures)
     line = next(part for part in page.splitlines() if part.startswith("| rldt"))
     assert "93.0% (88.6% to 95.8%)" in line  # 186 of 200
-    assert "| 95.0%, 91.0% | 2,500 (2 of 2 seeds, a look every 1 k)" in line
+    assert "| 95.0%, 91.0% | not kept, 97.0% | 2,500 (2 of 2 seeds, a look every 1 k)" in line
     assert (
         "| not reached (1 of 2 seeds, a look every 1 k) |" in page
     )  # fpo: the median of all seeds, not of those that arrived
@@ -149,8 +152,9 @@ def test_results_and_page_say_what_the_cells_did(tmp_path):
     )
     assert of_returns[1:4] == ["1 (1 to 1)", "2 (2 to 2)", "1, 1"]  # 0.95 and 0.91
     late = learn_page.columns(STUDIES["ablations"])["success, inference takes 2"]
-    of_delay = learn_page.summarize([r | {late: 0.5} for r in rows], "lift", "rldt", [late])
-    assert of_delay[1] == "50.0% (43.1% to 56.9%)"
+    shown = ["success_rate", late]
+    of_delay = learn_page.summarize([r | {late: 0.5} for r in rows], "lift", "rldt", shown)
+    assert of_delay[2] == "50.0% (43.1% to 56.9%)"
     exploded = [r | {"diverged": r["seed"] == 1} for r in rows]
     said_so = learn_page.summarize(exploded, "lift", "fpo", ["success_rate"])
     assert said_so[0] == "fpo (1 of 2 seeds diverged)"
@@ -195,6 +199,7 @@ def rows_of(label: str, returns: list[float], steps: list[int | None], look=114_
     return [
         common
         | {"seed": seed, "return_mean": level, "return_mean_random_noise": level}
+        | {"return_mean_best_look": level}
         | {"steps_to_threshold": count, "diverged": False}
         for seed, (level, count) in enumerate(zip(returns, steps, strict=True))
     ]
@@ -234,7 +239,7 @@ def test_the_verdict_and_the_table_take_the_same_median_of_steps():
     assert "Threshold first: fpo, after 60,000 steps" in learn_page.verdict(
         rows, "hopper", "return"
     )
-    assert learn_page.summarize(rows, "hopper", "fpo", ["return_mean"])[3].startswith(
+    assert learn_page.summarize(rows, "hopper", "fpo", ["return_mean"])[4].startswith(
         "60,000 (2 of 3"
     )
     never = [r | {"steps_to_threshold": None} for r in rows[1:]]
@@ -303,7 +308,7 @@ def test_a_base_policy_above_the_threshold_took_no_steps_to_it(tmp_path):
         rows.append(json.loads((cell.dir / "result.json").read_text()))
     assert [r["steps_to_threshold"] for r in rows] == [1000, 0, 1000]
     assert {r["steps_between_looks"] for r in rows} == {1000}
-    steps = learn_page.summarize(rows[:2], "lift", "fpo", ["success_rate"])[3]
+    steps = learn_page.summarize(rows[:2], "lift", "fpo", ["success_rate"])[4]
     assert steps == "500 (2 of 2 seeds, 1 of them before training, a look every 1 k)"
     config = learn.Config(seeds=2, out=tmp_path)
     how = learn.paragraphs(config, STUDIES["manipulation"], cells, rows[:2], [])["how"]

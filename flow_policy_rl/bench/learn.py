@@ -27,6 +27,7 @@ from flow_policy_rl.errors import InputError, RunFailed, output_file, refuse_bel
 from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.nesting import flat
 from flow_policy_rl.run_folder import (
+    BEST_POLICY_FILE,
     POLICY_FILE,
     RAW_POLICY_FILE,
     claimed,
@@ -253,9 +254,11 @@ def training_length(
 def evaluations(
     run_dir: Path, task: str, where: Path, budget: Budget, delays: Sequence[int]
 ) -> tuple[Stage, ...]:
-    """Whole episodes on fixed seeds: from zero and random noise, under delays, and of raw weights that are apart."""
+    """Whole episodes on fixed seeds: from zero and random noise, under delays, of raw weights that are apart, and of
+    what did best while it was watched."""
     judged = [(POLICY_FILE, noise, noise, 0) for noise in NOISES]
     judged.append((RAW_POLICY_FILE, "zero", "raw", 0))
+    judged.append((BEST_POLICY_FILE, "zero", "best", 0))
     judged += [(POLICY_FILE, "zero", f"delay_{delay}", delay) for delay in delays]
     stages = []
     for file, noise, name, delay in judged:
@@ -355,8 +358,10 @@ def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:
     """One row of the table, from what the cell's commands left."""
     history = learned(cell)
     zero, random = (result_of(cell.dir / f"eval_{noise}") for noise in NOISES)
-    raw = cell.dir / "eval_raw"
-    raw = result_of(raw) if raw.with_suffix(".done").is_file() else zero
+    raw = result_if_any(cell.dir / "eval_raw") or zero
+    best = (
+        result_if_any(cell.dir / "eval_best") or {}
+    )  # nothing from trainings that did not keep it
     metric = "eval/return" if zero["success_rate"] is None else "eval/success_rate"
     looks = [(row["time/env_steps"], row[metric]) for row in history if metric in row]
     crossed = [at for at, level in looks if cell.threshold is not None and level >= cell.threshold]
@@ -375,6 +380,8 @@ def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:
         "success_rate_random_noise": random["success_rate"],
         "return_mean_raw_weights": raw["return_mean"],
         "success_rate_raw_weights": raw["success_rate"],
+        "return_mean_best_look": best.get("return_mean"),
+        "success_rate_best_look": best.get("success_rate"),
         "episodes": zero["episodes"],
         "diverged": failed_file(cell.dir).is_file(),
     }
@@ -382,6 +389,11 @@ def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:
         delayed = result_of(cell.dir / f"eval_delay_{delay}")
         row |= {f"{name}_delay_{delay}": delayed[name] for name in ("return_mean", "success_rate")}
     (cell.dir / "result.json").write_text(json.dumps(row) + "\n")
+
+
+def result_if_any(stage_name: Path) -> dict | None:
+    """Result of an evaluation, where there was something to evaluate."""
+    return result_of(stage_name) if stage_name.with_suffix(".done").is_file() else None
 
 
 def learned(cell: Cell) -> list[dict]:

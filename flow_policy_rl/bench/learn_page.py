@@ -195,11 +195,13 @@ def columns(study: Study) -> dict[str, str]:
 def by_seed(rows: list[dict], key: str) -> str:
     """A result of each seed. All algorithms begin with a seed's base policy, so seeds are what to compare them by."""
     form = "{:,.0f}" if key.startswith("return") else "{:.1%}"
-    return ", ".join(form.format(r[key]) for r in sorted(rows, key=lambda r: r["seed"]))
+    values = [r[key] for r in sorted(rows, key=lambda r: r["seed"])]
+    return ", ".join("not kept" if v is None else form.format(v) for v in values)
 
 
 def summarize(rows: list[dict], task: str, label: str, keys: Collection[str]) -> list[str]:
-    """One line of the page: label, these results, the first of them by seed, steps to the threshold, all, wall time."""
+    """One line of the page: label, these results, the first of them by seed, also of the policy that did best while it
+    was watched, steps to the threshold, all, wall time."""
     mine = [r for r in rows if (r["task"], r["algorithm"]) == (task, label)]
     diverged = sum(r["diverged"] for r in mine)
     cells = [f"{label} ({diverged} of {len(mine)} seeds diverged)" if diverged else label]
@@ -208,7 +210,8 @@ def summarize(rows: list[dict], task: str, label: str, keys: Collection[str]) ->
         if key.startswith("return"):
             form = "{:,.0f} ({:,.0f} to {:,.0f})" if mine[1:] else "{:,.0f} (one seed)"
         cells.append(form.format(*pooled(mine, key)))
-    cells.append(by_seed(mine, next(iter(keys))))
+    first = next(iter(keys))
+    cells += [by_seed(mine, first), by_seed(mine, f"{first}_best_look")]
     median = steps_to_threshold(mine)
     cells.append(f"{median:,.0f}" if math.isfinite(median) else "not reached")
     reached = sum(r["steps_to_threshold"] is not None for r in mine)
@@ -230,7 +233,7 @@ def markdown(
 ) -> str:
     """The page."""
     shown = columns(study)
-    header = ["algorithm", *shown, "zero noise, by seed"]
+    header = ["algorithm", *shown, "zero noise, by seed", "the same of the best look"]
     header += ["control steps to threshold (median of all seeds)", "control steps", "seconds"]
     tasks, labels = (list(dict.fromkeys(r[key] for r in rows)) for key in ("task", "algorithm"))
     parts = [
