@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import rclpy
-from flow_policy_ros import graph, messages
+from flow_policy_ros import graph, gripper, messages
 from flow_policy_ros.sim_controller import SimController
 from rclpy.context import Context
 from robot_peer import NAMES
@@ -15,7 +15,7 @@ from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 
 from flow_policy_rl.ros import private_environment
-from flow_policy_rl.serving.robot import load_robot
+from flow_policy_rl.serving.robot import GripperAction, load_robot
 
 PROFILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
@@ -103,6 +103,36 @@ def test_a_controller_is_warned_of_where_it_begins_every_trajectory_at_the_measu
     peer.until(asked, "its parameters")
     assert bool(outlet.caution) == warned
     outlet.close()
+
+
+@pytest.mark.parametrize(
+    ("serves", "says"),
+    [
+        ([], "no action server at /hand/gripper_cmd"),
+        (["control_msgs/action/GripperCommand"], "no action server at /hand/gripper_cmd"),
+        (
+            ["control_msgs/action/GripperCommand", "control_msgs/action/ParallelGripperCommand"],
+            "/hand/gripper_cmd takes goals of control_msgs/action/ParallelGripperCommand, not GripperCommand",
+        ),
+    ],
+    ids=("nobody", "our own client", "Kilted"),
+)
+def test_a_gripper_of_the_other_kind_is_named(peer, monkeypatch, serves, says):
+    """ros2_controllers of Kilted and later has ParallelGripperCommand only, of Humble GripperCommand only."""
+
+    class Client:
+        def __init__(self, *args):
+            pass
+
+        def server_is_ready(self):
+            return False
+
+    monkeypatch.setattr(gripper, "ActionClient", Client)
+    monkeypatch.setattr(gripper, "action_class", lambda action: None)
+    found = [("/hand/gripper_cmd", serves)] if serves else []
+    monkeypatch.setattr(gripper, "get_action_names_and_types", lambda node: found)
+    client = gripper.GripperClient(peer.node, GripperAction("/hand/gripper_cmd"), ["finger"], [0])
+    assert client.problem().startswith(says)
 
 
 def test_processes_of_ours_keep_to_this_machine_by_the_name_that_the_distribution_knows(
