@@ -321,7 +321,7 @@ class Outlet:
                 names.remove(mine)
             return f"another publisher is on {self.topic}: {', '.join(sorted(names))}"
         self._ask()
-        return self.mismatch or self.deaf or self.controller_problem
+        return self.mismatch or self.deaf or self.controller_problem or self._unknown_order
 
     @property
     def deaf(self) -> str:
@@ -333,6 +333,13 @@ class Outlet:
         if self.publisher.get_subscription_count() == 0:
             return f"nobody listens to {self.topic}: is the controller running?"
         return self._asleep
+
+    @property
+    def _unknown_order(self) -> str:
+        """Why plain numbers might reach the wrong joints; empty for trajectories, which name them."""
+        if self._trajectories or not self._heard or "joints" in self._answers:
+            return ""
+        return f"{self._controller} has not said yet in which order it takes its joints"
 
     def _ask(self) -> None:
         """Ask the controller for its joints, whether it takes some of them, and where it starts from, each time it
@@ -361,6 +368,12 @@ class Outlet:
         self.controller_problem = (
             f"the controller of {self.topic} drives other joints: {text}" if text else ""
         )
+        order = list(joints.string_array_value) if joints else []
+        if order and not text and not self._trajectories and order != list(self._joints):
+            self.controller_problem = (
+                f"{self._controller} takes its joints in another order ({', '.join(order)}) than the policy gives them "
+                f"({', '.join(self._joints)})"
+            )
 
         told = [a.bool_value for a in smooth if a and a.type == ParameterType.PARAMETER_BOOL]
         jerky = self._trajectories and self._asked == len(CONTROLLER_PARAMETERS) and told

@@ -135,6 +135,37 @@ def test_a_gripper_of_the_other_kind_is_named(peer, monkeypatch, serves, says):
     assert client.problem().startswith(says)
 
 
+@pytest.mark.parametrize(
+    ("order", "says"),
+    [
+        (NAMES[:8], ""),
+        (NAMES[7::-1], "/forward_position_controller takes its joints in another order"),
+        (NAMES[:7], "drives other joints"),
+    ],
+    ids=("the same", "another", "fewer"),
+)
+def test_a_forward_controller_is_sent_numbers_only_in_its_own_order(peer, order, says):
+    """They have no names. Until the controller has said its order nothing is sent."""
+    controller = peer.second_node("forward_position_controller")
+    controller.declare_parameter("joints", order)
+    controller.create_subscription(Float64MultiArray, "~/commands", lambda msg: None, 1)
+    outlet = graph.Outlet(
+        peer.node, Float64MultiArray, "/forward_position_controller/commands", NAMES[:8]
+    )
+    waited = ("nobody listens", "/forward_position_controller has not said yet")
+    problems = []
+
+    def known() -> bool:
+        problems.append(outlet.problem())
+        return not problems[-1].startswith(waited)
+
+    peer.until(known, "its order")
+    assert says in problems[-1]
+    assert bool(says) == bool(problems[-1])
+    assert any(p.startswith(waited[1]) for p in problems)
+    outlet.close()
+
+
 def test_processes_of_ours_keep_to_this_machine_by_the_name_that_the_distribution_knows(
     tmp_path, monkeypatch
 ):
