@@ -93,11 +93,12 @@ def check(config: Config) -> None:
 
 def text(result: dict) -> str:
     """For people."""
+    from flow_policy_rl import demo_page
+
     rows = result["table"]
     widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
     lines = ["  ".join(key.ljust(widths[key]) for key in rows[0])]
     lines += ["  ".join(row[key].ljust(widths[key]) for key in row) for row in rows]
-    end_to_end = result["latency_ms"]["end_to_end"]
     if stops := result["ros"]["emergency_stops"]:
         lines += [f"{stops} episodes over ROS ended in an emergency stop of the policy node"]
     return "\n".join(
@@ -105,7 +106,7 @@ def text(result: dict) -> str:
             "",
             *lines,
             "",
-            f"latency over ROS: p50 {end_to_end['p50']:.2f} ms, p99 {end_to_end['p99']:.2f} ms; "
+            f"latency over ROS: {demo_page.latency(result['latency_ms']['end_to_end'])}; "
             f"policy.onnx differs from torch by {result['parity_max_abs_error']:.1e} rad at most; "
             f"{result['seconds']['total']:.0f} s in all",
             f"policy: {result['policy']}",

@@ -58,5 +58,8 @@ def environment() -> dict:
 
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file, hex."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -18,11 +18,22 @@ say() { printf '[setup] %s\n' "$*"; }
 
 constraints=constraints.txt
 ros='[wheels]'
-if [ -n "${AMENT_PREFIX_PATH:-}" ] && .venv/bin/python -c 'import rclpy' 2>/dev/null; then
-  # A sourced ROS 2. Its messages of Humble and Jazzy are compiled against numpy 1.
+# A sourced ROS 2: found, not imported, for its rclpy needs yaml, which a new environment does not have.
+found=''
+if [ -n "${AMENT_PREFIX_PATH:-}" ]; then
+  found=$(.venv/bin/python -c 'from importlib.util import find_spec; print(getattr(find_spec("rclpy"), "origin", ""))')
+fi
+if [ -n "$found" ]; then
+  theirs=$(sed -nE 's|.*/python(3\.[0-9]+)/.*|\1|p' <<<"$found")
+  ours=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  if [ -n "$theirs" ] && [ "$theirs" != "$ours" ]; then
+    say "the sourced ROS 2 is for Python $theirs, .venv has $ours: take a shell without it, or rm -r .venv and PYTHON=python$theirs make setup"
+    exit 2
+  fi
   say "using the sourced ROS 2 (${ROS_DISTRO:-unknown distribution})"
   ros=''
-  if ! .venv/bin/python -c 'import numpy, sys; sys.exit(numpy.__version__ < "2")' 2>/dev/null; then
+  # Its messages of Humble, Jazzy and Kilted are compiled against the numpy 1 of their Ubuntu.
+  if ! "$python" -c 'import numpy, sys; sys.exit(numpy.__version__ < "2")' 2>/dev/null; then
     constraints=.venv/constraints.txt
     grep -v -E '^(numpy|opencv-python-headless|pyarrow|scipy|ros-)' constraints.txt >"$constraints"
     printf 'numpy<2\nopencv-python-headless<5\npyarrow<26\n' >>"$constraints" # the first that want numpy 2

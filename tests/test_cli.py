@@ -570,6 +570,38 @@ def test_wilson_interval_against_known_values():
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
 
 
+def test_a_demo_ends_well_where_messages_have_no_numbers():
+    """Humble and Cyclone DDS number none, so that nobody knows how long a command took."""
+    from flow_policy_rl import demo_page
+
+    row = {"policy": "base", "success": "50 %", "95 % interval": "40 to 60 %"}
+    unknown = dict.fromkeys(("p50", "p95", "p99", "max"))
+    said = demo.text(
+        {
+            "table": [row],
+            "latency_ms": {"end_to_end": unknown},
+            "ros": {"emergency_stops": 0},
+            "parity_max_abs_error": 1e-6,
+            "seconds": {"total": 60.0},
+            "policy": "policy.onnx",
+            "bag": "bag",
+            "report": "report.html",
+        }
+    )
+    assert "latency over ROS: not measured" in said
+    assert demo_page.latency(unknown | {"p50": 2.5, "p99": 7.25}) == "p50 2.50 ms, p99 7.25 ms"
+
+
+def test_files_are_hashed_without_what_came_with_python_3_11(tmp_path, monkeypatch):
+    import hashlib
+
+    from flow_policy_rl import provenance
+
+    monkeypatch.delattr(hashlib, "file_digest", raising=False)
+    (tmp_path / "file").write_bytes(bytes(3 << 20))
+    assert provenance.file_hash(tmp_path / "file") == hashlib.sha256(bytes(3 << 20)).hexdigest()
+
+
 @pytest.mark.parametrize(("algorithm", "cameras"), [("score_flow", True), ("rldt", False)])
 def test_commands_in_the_demo_report_are_the_demo(algorithm, cameras, tmp_path, capsys):
     """Every printed command parses back to the config that ran."""

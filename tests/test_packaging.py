@@ -256,3 +256,55 @@ def test_colcon_builds_both_packages(colcon, tmp_path, symlink):
     ]
     if not symlink:
         assert {p.name for p in paths} == {"panda.yaml", "panda.xml", "fastdds.xml", "report.html"}
+
+
+def set_up_beside(tmp_path: Path, python_of_ros: str, numpy: str) -> tuple[int, str, str]:
+    """Exit code, output and constraints of setup.sh beside a sourced ROS 2; pip does nothing."""
+    root, log = tmp_path / "root", tmp_path / "pip.log"
+    for name in ("scripts/setup.sh", "constraints.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    site = tmp_path / f"opt/lib/python{python_of_ros}/site-packages"
+    for name, text in (("rclpy", "import yaml"), ("numpy", f"__version__ = '{numpy}'")):
+        (site / name).mkdir(parents=True)
+        (site / name / "__init__.py").write_text(text)
+    python = root / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    # As in a new environment there is nothing beside the standard library.
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *ctypes*) exit 0 ;; *"-m pip"*) echo "$*" >>{log}; exit 0 ;; esac\n'
+        f'exec {sys.executable} -S "$@"\n'
+    )
+    python.chmod(0o755)
+    ros = {"AMENT_PREFIX_PATH": str(tmp_path / "opt"), "PYTHONPATH": str(site), "ROS_DISTRO": "x"}
+    run = subprocess.run(
+        [root / "scripts" / "setup.sh"],
+        env=os.environ | ros | {"PYTHON": str(python)},
+        capture_output=True,
+        text=True,
+    )
+    calls = log.read_text() if log.exists() else ""
+    ours = root / ".venv" / "constraints.txt"
+    constraints = ours.read_text() if ".venv/constraints.txt" in calls else ""
+    return run.returncode, run.stdout + calls, constraints
+
+
+def test_beside_a_sourced_ros_no_second_one_is_installed(tmp_path):
+    """rclpy cannot be imported yet where there is no yaml; numpy is that of the messages."""
+    here = "{}.{}".format(*sys.version_info)
+    code, said, constraints = set_up_beside(tmp_path / "jazzy", here, "1.26.4")
+    assert code == 0, said
+    assert "using the sourced ROS 2" in said
+    assert "[wheels]" not in said
+    assert "numpy<2" in constraints
+    code, said, constraints = set_up_beside(tmp_path / "lyrical", here, "2.3.5")
+    assert code == 0, said
+    assert "[wheels]" not in said
+    assert "numpy<2" not in constraints
+
+
+def test_a_ros_of_another_python_is_refused_in_one_line(tmp_path):
+    code, said, _ = set_up_beside(tmp_path, "3.9", "1.26.4")
+    assert code == 2
+    assert "the sourced ROS 2 is for Python 3.9" in said
+    assert "-m pip" not in said

@@ -119,7 +119,10 @@ def _usage(pid: int) -> tuple[float, float]:
 def _judge(measured: dict, samples: list, config: Config, policy: str) -> dict:
     records = measured["records"]
     if not measured["end_to_end_ms"]:
-        raise RunFailed("no command could be paired with its observation")
+        raise RunFailed(
+            "no command could be paired with its observation: DDS sequence numbers are needed, which Humble and "
+            "Cyclone DDS do not give"
+        )
     stage = lambda name: np.array([float(r[name]) for r in records])  # noqa: E731
     started = max(STARTED_S, WARM_UP_SHARE * config.duration_s)
     settled = [s for s in samples if s[0] - samples[0][0] > started] or samples

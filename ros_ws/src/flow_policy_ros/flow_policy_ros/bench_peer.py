@@ -25,6 +25,7 @@ from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving.robot import load_robot
 from flow_policy_rl.serving.trajectory_controller import TrajectoryController, TrajectoryRejected
 from flow_policy_ros import messages, parameters
+from flow_policy_ros.graph import numbered
 from flow_policy_ros.parameters import Parameter
 from flow_policy_ros.process import Stop, run_node
 
@@ -67,7 +68,8 @@ class BenchPeer(Node):
         self._cameras = [p.topic_name for p in self._images]
         self._status: dict[str, str] = {}
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_status, 10)
-        self.create_subscription(JointTrajectory, topics.command, self._on_command, 10, raw=True)
+        hear = numbered(self._on_command)
+        self.create_subscription(JointTrajectory, topics.command, hear, 10, raw=True)
         self.create_subscription(DiagnosticArray, "/policy_node/inference", self._on_record, 100)
         self.create_timer(1 / STATE_HZ, self._publish_state)
         if self._images:
@@ -100,8 +102,8 @@ class BenchPeer(Node):
         for publisher in self._images:
             publisher.publish(self._frame)
 
-    def _on_command(self, data: bytes, info: dict) -> None:
-        self._received[info.get("publication_sequence_number")] = time.perf_counter_ns()
+    def _on_command(self, data: bytes, number: int | None) -> None:
+        self._received[number] = time.perf_counter_ns()
         msg = deserialize_message(data, JointTrajectory)
         times = np.array([messages.seconds(p.time_from_start) for p in msg.points])
         positions = np.array([p.positions for p in msg.points])

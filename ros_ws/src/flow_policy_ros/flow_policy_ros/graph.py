@@ -30,9 +30,22 @@ BUTTON_DEPTH = 10
 SILENT_S = 1.0  # joint_trajectory_controller says its state 50 times per second and more
 LATCHED = DurabilityPolicy.TRANSIENT_LOCAL
 INPUT_TYPES = {"joint_position": JointState, "joint_velocity": JointState, "pose": PoseStamped}
-# The second one on Humble; either is enough.
-SMOOTH = ("interpolate_from_desired_state", "open_loop_control")
+# The second one on Humble; the third, from Lyrical on, is true unless it is set. Any of them is enough.
+SMOOTH = ("interpolate_from_desired_state", "open_loop_control", "allow_trajectory_replacement")
 CONTROLLER_PARAMETERS = ("joints", "allow_partial_joints_goal", *SMOOTH)
+
+
+# Humble tells of a message nothing but the message.
+NUMBERED = hasattr(Subscription, "CallbackType")
+
+
+def numbered(callback: Callable) -> Callable:
+    """What a subscription calls, from a callback that takes a message and its DDS sequence number; None where there
+    is none."""
+    # rclpy looks at the signature.
+    if not NUMBERED:
+        return lambda msg: callback(msg, None)
+    return lambda msg, info: callback(msg, info.get("publication_sequence_number"))
 
 
 def input_type(topic: str, field: ObservationField) -> type:
@@ -92,27 +105,17 @@ class Input:
         qos = QoSProfile(depth=DEPTH, reliability=self._reliability)
         events = SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible)
         self.arrivals.begin_again()
-        # rclpy looks at the signature; Humble gives no information about a message.
-        numbered = hasattr(Subscription, "CallbackType")
         return self._node.create_subscription(
-            self._kind,
-            self.topic,
-            self._receive if numbered else self._receive_plain,
-            qos,
-            event_callbacks=events,
+            self._kind, self.topic, numbered(self._receive), qos, event_callbacks=events
         )
 
-    def _receive(self, msg, info: dict) -> None:
+    def _receive(self, msg, number: int | None) -> None:
         # Numbers of several publishers cannot be told apart.
-        alone, number = len(self._publishers) <= 1, info.get("publication_sequence_number")
+        alone = len(self._publishers) <= 1
         self.arrivals.count(number if alone else None)
         if not alone:
             what = self._joints.intersection(msg.name) if self._joints else ("it",)
             self._said_twice.count(what, number)
-        self._callback(msg)
-
-    def _receive_plain(self, msg) -> None:
-        self.arrivals.count(None)
         self._callback(msg)
 
     def _on_incompatible(self, event) -> None:
@@ -318,7 +321,7 @@ class Outlet:
                 names.remove(mine)
             return f"another publisher is on {self.topic}: {', '.join(sorted(names))}"
         self._ask()
-        return self.mismatch or self.deaf or self.controller_problem
+        return self.mismatch or self.deaf or self.controller_problem or self._unknown_order
 
     @property
     def deaf(self) -> str:
@@ -330,6 +333,13 @@ class Outlet:
         if self.publisher.get_subscription_count() == 0:
             return f"nobody listens to {self.topic}: is the controller running?"
         return self._asleep
+
+    @property
+    def _unknown_order(self) -> str:
+        """Why plain numbers might reach the wrong joints; empty for trajectories, which name them."""
+        if self._trajectories or not self._heard or "joints" in self._answers:
+            return ""
+        return f"{self._controller} has not said yet in which order it takes its joints"
 
     def _ask(self) -> None:
         """Ask the controller for its joints, whether it takes some of them, and where it starts from, each time it
@@ -358,6 +368,12 @@ class Outlet:
         self.controller_problem = (
             f"the controller of {self.topic} drives other joints: {text}" if text else ""
         )
+        order = list(joints.string_array_value) if joints else []
+        if order and not text and not self._trajectories and order != list(self._joints):
+            self.controller_problem = (
+                f"{self._controller} takes its joints in another order ({', '.join(order)}) than the policy gives them "
+                f"({', '.join(self._joints)})"
+            )
 
         told = [a.bool_value for a in smooth if a and a.type == ParameterType.PARAMETER_BOOL]
         jerky = self._trajectories and self._asked == len(CONTROLLER_PARAMETERS) and told

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 
 from action_msgs.msg import GoalStatus
-from rclpy.action import ActionClient
+from rclpy.action import ActionClient, get_action_names_and_types
 from rclpy.node import Node
 
 from flow_policy_rl.errors import InputError
@@ -119,6 +119,14 @@ class GripperClient:
         if self._client.server_is_ready():
             return ""
         self._goals.forget()  # what comes to serve it knows of no goal
+        # One type is that of our own client.
+        types = set(dict(get_action_names_and_types(self._node)).get(self._name, ()))
+        others = sorted(types - {f"control_msgs/action/{self._action.type}"})
+        if others:
+            return (
+                f"{self._name} takes goals of {', '.join(others)}, not {self._action.type}: "
+                "say so in gripper_action of the robot file (type)"
+            )
         return f"no action server at {self._name}"
 
     def close(self) -> None:

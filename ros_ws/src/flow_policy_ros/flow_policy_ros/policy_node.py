@@ -21,10 +21,10 @@ import time
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy._rclpy_pybind11 import RCLError
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
@@ -595,7 +595,7 @@ def spin(node: PolicyNode, executor: SingleThreadedExecutor, stop: Stop) -> None
     while not stop.requested:
         try:
             executor.spin_once(timeout_sec=0.1)
-        except RCLError as error:
+        except rclpy_implementation.RCLError as error:
             # rclpy lets a lifecycle request that is impossible now (activate while active) escape from its service.
             node.get_logger().warning(f"request refused: {error}")
 

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 # NOTE: before rclpy starts: Fast DDS reads these once. Jazzy and older know the first name, Kilted both.
-for _name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
-    os.environ.setdefault(_name, str(Path(__file__).parent / "config" / "fastdds.xml"))
+# Humble keeps to this machine by a network transport of its own, beside which that of a profile reaches the network.
+if os.environ.get("ROS_LOCALHOST_ONLY") != "1":
+    for _name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+        os.environ.setdefault(_name, str(Path(__file__).parent / "config" / "fastdds.xml"))
 
 try:
     import rclpy

@@ -23,6 +23,7 @@ from flow_policy_rl.serving.trajectory_controller import (
     TrajectoryRejected,
 )
 from flow_policy_ros import messages
+from flow_policy_ros.graph import numbered
 
 
 class SimController(Node):
@@ -77,12 +78,14 @@ class SimController(Node):
         self._in_charge = self._trajectory
         self.rejected = 0
         listen = self.create_subscription
-        listen(JointTrajectory, topics.command, self._on_trajectory, QoSProfile(depth=10))
+        hear = numbered(self._on_trajectory)
+        listen(JointTrajectory, topics.command, hear, QoSProfile(depth=10))
         if topics.gripper_command:
             listen(JointTrajectory, topics.gripper_command, self._on_gripper, QoSProfile(depth=10))
         if robot.gripper_action is not None:
             self._serve_gripper(robot.gripper_action)
-        listen(Float64MultiArray, topics.forward_command, self._on_forward, QoSProfile(depth=10))
+        hear = numbered(self._on_forward)
+        listen(Float64MultiArray, topics.forward_command, hear, QoSProfile(depth=10))
         # control_msgs exists on a ROS installation only; the reference is told as a JointState in any case.
         self._reference_pub = self.create_publisher(JointState, "~/reference", 10)
         kind = messages.message_class(messages.CONTROLLER_STATE)
@@ -131,16 +134,15 @@ class SimController(Node):
             controller.hold(self._in_charge.sample(self._sim_time())[0])
             self._in_charge = controller
 
-    def _note(self, info: dict) -> bool:
-        # NOTE: Humble's info has no sequence number; there the latency is not measured.
+    def _note(self, number: int | None) -> bool:
         received = time.perf_counter_ns()
         if not self._hears():
             return False
-        self._on_command(info.get("publication_sequence_number"), received)
+        self._on_command(number, received)
         return True
 
-    def _on_trajectory(self, msg: JointTrajectory, info: dict) -> None:
-        if self._note(info):
+    def _on_trajectory(self, msg: JointTrajectory, number: int | None) -> None:
+        if self._note(number):
             self._take_over(self._trajectory)
             partial = self.get_parameter("allow_partial_joints_goal").value
             self._trajectory.allow_partial = partial
@@ -191,8 +193,8 @@ class SimController(Node):
             self.rejected += 1
             self.get_logger().warning(f"trajectory rejected: {error}")
 
-    def _on_forward(self, msg: Float64MultiArray, info: dict) -> None:
-        if not self._note(info):
+    def _on_forward(self, msg: Float64MultiArray, number: int | None) -> None:
+        if not self._note(number):
             return
         self._take_over(self._forward)
         try:

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: source a ROS 2, or make setup")
+# The pytest of Humble does not know the setting `pythonpath`.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[4] / "tests")]
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
