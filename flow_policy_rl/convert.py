@@ -213,13 +213,12 @@ def from_dataset(config: Config, kind: str) -> tuple[Health, dict, list]:
     demos = sources.load(config.input)
     writer = writer_for(config.output, demos.layout)
     for episode in demos.episodes:
-        success = bool(episode.rewards[-1] > 0) if episode.rewards.any() else None
         if isinstance(writer, RobomimicWriter):
             writer.episode(episode)
             continue
         for t in range(len(episode.actions)):
             writer.frame({k: v[t] for k, v in episode.obs.items()}, episode.actions[t])
-        writer.end(success=success)
+        writer.end(success=episode.succeeded)
     provenance = {"source": str(config.input), "source_format": kind, "version": __version__}
     writer.close(demos.provenance | provenance)
     known = config.robot or (demos.layout.robot if demos.layout.robot in robot_names() else None)

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bag_toys import (
@@ -32,7 +33,7 @@ from bag_toys import (
 from flow_policy_rl import checkpoint, convert, train, train_config
 from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.convert import Config, Splitting
-from flow_policy_rl.data import demonstrations, sources
+from flow_policy_rl.data import demonstrations, lerobot, sources
 from flow_policy_rl.data.bags import Bag
 from flow_policy_rl.data.frames import End, FrameReader, layout_from_robot
 from flow_policy_rl.data.robomimic import DemoLayout, Demonstrations, Episode, RobomimicWriter
@@ -564,6 +565,110 @@ def test_broken_lerobot_folders_are_refused(tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
             demonstrations.load(tmp_path / "lr")
         path.write_bytes(content)
+
+
+def rewritten(folder, name, change):
+    """A table of a LeRobot folder, changed; returns how to undo it."""
+    path = folder / name
+    content = path.read_bytes()
+    pq.write_table(change(pq.read_table(path)), path)
+    return lambda: path.write_bytes(content)
+
+
+def test_a_lerobot_set_whose_parts_do_not_fit_is_refused(tmp_path):
+    """Frames that lack their picture would get that of a later frame, or of the next episode."""
+    demonstrations.save(tmp_path / "d.hdf5", toy_demos())
+    convert.main(Config(tmp_path / "d.hdf5", tmp_path / "lr"))
+    rows = "data/chunk-000/file-000.parquet"
+    times = {
+        "frame_index": np.zeros(24, int),
+        "timestamp": np.arange(24.0),
+    }
+    for name, values in times.items():
+
+        def change(table, name=name, values=values):
+            return table.set_column(table.column_names.index(name), name, pa.array(values))
+
+        undo = rewritten(tmp_path / "lr", rows, change)
+        with pytest.raises(InputError, match="frame 1 of episode 0"):
+            demonstrations.load(tmp_path / "lr")
+        undo()
+    undo = rewritten(
+        tmp_path / "lr",
+        "meta/episodes/chunk-000/file-000.parquet",
+        lambda table: pa.Table.from_pylist(
+            [*table.to_pylist(), {**table.to_pylist()[0], "episode_index": 3, "length": 0}]
+        ),
+    )
+    with pytest.raises(InputError, match="episode 3 has no frame"):
+        demonstrations.load(tmp_path / "lr")
+    undo()
+    film = tmp_path / "lr/videos/observation.images.front/chunk-000/file-000.mp4"
+    for size, left_out, says in (
+        ((32, 48), 9, "has no frame at 0.360 s"),
+        ((16, 16), None, r"demo_0/front_image has shape \(7, 16, 16, 3\), not \(7, 32, 48, 3\)"),
+    ):
+        film.unlink()
+        film.parent.rmdir()
+        writer = lerobot._Film(film, *size, 25)
+        for k in range(24):
+            if k == left_out:
+                writer.frames += 1
+            else:
+                writer.add(np.zeros((*size, 3), np.uint8))
+        writer.close()
+        with pytest.raises(InputError, match=says):
+            demonstrations.load(tmp_path / "lr")
+
+
+def test_what_is_no_number_and_no_picture_is_said_to_be_left_out(tmp_path, caplog):
+    demonstrations.save(tmp_path / "d.hdf5", toy_demos())
+    with h5py.File(tmp_path / "d.hdf5", "a") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift"})
+        for group in file["data"].values():
+            steps = len(group["actions"])
+            group["obs/depth"] = np.zeros((steps, 8, 8, 1), np.float32)
+            group["obs/grip"] = np.arange(steps) / 10
+    demos = demonstrations.load(tmp_path / "d.hdf5")
+    assert "'depth' of shape (8, 8, 1) is left out" in caplog.text
+    assert demos.episodes[1].obs["grip"].tolist() == [[k / 10] for k in range(12)]
+    convert.main(Config(tmp_path / "d.hdf5", tmp_path / "lr"))
+    caplog.clear()
+    tasks = pa.table({"task_index": [0, 1], "task": ["fold", "wipe"]})
+    pq.write_table(tasks, tmp_path / "lr/meta/tasks.parquet")
+    (tmp_path / "lr/meta/flow_policy_rl.json").unlink()
+    demonstrations.load(tmp_path / "lr")
+    assert "2 tasks: their episodes are read as one task, 'fold'" in caplog.text
+
+
+def test_films_of_odd_sizes_are_refused_before_the_work(tmp_path):
+    demos = toy_demos()
+    cut = [
+        replace(e, obs={**e.obs, "front_image": e.obs["front_image"][:, :31]})
+        for e in demos.episodes
+    ]
+    fields = tuple(
+        replace(f, resolution=(31, 48)) if f.kind == "image" else f
+        for f in demos.layout.observations
+    )
+    odd = Demonstrations(replace(demos.layout, observations=fields), cut, {})
+    demonstrations.save(tmp_path / "d.hdf5", odd)
+    with pytest.raises(InputError, match="'front_image' is 31 x 48, .* even"):
+        convert.main(Config(tmp_path / "d.hdf5", tmp_path / "lr"))
+    assert not list(tmp_path.glob("lr*"))
+
+
+def test_success_is_what_was_said_or_what_sparse_rewards_say(tmp_path):
+    """A cost per step is no failure, and a failure stays one in every format."""
+    demos = toy_demos(camera=False)
+    rewards = [np.full(7, -0.1), np.full(12, 0.3), np.zeros(5)]
+    episodes = [replace(e, rewards=r) for e, r in zip(demos.episodes, rewards, strict=True)]
+    episodes.append(replace(episodes[0], success=False))
+    demonstrations.save(tmp_path / "d.hdf5", replace(demos, episodes=episodes))
+    result = convert.main(Config(tmp_path / "d.hdf5", tmp_path / "lr"))
+    found = [e.success for e in demonstrations.load(tmp_path / "lr").episodes]
+    assert found == [None, None, None, False]
+    assert any(f["detail"].startswith("1 episodes are marked") for f in result["findings"])
 
 
 def test_an_interrupted_writer_leaves_no_data_set(tmp_path):

@@ -6,7 +6,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from flow_policy_rl.data.robomimic import Demonstrations, Episode, check_episodes, generic_layout
+from flow_policy_rl.data.robomimic import (
+    UNREADABLE,
+    Demonstrations,
+    Episode,
+    check_episodes,
+    generic_layout,
+)
 from flow_policy_rl.errors import InputError
 
 DEFAULT_DT = 0.05  # s; neither format tells
@@ -24,7 +30,9 @@ def load_minari(path: Path) -> Demonstrations:
     if (file_path.parent / "metadata.json").is_file():
         try:
             metadata = json.loads((file_path.parent / "metadata.json").read_text())
-        except ValueError as error:
+            if not isinstance(metadata, dict):
+                raise ValueError("no JSON object")
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"'{file_path.parent}/metadata.json' cannot be read: {error}"
             ) from None
@@ -33,7 +41,7 @@ def load_minari(path: Path) -> Demonstrations:
             names = [n for n in file if n.startswith("episode_")]
             names.sort(key=lambda name: int(name.rpartition("_")[2]))
             episodes = [_minari_episode(file[name]) for name in names]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise InputError(f"demonstrations '{path}' cannot be read: {error}") from None
     name = str(metadata.get("dataset_id", path.stem))
     return _demonstrations(path, name, episodes, {"format": "minari", "dataset_id": name})
@@ -76,7 +84,7 @@ def load_d4rl(path: Path) -> Demonstrations:
             rewards = file["rewards"][()] if "rewards" in file else np.zeros(steps)
             if not len(arrays["observations"]) == len(ended) == len(rewards) == steps:
                 raise ValueError("its arrays are of different lengths")
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise InputError(f"demonstrations '{path}' cannot be read: {error}") from None
     episodes, begin = [], 0
     for end in [*(np.flatnonzero(ended) + 1), steps]:
@@ -93,12 +101,15 @@ def load_d4rl(path: Path) -> Demonstrations:
 def _demonstrations(
     path: Path, name: str, episodes: list[Episode], provenance: dict
 ) -> Demonstrations:
-    check_episodes(path, episodes)
+    if not episodes:
+        raise InputError(f"demonstrations '{path}' hold no episode")
     shapes = {key: values.shape[1:] for key, values in episodes[0].obs.items()}
-    layout = generic_layout(name, shapes, episodes[0].actions.shape[1], DEFAULT_DT)
+    num_actions = episodes[0].actions.shape[1] if episodes[0].actions.ndim == 2 else 1
+    layout = generic_layout(name, shapes, num_actions, DEFAULT_DT)
     kept = {f.name for f in layout.observations}
     episodes = [
         Episode({k: v for k, v in e.obs.items() if k in kept}, e.actions, e.rewards, e.states)
         for e in episodes
     ]
+    check_episodes(path, layout, episodes)
     return Demonstrations(layout, episodes, provenance)
