@@ -276,6 +276,60 @@ def test_a_controller_that_falls_silent_ends_the_episode(tmp_path, robot_file):
     assert reader.facts.ends == {"no action": 1}
 
 
+@pytest.mark.parametrize(
+    ("until", "reason"), [(3.0, "no action"), (4.0, "no action"), (9.0, "end of the bag")]
+)
+def test_an_episode_that_lacks_commands_at_its_end_is_not_said_to_end_with_the_bag(
+    tmp_path, robot_file, until, reason
+):
+    """However soon after them the bag ends: less than the time that the past is remembered, too."""
+    messages = [
+        m for m in told("controller", 4.5) if m[0] != "/reference" or m[2] / 1e9 - 1 < until
+    ]
+    result = run(
+        tmp_path, robot_file, messages, actions="controller", truth_topic="/reference", rate=20.0
+    )
+    assert result["ended_by"] == {reason: 1}
+    missed = max(0.0, 4.5 - until - 0.2) * 20
+    assert result["frames_without_action"] == pytest.approx(missed, abs=2)
+
+
+def queues(tmp_path, robot_file, messages, **splitting) -> tuple[int, list]:
+    """The most samples that a stream had waiting, and what was read."""
+    bag, robot = Bag(write(tmp_path / "bag", messages)), load_robot(robot_file)
+    layout = layout_from_robot(bag, robot, "t", 0.05, None)
+    reader, most, items = FrameReader(bag, layout, robot, Splitting(**splitting)), 0, []
+    advance = reader._advance
+
+    def watched():
+        nonlocal most
+        advance()
+        most = max(most, *map(len, reader.samples.values()))
+
+    reader._advance = watched
+    items = list(reader.read())
+    return most, items
+
+
+@pytest.mark.parametrize("what", ["dies", "late", "idle"])
+def test_memory_does_not_grow_while_no_frame_can_be_made(tmp_path, robot_file, what):
+    """A stream that died, or is not there yet, or a robot between episodes: the others' pictures would pile up."""
+    messages, splitting = with_camera(10.0), {}
+    if what == "idle":
+        splitting["start_topic"] = "/go"
+        messages.append(("/go", BOOL, int(10e9), said(True)))
+        messages.sort(key=lambda m: m[2])
+    else:
+        kept = (lambda ns: ns < 2e9) if what == "dies" else (lambda ns: ns > 10e9)
+        messages = [m for m in messages if m[0] != "/cube" or kept(m[2])]
+    most, items = queues(tmp_path, robot_file, messages, **splitting)
+    # 2.2 s of joint states at 100 Hz, of the ten.
+    assert most < 240
+    frames = [i for i in items if not isinstance(i, End)]
+    assert 15 < len(frames) < 26
+    assert frames[0].time == pytest.approx(1.0 if what == "dies" else 10.0, abs=0.03)
+
+
 def servo(messages, period=0.01, ahead=0.034):
     """Commands as MoveIt Servo sends them: one point, with a velocity, again and again."""
     out = []
