@@ -491,12 +491,12 @@ def test_a_foreign_lerobot_set_gets_names_from_its_features(tmp_path):
 def test_discarded_episodes_leave_no_trace(tmp_path):
     demos = toy_demos()
     for output in ("a.hdf5", "lr"):
-        writer = convert.writer_for(tmp_path / output, demos.layout)
-        for k, episode in enumerate(demos.episodes):
-            for t in range(len(episode.actions)):
-                writer.frame({n: v[t] for n, v in episode.obs.items()}, episode.actions[t])
-            writer.end(keep=k != 1)
-        writer.close({})
+        with convert.writer_for(tmp_path / output, demos.layout) as writer:
+            for k, episode in enumerate(demos.episodes):
+                for t in range(len(episode.actions)):
+                    writer.frame({n: v[t] for n, v in episode.obs.items()}, episode.actions[t])
+                writer.end(keep=k != 1)
+            writer.close({})
         again = demonstrations.load(tmp_path / output)
         assert [len(e.actions) for e in again.episodes] == [7, 5]
         for one, other in zip((demos.episodes[0], demos.episodes[2]), again.episodes, strict=True):
@@ -504,6 +504,57 @@ def test_discarded_episodes_leave_no_trace(tmp_path):
             difference = one.obs["front_image"].astype(int) - other.obs["front_image"]
             assert np.abs(difference).max() <= 6
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("output", ["d.hdf5", "lr"])
+def test_what_is_interrupted_leaves_nothing_behind(tmp_path, robot_file, monkeypatch, output):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert.Health, "end", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, robot_file, with_camera(3.0), output)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bag", "robot.yaml"]
+
+
+def test_a_film_does_not_take_a_colon_for_a_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    demonstrations.save("d.hdf5", toy_demos())
+    for name in ("2026-11-23T10:30", "out:1"):
+        convert.main(Config(Path("d.hdf5"), Path(name)))
+        assert demonstrations.load(name).num_steps == 24
+
+
+def test_two_cameras_may_share_a_topic(tmp_path):
+    (tmp_path / "robot.yaml").write_text(
+        ROBOT.replace("front: /front", "front: /front, hand: /front")
+    )
+    run(tmp_path, str(tmp_path / "robot.yaml"), with_camera(3.0), rate=20.0)
+    (episode,) = demonstrations.load(tmp_path / "demos.hdf5").episodes
+    assert np.array_equal(episode.obs["front_image"], episode.obs["hand_image"])
+
+
+def test_a_data_set_gets_the_name_of_the_task_and_no_setting_of_bags(tmp_path):
+    demonstrations.save(tmp_path / "d.hdf5", toy_demos(camera=False))
+    convert.main(Config(tmp_path / "d.hdf5", tmp_path / "o.hdf5", "fold"))
+    assert demonstrations.load(tmp_path / "o.hdf5").layout.task == "fold"
+    given = {
+        "rate": 10.0,
+        "resolution": (8, 8),
+        "splitting": Splitting(only_success=True),
+        "actions": "state",
+        "max_age": 0.1,
+        "topics": ("a=b",),
+        "truth_topic": "/t",
+        "cameras": True,
+    }
+    assert set(given) == set(convert.FOR_BAGS)
+    for name, value in given.items():
+        config = Config(tmp_path / "d.hdf5", tmp_path / "x.hdf5", **{name: value})
+        with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is for bags"):
+            convert.main(config)
+    assert not list(tmp_path.glob("x*"))
 
 
 def test_minari_and_d4rl(tmp_path):
@@ -571,6 +622,10 @@ def test_bad_input_is_refused_in_one_line(tmp_path, robot_file):
         "no topic /command": Config(bag, out, robot=robot_file),
         "--robot is needed": Config(bag, out),
         "--rate must be": Config(bag, out, robot=robot_file, rate=-1.0),
+        "--max-age must be": Config(bag, out, robot=robot_file, max_age=np.nan),
+        "--min-steps must be": Config(
+            bag, out, robot=robot_file, splitting=Splitting(min_steps=-1)
+        ),
         "whole number of frames": Config(
             bag, tmp_path / "lr", robot=robot_file, rate=7.3, actions="state"
         ),

@@ -130,7 +130,7 @@ class FrameReader:
         check_topics(bag, needed)
         self.samples: dict[str, deque] = {topic: deque() for topic in self.fields}
         self.newest: dict[str, int] = {}
-        self.pictures: dict[str, tuple[int, np.ndarray]] = {}
+        self.pictures: dict[str, tuple[int, dict[str, np.ndarray]]] = {}
         self.waiting: deque[tuple[int, dict, tuple[str, ...]]] = deque()
         self.out: list[Frame | End] = []
         self.next: int | None = None  # time of the next frame
@@ -336,14 +336,13 @@ class FrameReader:
                     queue.appendleft((before[0], content))
             if before is not None and self.pictures[topic][0] == before[0]:
                 repeated.append(topic)
-            for f in self.fields[topic]:
-                obs[f.name] = self.pictures[topic][1]
+            obs |= self.pictures[topic][1]
         self.waiting.append((time, obs, tuple(repeated)))
         self.next = time + self.step
 
     def _unpack(self, topic: str, stamp: int, message: Message) -> None:
-        (f,) = self.fields[topic]
-        self.pictures[topic] = (stamp, decode(f, self.bag.deserialize(message)))
+        msg = self.bag.deserialize(message)
+        self.pictures[topic] = (stamp, {f.name: decode(f, msg) for f in self.fields[topic]})
         self.facts.used[topic] += 1
 
     def _stale(self, topic: str, time: int) -> None:

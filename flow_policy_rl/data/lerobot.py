@@ -97,7 +97,8 @@ class LeRobotWriter:
                 f"(control_dt {layout.control_dt} s)"
             )
         self.folder, self.layout, self.fps = folder, layout, fps
-        self._partial = folder.with_name(folder.name + ".partial")
+        # Absolute: what stands before a colon would be taken for a protocol.
+        self._partial = folder.absolute().with_name(folder.name + ".partial")
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
         self._state = [f for f in layout.observations if f.kind != "image"]
@@ -203,6 +204,10 @@ class LeRobotWriter:
             self._table = pq.ParquetWriter(path, table.schema)
         self._table.write_table(table)
 
+    def discard(self) -> None:
+        """Leave nothing: the work was given up."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+
     def close(self, provenance: Mapping) -> None:
         """Write tables and films to their end, and give the folder its name."""
         self.end(keep=False)
@@ -307,12 +312,14 @@ def load(folder: Path) -> Demonstrations:
     Raises:
         InputError: another version, or files missing or unreadable.
     """
+    # Absolute, as for the writer.
+    given, folder = folder, folder.absolute()
     try:
         info = json.loads((folder / "meta" / "info.json").read_text())
         version = str(info["codebase_version"])
         if not version.startswith("v3."):
             raise InputError(
-                f"LeRobot data set '{folder}' has version {version}; v3.x is read (lerobot converts older ones)"
+                f"LeRobot data set '{given}' has version {version}; v3.x is read (lerobot converts older ones)"
             )
         layout, own = _layout(folder, info)
         episodes = _read_episodes(folder, info, layout)
@@ -322,8 +329,8 @@ def load(folder: Path) -> Demonstrations:
             raise
         text = " ".join(str(error).split()) or type(error).__name__
         text = f"it has no {text}" if isinstance(error, KeyError) else text
-        raise InputError(f"LeRobot data set '{folder}' cannot be read: {text}") from None
-    check_episodes(folder, layout, episodes)
+        raise InputError(f"LeRobot data set '{given}' cannot be read: {text}") from None
+    check_episodes(given, layout, episodes)
     provenance = own_file.get("provenance", {"format": f"lerobot {version}"})
     return Demonstrations(layout, episodes, provenance)
 

@@ -136,7 +136,7 @@ class RobomimicWriter:
     def __init__(self, path: Path, layout: DemoLayout):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.layout = path, layout
-        self._partial = path.with_suffix(".partial")
+        self._partial = path.with_name(path.name + ".partial")
         self._disk = _Disk(self._partial, "w+")
         self._file = h5py.File(self._disk, "w")
         self._data = self._file.create_group("data")
@@ -217,6 +217,11 @@ class RobomimicWriter:
         self.num_episodes += 1
         self.num_steps += steps
         self._require_room()
+
+    def discard(self) -> None:
+        """Leave nothing: the work was given up."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
 
     def close(self, provenance: Mapping) -> None:
         """Write what is known at the end, and give the file its name."""
