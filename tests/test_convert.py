@@ -588,6 +588,17 @@ def test_minari_and_d4rl(tmp_path):
     )
 
 
+@pytest.mark.parametrize("rows", [3, 60])
+def test_minari_observations_of_another_length_are_refused(tmp_path, rows):
+    with h5py.File(tmp_path / "main_data.hdf5", "w") as file:
+        for k, length in ((2, 7), (10, rows)):
+            group = file.create_group(f"episode_{k}")
+            group["actions"], group["rewards"] = np.zeros((6, 2)), np.zeros(6)
+            group["observations"] = np.zeros((length, 3))
+    with pytest.raises(InputError, match=rf"episode_10/observations has shape \({rows}, 3\), not"):
+        demonstrations.load(tmp_path)
+
+
 def test_a_file_of_robomimic_itself(tmp_path):
     with h5py.File(tmp_path / "low_dim.hdf5", "w") as file:
         data = file.create_group("data")

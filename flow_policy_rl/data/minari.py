@@ -1,6 +1,7 @@
 """Data sets of Minari (one group per episode) and D4RL (flat arrays), read with h5py alone."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -44,14 +45,16 @@ def load_minari(path: Path) -> Demonstrations:
     except UNREADABLE as error:
         raise InputError(f"demonstrations '{path}' cannot be read: {error}") from None
     name = str(metadata.get("dataset_id", path.stem))
-    return _demonstrations(path, name, episodes, {"format": "minari", "dataset_id": name})
+    return _demonstrations(path, name, episodes, {"format": "minari", "dataset_id": name}, names)
 
 
 def _minari_episode(group: h5py.Group) -> Episode:
     actions = _flat(group["actions"])["actions"]
     steps = len(actions)
-    obs = {name: values[:steps] for name, values in _flat(group["observations"]).items()}
-    return Episode(obs, actions, np.asarray(group["rewards"])[:steps], np.zeros((steps, 0)))
+    obs = _flat(group["observations"])
+    # What came after the last action is not needed; other lengths are refused later.
+    obs = {name: v[:steps] if len(v) == steps + 1 else v for name, v in obs.items()}
+    return Episode(obs, actions, np.asarray(group["rewards"]), np.zeros((steps, 0)))
 
 
 def _flat(item: h5py.Group | h5py.Dataset, prefix: str = "") -> dict[str, np.ndarray]:
@@ -99,7 +102,7 @@ def load_d4rl(path: Path) -> Demonstrations:
 
 
 def _demonstrations(
-    path: Path, name: str, episodes: list[Episode], provenance: dict
+    path: Path, name: str, episodes: list[Episode], provenance: dict, names: Sequence[str] = ()
 ) -> Demonstrations:
     if not episodes:
         raise InputError(f"demonstrations '{path}' hold no episode")
@@ -111,5 +114,5 @@ def _demonstrations(
         Episode({k: v for k, v in e.obs.items() if k in kept}, e.actions, e.rewards, e.states)
         for e in episodes
     ]
-    check_episodes(path, layout, episodes)
+    check_episodes(path, layout, episodes, names)
     return Demonstrations(layout, episodes, provenance)
