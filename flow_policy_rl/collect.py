@@ -242,17 +242,20 @@ def collect_batch(
         kept |= running & step.success
         running &= ~step.ended
         obs = step.obs
-    episodes = [_episode(records[i], drawn[i]) for i in np.flatnonzero(kept)]
+    success = None if task.success_hold_steps is None else True
+    episodes = [_episode(records[i], drawn[i], success) for i in np.flatnonzero(kept)]
     least = -np.inf if min_return is None else min_return
     return [e for e in episodes if e.rewards.sum() >= least]
 
 
-def _episode(record: list, drawn: Mapping[str, float | np.ndarray]) -> Episode:
+def _episode(
+    record: list, drawn: Mapping[str, float | np.ndarray], success: bool | None
+) -> Episode:
     seen, actions, rewards, states = zip(*record, strict=True)
     obs = {name: np.stack([s[name] for s in seen]) for name in seen[0]}
     randomization = {name: np.asarray(value) for name, value in drawn.items()}
     return Episode(
-        obs, np.stack(actions), np.array(rewards), np.stack(states), randomization=randomization
+        obs, np.stack(actions), np.array(rewards), np.stack(states), success, randomization
     )
 
 

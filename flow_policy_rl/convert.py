@@ -8,7 +8,9 @@ the output come `<output>.health.html` and `<output>.health.json`: statistics, f
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +21,22 @@ from flow_policy_rl.data.frames import End, FrameReader, Splitting, layout_from_
 from flow_policy_rl.data.health import Health, of_demonstrations
 from flow_policy_rl.data.lerobot import LeRobotWriter
 from flow_policy_rl.data.robomimic import HDF5, DemoLayout, RobomimicWriter
-from flow_policy_rl.errors import InputError, near_match, output_folder
+from flow_policy_rl.errors import InputError, near_match, output_file, refuse_below
 from flow_policy_rl.offline.truth import refuse_unfollowed
 from flow_policy_rl.replay import mapped
 from flow_policy_rl.serving.robot import Robot, load_robot, robot_names
+
+# Settings that say how a bag is read.
+FOR_BAGS = (
+    "topics",
+    "cameras",
+    "rate",
+    "resolution",
+    "actions",
+    "truth_topic",
+    "max_age",
+    "splitting",
+)
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,10 @@ class Config:
     Attributes:
         input: rosbag2, LeRobot v3 folder, robomimic HDF5, Minari folder or D4RL file.
         output: file ending in .hdf5 (robomimic layout), or a new folder (LeRobot v3).
-        task: name of the task. One that `flow-policy list tasks` knows gives the layout its policies expect.
-        robot: name of a robot, or path of a robot file (None: that of the task).
+        task: name of the task. For a bag, one that `flow-policy list tasks` knows gives the layout its policies expect;
+            a data set gets the name in place of its own.
+        robot: name of a robot, or path of a robot file (None: that of the task); for a data set, whose limits the
+            health page takes.
         topics: NAME=TOPIC pairs that override the robot file; NAME is joint_states, command, an object or a camera.
         cameras: with a known task: its layout with cameras.
         rate: frames per second (None: that of the task, else 20).
@@ -73,20 +89,21 @@ def main(config: Config) -> dict:
             f"output '{config.output}': a name that ends in {' or '.join(HDF5)} is a robomimic file, "
             "one without an ending a LeRobot folder"
         )
-    output_folder(config.output.parent)
     if config.rate is not None and not 0 < config.rate <= 1000:
         raise InputError(
             f"--rate must be between 0 and 1000 frames per second, not {config.rate:g}"
         )
+    refuse_below(config, max_age=0)
+    refuse_below(config.splitting, min_steps=0)
+    page, numbers = (
+        output_file(config.output.with_name(f"{config.output.name}.health.{ending}"))
+        for ending in ("html", "json")
+    )
     converted = from_bag(config) if kind == "bag" else from_dataset(config, kind)
     if near := near_task(config.task):
         print(f"note: --task '{config.task}' is no task here{near}", file=sys.stderr)
     health, provenance, tables = converted
     summary = health.summary()
-    page, numbers = (
-        config.output.with_name(f"{config.output.name}.health.{ending}")
-        for ending in ("html", "json")
-    )
     health.write_page(page, "Data set", f"{config.output}, from {config.input}", tables)
     result = {
         "schema_version": 1,
@@ -102,10 +119,16 @@ def main(config: Config) -> dict:
     return result
 
 
-def writer_for(output: Path, layout: DemoLayout) -> RobomimicWriter | LeRobotWriter:
-    """The format that the name asks for."""
+@contextmanager
+def writer_for(output: Path, layout: DemoLayout) -> Iterator[RobomimicWriter | LeRobotWriter]:
+    """The format that the name asks for. What ends in an error or in Ctrl-C leaves nothing behind."""
     kind = RobomimicWriter if output.suffix in HDF5 else LeRobotWriter
-    return kind(output, layout)
+    writer = kind(output, layout)
+    try:
+        yield writer
+    except BaseException:
+        writer.discard()
+        raise
 
 
 def from_bag(config: Config) -> tuple[Health, dict, list]:
@@ -115,41 +138,43 @@ def from_bag(config: Config) -> tuple[Health, dict, list]:
     reader = FrameReader(
         bag, layout, robot, config.splitting, config.actions, config.truth_topic, config.max_age
     )
-    writer, health = writer_for(config.output, layout), Health(layout, robot)
-    first = True
-    for item in reader.read():
-        if isinstance(item, End):
-            writer.end(item.keep, item.success)
-            health.end(item.keep, item.success)
-            continue
-        if first:
-            check_pictures(layout, item.obs)
-            first = False
-        writer.frame(item.obs, item.action)
-        health.frame(item.obs, item.action)
+    health = Health(layout, robot)
+    with writer_for(config.output, layout) as writer:
+        first = True
+        for item in reader.read():
+            if isinstance(item, End):
+                writer.end(item.keep, item.success)
+                health.end(item.keep, item.success)
+                continue
+            if first:
+                check_pictures(layout, item.obs)
+                first = False
+            writer.frame(item.obs, item.action)
+            health.frame(item.obs, item.action)
+        refuse_unfollowed(reader.truth, bag, reader.truth_topics, "--actions")
+        if not writer.num_episodes:
+            raise no_episode(config.input, reader)
+        provenance = provenance_of(config, reader)
+        writer.close(provenance)
+    return health, provenance, tables_of(provenance)
+
+
+def provenance_of(config: Config, reader: FrameReader) -> dict:
+    """Where the data come from, and what was left out."""
     facts = reader.facts
-    provenance = {
+    return {
         "source": str(config.input),
         "version": __version__,
         "actions": {"kind": config.actions, "topic": reader.truth_topics[0]},
-        "rate_hz": 1 / layout.control_dt,
+        "rate_hz": 1 / reader.layout.control_dt,
         "frames_without_action": facts.without_action,
         "stale": dict(facts.stale),
         "repeated_pictures": dict(facts.repeated),
         "pictures": {t: {"recorded": facts.messages[t], "used": facts.used[t]} for t in facts.used},
         "ended_by": dict(facts.ends),
         "discarded_episodes": dict(facts.discarded),
-        "problems": bag.problems.rows(),
+        "problems": reader.problems.rows(),
     }
-    writer.close(provenance)
-    try:
-        refuse_unfollowed(reader.truth, bag, reader.truth_topics, "--actions")
-        if not writer.num_episodes:
-            raise no_episode(config.input, reader)
-    except InputError:
-        remove(config.output)
-        raise
-    return health, provenance, tables_of(provenance)
 
 
 def no_episode(bag: Path, reader: FrameReader) -> InputError:
@@ -159,16 +184,6 @@ def no_episode(bag: Path, reader: FrameReader) -> InputError:
     reasons += [f"{facts.without_action} frames without an action"] * bool(facts.without_action)
     reasons += [str(problems)] * bool(len(problems))
     return InputError(f"bag '{bag}' gives no episode: {'; '.join(reasons) or 'no complete frame'}")
-
-
-def remove(output: Path) -> None:
-    """Leave no empty data set behind."""
-    import shutil
-
-    if output.is_dir():
-        shutil.rmtree(output)
-    else:
-        output.unlink(missing_ok=True)
 
 
 def bag_layout(config: Config, bag: Bag) -> tuple[DemoLayout, Robot]:
@@ -210,18 +225,26 @@ def check_pictures(layout: DemoLayout, obs: dict) -> None:
 
 def from_dataset(config: Config, kind: str) -> tuple[Health, dict, list]:
     """From one format to the other."""
+    defaults = Config(config.input, config.output)
+    for name in FOR_BAGS:
+        if getattr(config, name) != getattr(defaults, name):
+            raise InputError(
+                f"--{name.replace('_', '-')} is for bags; '{config.input}' is a data set ({kind}), whose frames are "
+                "taken as they are"
+            )
     demos = sources.load(config.input)
-    writer = writer_for(config.output, demos.layout)
-    for episode in demos.episodes:
-        success = bool(episode.rewards[-1] > 0) if episode.rewards.any() else None
-        if isinstance(writer, RobomimicWriter):
-            writer.episode(episode)
-            continue
-        for t in range(len(episode.actions)):
-            writer.frame({k: v[t] for k, v in episode.obs.items()}, episode.actions[t])
-        writer.end(success=success)
+    if config.task != defaults.task:
+        demos = replace(demos, layout=replace(demos.layout, task=config.task))
     provenance = {"source": str(config.input), "source_format": kind, "version": __version__}
-    writer.close(demos.provenance | provenance)
+    with writer_for(config.output, demos.layout) as writer:
+        for episode in demos.episodes:
+            if isinstance(writer, RobomimicWriter):
+                writer.episode(episode)
+                continue
+            for t in range(len(episode.actions)):
+                writer.frame({k: v[t] for k, v in episode.obs.items()}, episode.actions[t])
+            writer.end(success=episode.succeeded)
+        writer.close(demos.provenance | provenance)
     known = config.robot or (demos.layout.robot if demos.layout.robot in robot_names() else None)
     return of_demonstrations(demos, load_robot(known) if known else None), provenance, []
 

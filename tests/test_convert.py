@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bag_toys import (
@@ -32,7 +33,7 @@ from bag_toys import (
 from flow_policy_rl import checkpoint, convert, train, train_config
 from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.convert import Config, Splitting
-from flow_policy_rl.data import demonstrations, sources
+from flow_policy_rl.data import demonstrations, lerobot, sources
 from flow_policy_rl.data.bags import Bag
 from flow_policy_rl.data.frames import End, FrameReader, layout_from_robot
 from flow_policy_rl.data.robomimic import DemoLayout, Demonstrations, Episode, RobomimicWriter
@@ -275,6 +276,60 @@ def test_a_controller_that_falls_silent_ends_the_episode(tmp_path, robot_file):
     assert reader.facts.ends == {"no action": 1}
 
 
+@pytest.mark.parametrize(
+    ("until", "reason"), [(3.0, "no action"), (4.0, "no action"), (9.0, "end of the bag")]
+)
+def test_an_episode_that_lacks_commands_at_its_end_is_not_said_to_end_with_the_bag(
+    tmp_path, robot_file, until, reason
+):
+    """However soon after them the bag ends: less than the time that the past is remembered, too."""
+    messages = [
+        m for m in told("controller", 4.5) if m[0] != "/reference" or m[2] / 1e9 - 1 < until
+    ]
+    result = run(
+        tmp_path, robot_file, messages, actions="controller", truth_topic="/reference", rate=20.0
+    )
+    assert result["ended_by"] == {reason: 1}
+    missed = max(0.0, 4.5 - until - 0.2) * 20
+    assert result["frames_without_action"] == pytest.approx(missed, abs=2)
+
+
+def queues(tmp_path, robot_file, messages, **splitting) -> tuple[int, list]:
+    """The most samples that a stream had waiting, and what was read."""
+    bag, robot = Bag(write(tmp_path / "bag", messages)), load_robot(robot_file)
+    layout = layout_from_robot(bag, robot, "t", 0.05, None)
+    reader, most, items = FrameReader(bag, layout, robot, Splitting(**splitting)), 0, []
+    advance = reader._advance
+
+    def watched():
+        nonlocal most
+        advance()
+        most = max(most, *map(len, reader.samples.values()))
+
+    reader._advance = watched
+    items = list(reader.read())
+    return most, items
+
+
+@pytest.mark.parametrize("what", ["dies", "late", "idle"])
+def test_memory_does_not_grow_while_no_frame_can_be_made(tmp_path, robot_file, what):
+    """A stream that died, or is not there yet, or a robot between episodes: the others' pictures would pile up."""
+    messages, splitting = with_camera(10.0), {}
+    if what == "idle":
+        splitting["start_topic"] = "/go"
+        messages.append(("/go", BOOL, int(10e9), said(True)))
+        messages.sort(key=lambda m: m[2])
+    else:
+        kept = (lambda ns: ns < 2e9) if what == "dies" else (lambda ns: ns > 10e9)
+        messages = [m for m in messages if m[0] != "/cube" or kept(m[2])]
+    most, items = queues(tmp_path, robot_file, messages, **splitting)
+    # 2.2 s of joint states at 100 Hz, of the ten.
+    assert most < 240
+    frames = [i for i in items if not isinstance(i, End)]
+    assert 15 < len(frames) < 26
+    assert frames[0].time == pytest.approx(1.0 if what == "dies" else 10.0, abs=0.03)
+
+
 def servo(messages, period=0.01, ahead=0.034):
     """Commands as MoveIt Servo sends them: one point, with a velocity, again and again."""
     out = []
@@ -436,12 +491,12 @@ def test_a_foreign_lerobot_set_gets_names_from_its_features(tmp_path):
 def test_discarded_episodes_leave_no_trace(tmp_path):
     demos = toy_demos()
     for output in ("a.hdf5", "lr"):
-        writer = convert.writer_for(tmp_path / output, demos.layout)
-        for k, episode in enumerate(demos.episodes):
-            for t in range(len(episode.actions)):
-                writer.frame({n: v[t] for n, v in episode.obs.items()}, episode.actions[t])
-            writer.end(keep=k != 1)
-        writer.close({})
+        with convert.writer_for(tmp_path / output, demos.layout) as writer:
+            for k, episode in enumerate(demos.episodes):
+                for t in range(len(episode.actions)):
+                    writer.frame({n: v[t] for n, v in episode.obs.items()}, episode.actions[t])
+                writer.end(keep=k != 1)
+            writer.close({})
         again = demonstrations.load(tmp_path / output)
         assert [len(e.actions) for e in again.episodes] == [7, 5]
         for one, other in zip((demos.episodes[0], demos.episodes[2]), again.episodes, strict=True):
@@ -449,6 +504,57 @@ def test_discarded_episodes_leave_no_trace(tmp_path):
             difference = one.obs["front_image"].astype(int) - other.obs["front_image"]
             assert np.abs(difference).max() <= 6
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("output", ["d.hdf5", "lr"])
+def test_what_is_interrupted_leaves_nothing_behind(tmp_path, robot_file, monkeypatch, output):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert.Health, "end", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, robot_file, with_camera(3.0), output)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bag", "robot.yaml"]
+
+
+def test_a_film_does_not_take_a_colon_for_a_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    demonstrations.save("d.hdf5", toy_demos())
+    for name in ("2026-11-23T10:30", "out:1"):
+        convert.main(Config(Path("d.hdf5"), Path(name)))
+        assert demonstrations.load(name).num_steps == 24
+
+
+def test_two_cameras_may_share_a_topic(tmp_path):
+    (tmp_path / "robot.yaml").write_text(
+        ROBOT.replace("front: /front", "front: /front, hand: /front")
+    )
+    run(tmp_path, str(tmp_path / "robot.yaml"), with_camera(3.0), rate=20.0)
+    (episode,) = demonstrations.load(tmp_path / "demos.hdf5").episodes
+    assert np.array_equal(episode.obs["front_image"], episode.obs["hand_image"])
+
+
+def test_a_data_set_gets_the_name_of_the_task_and_no_setting_of_bags(tmp_path):
+    demonstrations.save(tmp_path / "d.hdf5", toy_demos(camera=False))
+    convert.main(Config(tmp_path / "d.hdf5", tmp_path / "o.hdf5", "fold"))
+    assert demonstrations.load(tmp_path / "o.hdf5").layout.task == "fold"
+    given = {
+        "rate": 10.0,
+        "resolution": (8, 8),
+        "splitting": Splitting(only_success=True),
+        "actions": "state",
+        "max_age": 0.1,
+        "topics": ("a=b",),
+        "truth_topic": "/t",
+        "cameras": True,
+    }
+    assert set(given) == set(convert.FOR_BAGS)
+    for name, value in given.items():
+        config = Config(tmp_path / "d.hdf5", tmp_path / "x.hdf5", **{name: value})
+        with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is for bags"):
+            convert.main(config)
+    assert not list(tmp_path.glob("x*"))
 
 
 def test_minari_and_d4rl(tmp_path):
@@ -480,6 +586,17 @@ def test_minari_and_d4rl(tmp_path):
         demos.episodes[1].actions,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("rows", [3, 60])
+def test_minari_observations_of_another_length_are_refused(tmp_path, rows):
+    with h5py.File(tmp_path / "main_data.hdf5", "w") as file:
+        for k, length in ((2, 7), (10, rows)):
+            group = file.create_group(f"episode_{k}")
+            group["actions"], group["rewards"] = np.zeros((6, 2)), np.zeros(6)
+            group["observations"] = np.zeros((length, 3))
+    with pytest.raises(InputError, match=rf"episode_10/observations has shape \({rows}, 3\), not"):
+        demonstrations.load(tmp_path)
 
 
 def test_a_file_of_robomimic_itself(tmp_path):
@@ -516,6 +633,10 @@ def test_bad_input_is_refused_in_one_line(tmp_path, robot_file):
         "no topic /command": Config(bag, out, robot=robot_file),
         "--robot is needed": Config(bag, out),
         "--rate must be": Config(bag, out, robot=robot_file, rate=-1.0),
+        "--max-age must be": Config(bag, out, robot=robot_file, max_age=np.nan),
+        "--min-steps must be": Config(
+            bag, out, robot=robot_file, splitting=Splitting(min_steps=-1)
+        ),
         "whole number of frames": Config(
             bag, tmp_path / "lr", robot=robot_file, rate=7.3, actions="state"
         ),
@@ -564,6 +685,110 @@ def test_broken_lerobot_folders_are_refused(tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
             demonstrations.load(tmp_path / "lr")
         path.write_bytes(content)
+
+
+def rewritten(folder, name, change):
+    """A table of a LeRobot folder, changed; returns how to undo it."""
+    path = folder / name
+    content = path.read_bytes()
+    pq.write_table(change(pq.read_table(path)), path)
+    return lambda: path.write_bytes(content)
+
+
+def test_a_lerobot_set_whose_parts_do_not_fit_is_refused(tmp_path):
+    """Frames that lack their picture would get that of a later frame, or of the next episode."""
+    demonstrations.save(tmp_path / "d.hdf5", toy_demos())
+    convert.main(Config(tmp_path / "d.hdf5", tmp_path / "lr"))
+    rows = "data/chunk-000/file-000.parquet"
+    times = {
+        "frame_index": np.zeros(24, int),
+        "timestamp": np.arange(24.0),
+    }
+    for name, values in times.items():
+
+        def change(table, name=name, values=values):
+            return table.set_column(table.column_names.index(name), name, pa.array(values))
+
+        undo = rewritten(tmp_path / "lr", rows, change)
+        with pytest.raises(InputError, match="frame 1 of episode 0"):
+            demonstrations.load(tmp_path / "lr")
+        undo()
+    undo = rewritten(
+        tmp_path / "lr",
+        "meta/episodes/chunk-000/file-000.parquet",
+        lambda table: pa.Table.from_pylist(
+            [*table.to_pylist(), {**table.to_pylist()[0], "episode_index": 3, "length": 0}]
+        ),
+    )
+    with pytest.raises(InputError, match="episode 3 has no frame"):
+        demonstrations.load(tmp_path / "lr")
+    undo()
+    film = tmp_path / "lr/videos/observation.images.front/chunk-000/file-000.mp4"
+    for size, left_out, says in (
+        ((32, 48), 9, "has no frame at 0.360 s"),
+        ((16, 16), None, r"demo_0/front_image has shape \(7, 16, 16, 3\), not \(7, 32, 48, 3\)"),
+    ):
+        film.unlink()
+        film.parent.rmdir()
+        writer = lerobot._Film(film, *size, 25)
+        for k in range(24):
+            if k == left_out:
+                writer.frames += 1
+            else:
+                writer.add(np.zeros((*size, 3), np.uint8))
+        writer.close()
+        with pytest.raises(InputError, match=says):
+            demonstrations.load(tmp_path / "lr")
+
+
+def test_what_is_no_number_and_no_picture_is_said_to_be_left_out(tmp_path, caplog):
+    demonstrations.save(tmp_path / "d.hdf5", toy_demos())
+    with h5py.File(tmp_path / "d.hdf5", "a") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift"})
+        for group in file["data"].values():
+            steps = len(group["actions"])
+            group["obs/depth"] = np.zeros((steps, 8, 8, 1), np.float32)
+            group["obs/grip"] = np.arange(steps) / 10
+    demos = demonstrations.load(tmp_path / "d.hdf5")
+    assert "'depth' of shape (8, 8, 1) is left out" in caplog.text
+    assert demos.episodes[1].obs["grip"].tolist() == [[k / 10] for k in range(12)]
+    convert.main(Config(tmp_path / "d.hdf5", tmp_path / "lr"))
+    caplog.clear()
+    tasks = pa.table({"task_index": [0, 1], "task": ["fold", "wipe"]})
+    pq.write_table(tasks, tmp_path / "lr/meta/tasks.parquet")
+    (tmp_path / "lr/meta/flow_policy_rl.json").unlink()
+    demonstrations.load(tmp_path / "lr")
+    assert "2 tasks: their episodes are read as one task, 'fold'" in caplog.text
+
+
+def test_films_of_odd_sizes_are_refused_before_the_work(tmp_path):
+    demos = toy_demos()
+    cut = [
+        replace(e, obs={**e.obs, "front_image": e.obs["front_image"][:, :31]})
+        for e in demos.episodes
+    ]
+    fields = tuple(
+        replace(f, resolution=(31, 48)) if f.kind == "image" else f
+        for f in demos.layout.observations
+    )
+    odd = Demonstrations(replace(demos.layout, observations=fields), cut, {})
+    demonstrations.save(tmp_path / "d.hdf5", odd)
+    with pytest.raises(InputError, match="'front_image' is 31 x 48, .* even"):
+        convert.main(Config(tmp_path / "d.hdf5", tmp_path / "lr"))
+    assert not list(tmp_path.glob("lr*"))
+
+
+def test_success_is_what_was_said_or_what_sparse_rewards_say(tmp_path):
+    """A cost per step is no failure, and a failure stays one in every format."""
+    demos = toy_demos(camera=False)
+    rewards = [np.full(7, -0.1), np.full(12, 0.3), np.zeros(5)]
+    episodes = [replace(e, rewards=r) for e, r in zip(demos.episodes, rewards, strict=True)]
+    episodes.append(replace(episodes[0], success=False))
+    demonstrations.save(tmp_path / "d.hdf5", replace(demos, episodes=episodes))
+    result = convert.main(Config(tmp_path / "d.hdf5", tmp_path / "lr"))
+    found = [e.success for e in demonstrations.load(tmp_path / "lr").episodes]
+    assert found == [None, None, None, False]
+    assert any(f["detail"].startswith("1 episodes are marked") for f in result["findings"])
 
 
 def test_an_interrupted_writer_leaves_no_data_set(tmp_path):

@@ -83,6 +83,39 @@ def test_bad_demonstrations_are_refused(tmp_path):
         demonstrations.load(tmp_path / "nan.hdf5")
 
 
+def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path):
+    """One observation too many would give every later episode the observations of its neighbour's steps."""
+    path = tmp_path / "d.hdf5"
+
+    def written(change) -> str:
+        demonstrations.save(path, make([episode(6, 0.0), episode(5, 10.0)]))
+        with h5py.File(path, "a") as file:
+            change(file["data/demo_1"])
+        with pytest.raises(InputError) as error:
+            demonstrations.load(path)
+        return str(error.value)
+
+    def replaced(name, values):
+        def change(group):
+            del group[name]
+            group[name] = values
+
+        return change
+
+    def emptied(group):
+        for name in ("actions", "obs/x", "rewards"):
+            replaced(name, group[name][:0])(group)
+
+    assert "demo_1/x has shape (6, 1), not (5, 1)" in written(replaced("obs/x", np.zeros((6, 1))))
+    assert "demo_1/actions has shape (5,)" in written(replaced("actions", np.zeros(5)))
+    assert "demo_1/actions has shape (5, 3)" in written(replaced("actions", np.zeros((5, 3))))
+    assert "demo_1/rewards has shape (0,)" in written(replaced("rewards", np.zeros(0)))
+    assert "not real numbers" in written(replaced("actions", np.full((5, 1), b"a")))
+    assert "not finite" in written(replaced("actions", np.full((5, 1), 1e39)))
+    assert "demo_1 has no step" in written(emptied)
+    assert "no JSON object" in written(lambda g: g.parent.attrs.update(provenance="[]"))
+
+
 def joint_state(value: float):
     types = TYPESTORE.types
     stamp = types["builtin_interfaces/msg/Time"](sec=1, nanosec=2)

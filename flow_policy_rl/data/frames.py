@@ -110,6 +110,9 @@ class FrameReader:
         self.bag, self.layout, self.robot, self.splitting = bag, layout, robot, splitting
         self.problems, self.facts = bag.problems, FrameFacts()
         self.step, self.max_age = round(layout.control_dt * 1e9), round(max_age * 1e9)
+        self.kept = (
+            round(KEPT_S * 1e9) + self.max_age
+        )  # a frame waits so long for its slowest stream
         self.fields = topics_of(_spec_of(layout), robot.topics)
         self.joints = robot.topics.joint_states
         needed = {
@@ -127,7 +130,7 @@ class FrameReader:
         check_topics(bag, needed)
         self.samples: dict[str, deque] = {topic: deque() for topic in self.fields}
         self.newest: dict[str, int] = {}
-        self.pictures: dict[str, tuple[int, np.ndarray]] = {}
+        self.pictures: dict[str, tuple[int, dict[str, np.ndarray]]] = {}
         self.waiting: deque[tuple[int, dict, tuple[str, ...]]] = deque()
         self.out: list[Frame | End] = []
         self.next: int | None = None  # time of the next frame
@@ -141,7 +144,7 @@ class FrameReader:
 
     def _choose_truth(self, kind: str, topic: str, needed: dict) -> None:
         self.truth_kind = kind
-        kept_s = KEPT_S + self.max_age / 1e9  # a frame waits so long for its slowest stream
+        kept_s = self.kept / 1e9
         self.truth, sources = choose(kind, topic, self.robot, self.layout.joint_names, kept_s)
         needed |= sources
         self.handlers |= dict.fromkeys(sources, getattr(self, f"_{kind}", None))
@@ -172,7 +175,8 @@ class FrameReader:
             self._resolve()
             yield from self.out
             self.out.clear()
-        self._end("end of the bag", self.now)
+        late = self._without_action()
+        self._end("no action" if late else "end of the bag", self.now)
         yield from self.out
         self.out.clear()
 
@@ -263,7 +267,13 @@ class FrameReader:
         self.pictures.clear()
         self.last_joints = None
 
+    def _without_action(self) -> int:
+        """How many frames wait for an action that should have been heard of by now."""
+        due = self.now - self.max_age - self.step
+        return sum(time < due for time, _, _ in self.waiting)
+
     def _end(self, reason: str, at: int, success: bool | None = None) -> None:
+        self.facts.without_action += self._without_action()
         self.waiting.clear()
         self.next, self.not_before = None, at
         if not self.steps:
@@ -284,15 +294,19 @@ class FrameReader:
     # --- frames ---
 
     def _advance(self) -> None:
-        if not self.running or len(self.newest) < len(self.samples):
-            return
+        if not self.running or not all(self.samples.values()):
+            return self._forget()
         if self.next is None:
-            if not all(self.samples.values()):
-                return
             begin = max(queue[0][0] for queue in self.samples.values())
             self.next = max(begin, self.not_before)
         while self.next is not None and self._ready(self.next):
             self._take(self.next)
+
+    def _forget(self) -> None:
+        """What is too old for a frame, while none is begun: a stream that is silent lets the others pile up."""
+        for queue in self.samples.values():
+            while len(queue) > 1 and queue[1][0] <= self.now - self.kept:
+                queue.popleft()
 
     def _ready(self, time: int) -> bool:
         """Every stream has reached a time, or one of them is so late that it is stale."""
@@ -322,14 +336,13 @@ class FrameReader:
                     queue.appendleft((before[0], content))
             if before is not None and self.pictures[topic][0] == before[0]:
                 repeated.append(topic)
-            for f in self.fields[topic]:
-                obs[f.name] = self.pictures[topic][1]
+            obs |= self.pictures[topic][1]
         self.waiting.append((time, obs, tuple(repeated)))
         self.next = time + self.step
 
     def _unpack(self, topic: str, stamp: int, message: Message) -> None:
-        (f,) = self.fields[topic]
-        self.pictures[topic] = (stamp, decode(f, self.bag.deserialize(message)))
+        msg = self.bag.deserialize(message)
+        self.pictures[topic] = (stamp, {f.name: decode(f, msg) for f in self.fields[topic]})
         self.facts.used[topic] += 1
 
     def _stale(self, topic: str, time: int) -> None:

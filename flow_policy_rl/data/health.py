@@ -256,5 +256,5 @@ def of_demonstrations(demos: Demonstrations, robot: Robot | None) -> Health:
     for episode in demos.episodes:
         for t in range(len(episode.actions)):
             health.frame({k: v[t] for k, v in episode.obs.items()}, episode.actions[t])
-        health.end(success=bool(episode.rewards[-1] > 0) if episode.rewards.any() else None)
+        health.end(success=episode.succeeded)
     return health

@@ -9,6 +9,7 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from fractions import Fraction
@@ -20,15 +21,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flow_policy_rl.data.robomimic import (
+    UNREADABLE,
     DemoLayout,
     Demonstrations,
     Episode,
     check_episodes,
+    left_out,
 )
 from flow_policy_rl.data.statistics import ArrayStatistics, ImageStatistics, summarise
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.spec import ObservationField
 
+LOG = logging.getLogger(__name__)
 VERSION = "v3.0"
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -73,12 +77,19 @@ class LeRobotWriter:
     """Writes a data set frame by frame into a neighbour folder that gets its name at the end.
 
     Raises:
-        InputError: the folder exists, or the rate is not a whole number of frames per second.
+        InputError: the folder exists, the rate is not a whole number of frames per second, or a picture has an odd
+            side.
     """
 
     def __init__(self, folder: Path, layout: DemoLayout):
         if folder.exists():
             raise InputError(f"output '{folder}' exists already")
+        for f in layout.observations:
+            if f.kind == "image" and any(side % 2 for side in f.resolution):
+                raise InputError(
+                    f"'{f.name}' is {f.resolution[0]} x {f.resolution[1]}, and H.264 films need an even height and "
+                    f"width: write a file that ends in .hdf5, which keeps any size"
+                )
         fps = round(1 / layout.control_dt)
         if abs(fps * layout.control_dt - 1) > 1e-6:
             raise InputError(
@@ -86,7 +97,8 @@ class LeRobotWriter:
                 f"(control_dt {layout.control_dt} s)"
             )
         self.folder, self.layout, self.fps = folder, layout, fps
-        self._partial = folder.with_name(folder.name + ".partial")
+        # Absolute: what stands before a colon would be taken for a protocol.
+        self._partial = folder.absolute().with_name(folder.name + ".partial")
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
         self._state = [f for f in layout.observations if f.kind != "image"]
@@ -192,6 +204,10 @@ class LeRobotWriter:
             self._table = pq.ParquetWriter(path, table.schema)
         self._table.write_table(table)
 
+    def discard(self) -> None:
+        """Leave nothing: the work was given up."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+
     def close(self, provenance: Mapping) -> None:
         """Write tables and films to their end, and give the folder its name."""
         self.end(keep=False)
@@ -296,22 +312,25 @@ def load(folder: Path) -> Demonstrations:
     Raises:
         InputError: another version, or files missing or unreadable.
     """
+    # Absolute, as for the writer.
+    given, folder = folder, folder.absolute()
     try:
         info = json.loads((folder / "meta" / "info.json").read_text())
         version = str(info["codebase_version"])
         if not version.startswith("v3."):
             raise InputError(
-                f"LeRobot data set '{folder}' has version {version}; v3.x is read (lerobot converts older ones)"
+                f"LeRobot data set '{given}' has version {version}; v3.x is read (lerobot converts older ones)"
             )
         layout, own = _layout(folder, info)
         episodes = _read_episodes(folder, info, layout)
         own_file = json.loads((folder / OWN).read_text()) if own else {}
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException, av.FFmpegError) as error:
+    except (*UNREADABLE, ArithmeticError, pa.ArrowException, av.FFmpegError) as error:
         if isinstance(error, InputError):
             raise
         text = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"LeRobot data set '{folder}' cannot be read: {text}") from None
-    check_episodes(folder, episodes)
+        text = f"it has no {text}" if isinstance(error, KeyError) else text
+        raise InputError(f"LeRobot data set '{given}' cannot be read: {text}") from None
+    check_episodes(given, layout, episodes)
     provenance = own_file.get("provenance", {"format": f"lerobot {version}"})
     return Demonstrations(layout, episodes, provenance)
 
@@ -335,9 +354,16 @@ def _layout(folder: Path, info: dict) -> tuple[DemoLayout, bool]:
         elif key.startswith("observation.") and len(shape) == 1:
             elements = _names(feature, key, shape[0])
             fields.append(ObservationField(key, "joint_position", elements, "unknown"))
+        elif key.startswith("observation."):
+            left_out(key, shape)
     action = info["features"][ACTION]
     tasks = pq.read_table(folder / "meta" / "tasks.parquet").to_pydict()
     texts = [v for k, values in tasks.items() if k != "task_index" for v in values]
+    if len(texts) > 1:
+        LOG.warning(
+            "LeRobot data set '%s' has %d tasks: their episodes are read as one task, '%s'",
+            folder, len(texts), texts[0],
+        )  # fmt: skip
     return DemoLayout(
         task=str(texts[0]) if texts else "unknown",
         robot=str(info.get("robot_type") or "unknown"),
@@ -364,7 +390,7 @@ def _read_episodes(folder: Path, info: dict, layout: DemoLayout) -> list[Episode
     ]
     rows.sort(key=lambda row: row["episode_index"])
     tables: dict[tuple[int, int], pa.Table] = {}
-    columns = [ACTION, *(k for k in info["features"] if k.startswith("observation."))]
+    columns = [ACTION, "timestamp", *(k for k in info["features"] if k.startswith("observation."))]
     episodes = []
     for row in rows:
         place = row["data/chunk_index"], row["data/file_index"]
@@ -376,15 +402,18 @@ def _read_episodes(folder: Path, info: dict, layout: DemoLayout) -> list[Episode
         table = tables[place]
         table = table.filter(pa.compute.equal(table["episode_index"], row["episode_index"]))
         table = table.sort_by("frame_index")
+        if len(table) != row["length"]:
+            raise ValueError(
+                f"episode {row['episode_index']} has {len(table)} rows, not {row['length']}"
+            )
+        if not len(table):
+            raise ValueError(f"episode {row['episode_index']} has no frame")
+        _check_times(table, row, info["fps"])
         arrays = {
             name: np.array(table[name].to_pylist(), np.float64).reshape(len(table), -1)
             for name in table.column_names
             if name in columns and not pa.types.is_struct(table.schema.field(name).type)
         }
-        if len(table) != row["length"]:
-            raise ValueError(
-                f"episode {row['episode_index']} has {len(table)} rows, not {row['length']}"
-            )
         obs = _fields(layout, arrays)
         for f in layout.observations:
             if f.kind == "image":
@@ -397,6 +426,25 @@ def _read_episodes(folder: Path, info: dict, layout: DemoLayout) -> list[Episode
             Episode(obs, arrays[ACTION], rewards, np.zeros((steps, 0)), row.get("success"))
         )
     return episodes
+
+
+def _check_times(table: pa.Table, row: dict, fps: float) -> None:
+    """Refuse frames that are not one after the other at the rate of the data set.
+
+    Raises:
+        ValueError: names the first.
+    """
+    counts = np.arange(len(table))
+    wrong = table["frame_index"].to_numpy() != counts
+    if "timestamp" in table.column_names:
+        # A number per frame, or a list of one.
+        times = np.array(table["timestamp"].to_pylist(), float).reshape(len(table))
+        wrong |= ~(np.abs(times * fps - counts) < 0.5)
+    if wrong.any():
+        raise ValueError(
+            f"frame {np.argmax(wrong)} of episode {row['episode_index']} does not have the number or time of its "
+            f"place at {fps:g} frames per second"
+        )
 
 
 def _fields(layout: DemoLayout, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -423,15 +471,18 @@ def _pictures(
     path = folder / info["video_path"].format(
         video_key=key, chunk_index=place["chunk_index"], file_index=place["file_index"]
     )
-    half = 0.5 / info["fps"]
+    near = 0.25 / info["fps"]
     frames = []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         start = place["from_timestamp"]
         container.seek(int(start / stream.time_base), stream=stream, backward=True)
         for frame in container.decode(stream):
-            if frame.time < start - half:
+            wanted = start + len(frames) / info["fps"]
+            if frame.time < wanted - near:
                 continue
+            if frame.time > wanted + near:
+                raise ValueError(f"{path.name} of {key} has no frame at {wanted:.3f} s")
             frames.append(frame.to_ndarray(format="rgb24"))
             if len(frames) == row["length"]:
                 return np.stack(frames)

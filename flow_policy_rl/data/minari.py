@@ -1,12 +1,19 @@
 """Data sets of Minari (one group per episode) and D4RL (flat arrays), read with h5py alone."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from flow_policy_rl.data.robomimic import Demonstrations, Episode, check_episodes, generic_layout
+from flow_policy_rl.data.robomimic import (
+    UNREADABLE,
+    Demonstrations,
+    Episode,
+    check_episodes,
+    generic_layout,
+)
 from flow_policy_rl.errors import InputError
 
 DEFAULT_DT = 0.05  # s; neither format tells
@@ -24,7 +31,9 @@ def load_minari(path: Path) -> Demonstrations:
     if (file_path.parent / "metadata.json").is_file():
         try:
             metadata = json.loads((file_path.parent / "metadata.json").read_text())
-        except ValueError as error:
+            if not isinstance(metadata, dict):
+                raise ValueError("no JSON object")
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"'{file_path.parent}/metadata.json' cannot be read: {error}"
             ) from None
@@ -33,17 +42,19 @@ def load_minari(path: Path) -> Demonstrations:
             names = [n for n in file if n.startswith("episode_")]
             names.sort(key=lambda name: int(name.rpartition("_")[2]))
             episodes = [_minari_episode(file[name]) for name in names]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise InputError(f"demonstrations '{path}' cannot be read: {error}") from None
     name = str(metadata.get("dataset_id", path.stem))
-    return _demonstrations(path, name, episodes, {"format": "minari", "dataset_id": name})
+    return _demonstrations(path, name, episodes, {"format": "minari", "dataset_id": name}, names)
 
 
 def _minari_episode(group: h5py.Group) -> Episode:
     actions = _flat(group["actions"])["actions"]
     steps = len(actions)
-    obs = {name: values[:steps] for name, values in _flat(group["observations"]).items()}
-    return Episode(obs, actions, np.asarray(group["rewards"])[:steps], np.zeros((steps, 0)))
+    obs = _flat(group["observations"])
+    # What came after the last action is not needed; other lengths are refused later.
+    obs = {name: v[:steps] if len(v) == steps + 1 else v for name, v in obs.items()}
+    return Episode(obs, actions, np.asarray(group["rewards"]), np.zeros((steps, 0)))
 
 
 def _flat(item: h5py.Group | h5py.Dataset, prefix: str = "") -> dict[str, np.ndarray]:
@@ -76,7 +87,7 @@ def load_d4rl(path: Path) -> Demonstrations:
             rewards = file["rewards"][()] if "rewards" in file else np.zeros(steps)
             if not len(arrays["observations"]) == len(ended) == len(rewards) == steps:
                 raise ValueError("its arrays are of different lengths")
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise InputError(f"demonstrations '{path}' cannot be read: {error}") from None
     episodes, begin = [], 0
     for end in [*(np.flatnonzero(ended) + 1), steps]:
@@ -91,14 +102,17 @@ def load_d4rl(path: Path) -> Demonstrations:
 
 
 def _demonstrations(
-    path: Path, name: str, episodes: list[Episode], provenance: dict
+    path: Path, name: str, episodes: list[Episode], provenance: dict, names: Sequence[str] = ()
 ) -> Demonstrations:
-    check_episodes(path, episodes)
+    if not episodes:
+        raise InputError(f"demonstrations '{path}' hold no episode")
     shapes = {key: values.shape[1:] for key, values in episodes[0].obs.items()}
-    layout = generic_layout(name, shapes, episodes[0].actions.shape[1], DEFAULT_DT)
+    num_actions = episodes[0].actions.shape[1] if episodes[0].actions.ndim == 2 else 1
+    layout = generic_layout(name, shapes, num_actions, DEFAULT_DT)
     kept = {f.name for f in layout.observations}
     episodes = [
         Episode({k: v for k, v in e.obs.items() if k in kept}, e.actions, e.rewards, e.states)
         for e in episodes
     ]
+    check_episodes(path, layout, episodes, names)
     return Demonstrations(layout, episodes, provenance)

@@ -10,7 +10,8 @@ Observation t is what was seen before action t.
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +19,21 @@ import h5py
 import numpy as np
 
 from flow_policy_rl.errors import InputError, RunFailed, existing_file
-from flow_policy_rl.spec import ObservationField
+from flow_policy_rl.spec import CONTROL_DT, ObservationField
 
+LOG = logging.getLogger(__name__)
 HDF5 = (".hdf5", ".h5")  # endings of its files
+LARGEST = np.finfo(np.float32).max  # what is computed with is float32
+# What comes of files whose parts are not what they should be.
+UNREADABLE = (
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,13 @@ class Episode:
     states: np.ndarray
     success: bool | None = None
     randomization: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def succeeded(self) -> bool | None:
+        """`success`, or what rewards of 0 and 1 say where one was given; other rewards say nothing of it."""
+        if self.success is not None or not np.isin(self.rewards, (0, 1)).all():
+            return self.success
+        return bool(self.rewards[-1]) if self.rewards.any() else None
 
 
 @dataclass(frozen=True)
@@ -116,7 +136,7 @@ class RobomimicWriter:
     def __init__(self, path: Path, layout: DemoLayout):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.layout = path, layout
-        self._partial = path.with_suffix(".partial")
+        self._partial = path.with_name(path.name + ".partial")
         self._disk = _Disk(self._partial, "w+")
         self._file = h5py.File(self._disk, "w")
         self._data = self._file.create_group("data")
@@ -198,6 +218,11 @@ class RobomimicWriter:
         self.num_steps += steps
         self._require_room()
 
+    def discard(self) -> None:
+        """Leave nothing: the work was given up."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
     def close(self, provenance: Mapping) -> None:
         """Write what is known at the end, and give the file its name."""
         self.end(keep=False)
@@ -229,28 +254,58 @@ def load(path: str | Path) -> Demonstrations:
             data = file["data"]
             layout = layout_of(data)
             provenance = json.loads(data.attrs.get("provenance", "{}"))
+            if not isinstance(provenance, dict):
+                raise ValueError("its provenance is no JSON object")
             names = sorted(data, key=lambda name: int(name.rpartition("_")[2]))
             episodes = [_episode(data[name], layout) for name in names]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"demonstrations '{path}' cannot be read: {error}") from None
-    check_episodes(path, episodes)
+    except UNREADABLE as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"demonstrations '{path}' cannot be read: {text}") from None
+    check_episodes(path, layout, episodes, names)
     return Demonstrations(layout, episodes, provenance)
 
 
-def check_episodes(path: Path, episodes: list[Episode]) -> None:
-    """Refuse an empty data set, and numbers that are not finite.
+def check_episodes(
+    path: Path, layout: DemoLayout, episodes: list[Episode], names: Sequence[str] = ()
+) -> None:
+    """Refuse a data set without episodes, and arrays of other lengths, shapes or types than they should be, or with
+    numbers that are not finite.
+
+    Args:
+        names: of the episodes, for the error (default: demo_0, demo_1 ...).
 
     Raises:
         InputError: names the episode and the field.
     """
     if not episodes:
         raise InputError(f"demonstrations '{path}' hold no episode")
+    if not CONTROL_DT[0] <= layout.control_dt <= CONTROL_DT[1]:
+        raise InputError(
+            f"demonstrations '{path}' have a control step of {layout.control_dt:g} s; "
+            f"valid: from {CONTROL_DT[0]:g} to {CONTROL_DT[1]:g} s"
+        )
+    shapes = {f.name: f.shape for f in layout.observations}
+    pictures = {f.name for f in layout.observations if f.kind == "image"}
     for i, episode in enumerate(episodes):
-        for name, values in {**episode.obs, "actions": episode.actions}.items():
-            if values.dtype != np.uint8 and not np.isfinite(values).all():
-                raise InputError(
-                    f"demonstrations '{path}': demo_{i}/{name} has numbers that are not finite"
-                )
+        steps = len(episode.actions)
+        where = f"demonstrations '{path}': {names[i] if names else f'demo_{i}'}"
+        if not steps:
+            raise InputError(f"{where} has no step")
+        wanted = {"actions": (steps, len(layout.joint_names)), "rewards": (steps,)}
+        wanted |= {name: (steps, *shape) for name, shape in shapes.items()}
+        arrays = {"actions": episode.actions, "rewards": episode.rewards, **episode.obs}
+        for name, shape in wanted.items():
+            if name not in arrays:
+                raise InputError(f"{where} has no {name}")
+            values = arrays[name]
+            if values.shape != shape:
+                raise InputError(f"{where}/{name} has shape {values.shape}, not {shape}")
+            if values.dtype != np.uint8 and (name in pictures or values.dtype.kind not in "biuf"):
+                kind = "uint8" if name in pictures else "real numbers"
+                raise InputError(f"{where}/{name} is of type {values.dtype}, not {kind}")
+            # False for what is not a number, too.
+            if values.dtype.kind == "f" and not (np.abs(values) <= LARGEST).all():
+                raise InputError(f"{where}/{name} has numbers that are not finite")
 
 
 def layout_of(data: h5py.Group) -> DemoLayout:
@@ -258,9 +313,14 @@ def layout_of(data: h5py.Group) -> DemoLayout:
     raw = json.loads(data.attrs["env_args"])
     if "joint_names" in raw:
         return DemoLayout.from_dict(raw)
-    first = data[sorted(data, key=lambda name: int(name.rpartition("_")[2]))[0]]
-    control = raw.get("env_kwargs", {}).get("control_freq", 20)
-    shapes = {name: values.shape[1:] for name, values in first["obs"].items()}
+    names = sorted(data, key=lambda name: int(name.rpartition("_")[2]))
+    if not names:
+        raise ValueError("it holds no episode")
+    first = data[names[0]]
+    control = (raw.get("env_kwargs") or {}).get("control_freq", 20)
+    if not control > 0:
+        raise ValueError(f"its control_freq must be more than 0, not {control}")
+    shapes = {name: getattr(values, "shape", (0, 0))[1:] for name, values in first["obs"].items()}
     return generic_layout(
         str(raw.get("env_name", "unknown")).lower(), shapes, first["actions"].shape[1], 1 / control
     )
@@ -274,23 +334,38 @@ def generic_layout(
     robot: str = "unknown",
     joint_names: tuple[str, ...] = (),
 ) -> DemoLayout:
-    """Of data that does not say what its numbers are: every number gets a name, every image is a camera."""
+    """Of data that does not say what its numbers are: every number gets a name, every image is a camera.
+
+    What is neither (depth, pictures with their channels first, groups) is left out, which is said.
+    """
     fields = []
     for name, shape in shapes.items():
         if len(shape) == 3 and shape[2] == 3:
             camera = name.removesuffix("_image")
             fields.append(ObservationField(name, "image", (), "", camera, resolution=shape[:2]))
-        elif len(shape) == 1 and shape[0]:
-            elements = tuple(f"{name}_{k}" for k in range(shape[0]))
+        elif shape == () or (len(shape) == 1 and shape[0]):
+            elements = tuple(f"{name}_{k}" for k in range(*(shape or (1,))))
             fields.append(ObservationField(name, "joint_position", elements, "unknown"))
+        else:
+            left_out(name, shape)
     names = joint_names or tuple(f"action_{k}" for k in range(num_actions))
     return DemoLayout(task, robot, names, control_dt, tuple(fields))
 
 
+def left_out(name: str, shape: Sequence[int]) -> None:
+    """Say that an observation is not read."""
+    LOG.warning(
+        "observation '%s' of shape %s is left out: neither numbers in a row nor a picture (height, width, 3)",
+        name, tuple(shape),
+    )  # fmt: skip
+
+
 def _episode(group: h5py.Group, layout: DemoLayout) -> Episode:
     steps = len(group["actions"])
+    obs = {f.name: group[f"obs/{f.name}"][()] for f in layout.observations}
     return Episode(
-        obs={f.name: group[f"obs/{f.name}"][()] for f in layout.observations},
+        # A number per step may be stored without an axis of its own.
+        obs={name: v[:, None] if v.ndim == 1 else v for name, v in obs.items()},
         actions=group["actions"][()],
         rewards=group["rewards"][()] if "rewards" in group else np.zeros(steps),
         states=group["states"][()] if "states" in group else np.zeros((steps, 0)),

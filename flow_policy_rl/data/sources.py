@@ -7,7 +7,7 @@ import h5py
 
 from flow_policy_rl import provenance
 from flow_policy_rl.data import lerobot, minari, robomimic
-from flow_policy_rl.data.robomimic import Demonstrations
+from flow_policy_rl.data.robomimic import UNREADABLE, Demonstrations
 from flow_policy_rl.errors import InputError, missing
 
 READERS = {
@@ -53,7 +53,7 @@ def kind_of(path: str | Path) -> str:
             if any(name.startswith("episode_") for name in file):
                 return "minari"
             found = ", ".join(sorted(file)[:6]) or "nothing"
-    except OSError as error:
+    except UNREADABLE as error:
         raise InputError(f"demonstrations '{path}' cannot be read: {error}") from None
     raise InputError(
         f"demonstrations '{path}' cannot be read: it has {found}, and is neither robomimic, D4RL nor Minari"
