@@ -5,6 +5,7 @@ Exit codes: 0 ok; 1 a gate failed or the work came to no good end; 2 wrong input
 
 import _thread
 import contextlib
+import ctypes
 import dataclasses
 import importlib
 import json
@@ -264,12 +265,30 @@ def run(name: str, arguments: list[str]) -> int:
     if dump:
         print(config_file.dump(config), end="")
         return 0
-    result = getattr(module, command.main)(config)
+    apart = getattr(config, "json", False) and sys.stdout is not None  # None: it is closed
+    with prints_as_errors() if apart else contextlib.nullcontext():
+        result = getattr(module, command.main)(config)
     if result is not None:
         show = as_json if config.json else getattr(module, "text", as_json)
         print(show(result))
         return 0 if result.get("passed", result.get("ok", True)) else 1
     return 0
+
+
+@contextlib.contextmanager
+def prints_as_errors() -> Iterator[None]:
+    """Whatever is printed goes to standard error, also by native code: MuJoCo prints its warnings."""
+    flush = ctypes.CDLL(None).fflush
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def as_json(result: dict) -> str:

@@ -16,9 +16,10 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from flow_policy_rl import flow, precision, provenance
-from flow_policy_rl.errors import RunFailed
+from flow_policy_rl.errors import RunFailed, unknown_name
 from flow_policy_rl.evaluate import task_of
 from flow_policy_rl.graph import Builder, Function, Piece, Symbol, trace
+from flow_policy_rl.inspection import group
 from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.serving import model_file
 from flow_policy_rl.serving.onnx_policy import OUTPUT, OnnxPolicy, graph_inputs
@@ -169,9 +170,14 @@ def parity(
     """Largest differences of the exported file from torch, and from onnx.reference, over several batch sizes.
 
     Integrator, K and precision are those of the file. Observations are simulated where none are given.
+
+    Raises:
+        InputError: the file names a precision that there is not.
     """
     spec = exported.spec
-    kind = spec.provenance.get("export", {}).get("precision", "fp32")
+    kind = str(group(spec.provenance, "export").get("precision", "fp32"))
+    if kind not in TOLERANCES:
+        raise unknown_name(f"precision in policy '{exported.path}':", kind, TOLERANCES)
     span = np.asarray(spec.action_high) - np.asarray(spec.action_low)
     rng = np.random.default_rng(seed)
     if observations is None:

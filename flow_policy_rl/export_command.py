@@ -1,6 +1,7 @@
 """`flow-policy export` and `verify`: what `export.py` does, for files."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,22 @@ from flow_policy_rl.errors import InputError, RunFailed, output_file
 from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
-from flow_policy_rl.spec import INTEGRATORS, PolicySpec
+from flow_policy_rl.spec import INTEGRATORS, ObservationField, PolicySpec
+
+# What an export takes over from its checkpoint as it is, beside the observations.
+PROMISES = (
+    "task",
+    "task_options",
+    "robot",
+    "joint_names",
+    "action_kind",
+    "action_low",
+    "action_high",
+    "control_dt",
+    "action_horizon",
+    "execute_horizon",
+    "prefix_horizon",
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +135,11 @@ def exported_spec(spec: PolicySpec, config: ExportConfig) -> PolicySpec:
         results = [row for row in read_metrics(metrics) if any(k.startswith("eval/") for k in row)]
         if results:
             last = results[-1]
-            facts["results"] = {k: v for k, v in last.items() if k.startswith(("eval/", "step"))}
+            facts["results"] = {
+                k: v if math.isfinite(v) else None
+                for k, v in last.items()
+                if k.startswith(("eval/", "step"))
+            }
     changes = {"integrator": config.integrator, "num_flow_steps": config.num_flow_steps}
     changes = {k: v for k, v in changes.items() if v is not None}
     return spec.replace(provenance=facts, **changes)
@@ -134,12 +154,12 @@ def verify(config: VerifyConfig) -> dict:
 
     policy = checkpoint.load(config.checkpoint)
     mine, theirs = policy.spec, exported.spec
-    for name in ("task", "joint_names", "action_horizon", "prefix_horizon"):
+    for name in PROMISES:
         if getattr(mine, name) != getattr(theirs, name):
             raise InputError(
                 f"'{config.policy}' has {name} {getattr(theirs, name)}, '{config.checkpoint}' has {getattr(mine, name)}"
             )
-    seen = [[f"{f.name} ({f.kind}, {f.size})" for f in s.observations] for s in (theirs, mine)]
+    seen = [[seen_of(f) for f in s.observations] for s in (theirs, mine)]
     if seen[0] != seen[1]:
         raise InputError(
             f"'{config.policy}' has observations {seen[0]}, '{config.checkpoint}' has {seen[1]}"
@@ -149,6 +169,12 @@ def verify(config: VerifyConfig) -> dict:
         result["every"] = verify_every(policy, theirs, result["precision"])
         result["passed"] = result["passed"] and all(r["passed"] for r in result["every"])
     return result
+
+
+def seen_of(field: ObservationField) -> str:
+    """What an export takes over of an observation field: all but the size of pictures."""
+    elements = " ".join(field.elements)
+    return f"{field.name} ({field.kind}{' of ' * bool(field.source)}{field.source}: {elements})"
 
 
 def text(result: dict) -> str:

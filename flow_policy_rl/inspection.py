@@ -82,21 +82,29 @@ def shape_of(field: dict) -> str:
 
 
 def provenance_lines(provenance: dict) -> list[str]:
-    """What is known of results, data, code and the export, one line each."""
-    export, results = provenance.get("export", {}), provenance.get("results", {})
-    parity, demos = export.get("parity", {}), provenance.get("demos", {})
-    revision = provenance.get("environment", {}).get("git_revision")
+    """What is known of results, data, code and the export, one line each; what is not as we write it is left to
+    --json."""
+    export, demos = group(provenance, "export"), group(provenance, "demos")
+    results, parity = group(provenance, "results"), group(export, "parity")
+    revision = group(provenance, "environment").get("git_revision")
+    errors = [parity.get(key) for key in ("max_abs_error", "max_error_in_action_range")]
     facts = {
         "results": ", ".join(
             f"{k} {v:g}" for k, v in results.items() if isinstance(v, int | float)
         ),
-        "data": f"{demos.get('episodes')} episodes, sha256 {demos['sha256'][:16]}..."
+        "data": f"{demos.get('episodes')} episodes, sha256 {str(demos['sha256'])[:16]}..."
         if "sha256" in demos
         else "",
         "code": f"revision {revision}" if revision else "",
-        "parity": f"{export.get('precision')}, largest error {parity['max_abs_error']:.1e} rad or m "
-        f"({parity['max_error_in_action_range']:.1e} of the action range)"
-        if parity
+        "parity": f"{export.get('precision')}, largest error {errors[0]:.1e} rad or m "
+        f"({errors[1]:.1e} of the action range)"
+        if all(isinstance(e, float) for e in errors)
         else "",
     }
     return [f"{name}: {value}" for name, value in facts.items() if value]
+
+
+def group(facts: dict, name: str) -> dict:
+    """Facts under a name, none where something else is there: what is in the provenance is anybody's."""
+    found = facts.get(name)
+    return found if isinstance(found, dict) else {}

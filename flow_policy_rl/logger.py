@@ -93,9 +93,17 @@ def start_tracker(name: Tracker, run_dir: Path, settings: Mapping):
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a `metrics.csv`, without the empty cells, and without a last row that is still being written."""
+    """Rows of a `metrics.csv`, without the empty cells, and without a last row that is still being written.
+
+    Raises:
+        InputError: something in it is not a number.
+    """
     with path.open(newline="") as file:
         whole = [line for line in file if line.endswith("\n")]
-    return [
-        {name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(whole)
-    ]
+    try:
+        return [
+            {name: float(cell) for name, cell in row.items() if cell}
+            for row in csv.DictReader(whole)
+        ]
+    except (ValueError, TypeError) as error:  # TypeError: a row with more cells than columns
+        raise InputError(f"metrics '{path}' cannot be read: {error}") from None

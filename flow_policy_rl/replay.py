@@ -21,7 +21,7 @@ import numpy as np
 
 from flow_policy_rl import __version__, rerun_log
 from flow_policy_rl.data.bags import Bag
-from flow_policy_rl.errors import InputError, refuse_below, unknown_name
+from flow_policy_rl.errors import InputError, RunFailed, refuse_below, unknown_name
 from flow_policy_rl.offline import gates, metrics
 from flow_policy_rl.offline.measure import measure
 from flow_policy_rl.offline.predict import Predictor
@@ -111,6 +111,7 @@ def main(config: Config) -> dict:
 def _replay(config: Config) -> dict:
     from flow_policy_rl.offline import output
 
+    refuse_to_replace(config)
     limits = {} if config.gates is None else gates.load(config.gates)
     if config.max_mae is not None:
         limits["mae"] = limits.get("mae", {}) | {"max": config.max_mae}
@@ -153,6 +154,24 @@ def _replay(config: Config) -> dict:
         result["rerun"] = str(config.rerun)
     (config.out / "replay.json").write_text(json.dumps(result, indent=2, default=_plain) + "\n")
     return json.loads(json.dumps(result, default=_plain))
+
+
+def refuse_to_replace(config: Config) -> None:
+    """Folders inside `--out` that a replay begins anew are those of an earlier replay, and not what is to be read.
+
+    Raises:
+        InputError: names the folder that is in the way.
+    """
+    graph = ("graph", "second/graph") if config.mode == "graph" else ()
+    for name in ("chunks", *graph):
+        folder = config.out / name
+        read = folder.resolve() in (config.bag.resolve(), *config.bag.resolve().parents)
+        earlier = folder.is_dir() and (config.out / "steps.csv").is_file()
+        if read or (folder.exists() and not earlier):
+            what = "the bag to read" if read else "not known to be of an earlier replay"
+            raise InputError(
+                f"--out '{config.out}' would replace '{folder}', which is {what}: choose another --out"
+            )
 
 
 def _plain(value):
@@ -219,6 +238,7 @@ def judge(config: Config, path: Path, log: RerunLog | None = None) -> Judged:
     predictor = Predictor(policy, config.noise, config.seed, config.samples)
     recording = read(predictor)
     chunks, samples = predictor.finish()
+    refuse_not_finite(chunks, recording, path)
     latencies = np.array(predictor.latencies_s)
     samples = samples if config.samples else None
     numbers = measure(spec, robot, recording, chunks, latencies, samples)
@@ -239,8 +259,14 @@ def with_latency(
         policy, robot, config.noise, config.seed, config.latency_ms, config.joining
     )
     recording = read(timed)
-    chunks, latencies = timed.finish(), np.array(timed.latencies_s)
-    numbers = measure(spec, robot, recording, chunks, latencies)
+    chunks, latencies = timed.finish(), np.array(timed.inference_s)
+    refuse_not_finite(chunks, recording, path)
+    source = {}
+    if config.latency_ms is not None:
+        recording.latencies_s = np.array(timed.latencies_s)
+        recording.latency_times = recording.times
+        source = {"latency_source": "simulated, --latency-ms"}
+    numbers = measure(spec, robot, recording, chunks, latencies) | source
     numbers["timed"] = timed.numbers(recording, robot)
     return Judged(path, spec, robot, recording, chunks, latencies, numbers)
 
@@ -250,6 +276,20 @@ def refuse_empty(recording: Recording, bag: Path) -> None:
     if not len(recording.times):
         reasons = recording.problems or "no messages"
         raise InputError(f"bag '{bag}' has no complete observation for the policy: {reasons}")
+
+
+def refuse_not_finite(chunks: np.ndarray, recording: Recording, policy: Path) -> None:
+    """Errors leave out what is not known: a policy that fails would be judged by the rest of its chunks (n, H, A).
+
+    Raises:
+        RunFailed: some are not numbers.
+    """
+    bad = np.flatnonzero(~np.isfinite(chunks).all(axis=(1, 2)))
+    if len(bad):
+        raise RunFailed(
+            f"policy '{policy}' gave actions that are not finite for {len(bad)} of {len(chunks)} observations, "
+            f"first at {recording.times[bad[0]]:.3f} s: it cannot be judged"
+        )
 
 
 def through_the_node(

@@ -33,7 +33,7 @@ class ObservationField:
         elements: joint names; the elements of a pose (x, y, z, qx, qy, qz, qw with qw >= 0); empty for an image.
         unit: SI unit.
         source: object of a pose, camera of an image, else empty.
-        mean, std: statistics of the training data, one per element, for an out-of-distribution check.
+        mean, std: statistics of the training data, one per element or none, for an out-of-distribution check.
         resolution: height and width of an image (uint8 RGB); else empty.
     """
 
@@ -139,6 +139,10 @@ class PolicySpec:
                 f.kind == "image"
                 and not (len(f.resolution) == 2 and all(n > 0 for n in f.resolution))
             )
+            checks[f"observation '{f.name}': mean and std need one value per element, or none"] = (
+                len(f.mean) != len(f.std) or len(f.mean) not in (0, f.size)
+            )
+            checks[f"observation '{f.name}': std must be above zero"] = any(s <= 0 for s in f.std)
             checks[f"observation name '{f.name}' is taken"] = f.name in RESERVED_NAMES
         return next((text for text, wrong in checks.items() if wrong), "")
 

@@ -328,6 +328,16 @@ def test_damaged_sqlite_gives_what_is_left(tmp_path, cut):
     assert best > 2000
 
 
+def test_of_a_bag_without_any_message_the_damage_is_told(tmp_path):
+    for name, content, says in (
+        ("empty.mcap", b"", "it is empty|cut off"),
+        ("packed.mcap.zstd", b"\x28\xb5\x2f\xfd" + b"junk" * 10, "decompression ended early"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"no message that can be read: .*({says})"):
+            Bag(tmp_path / name).topics()
+
+
 def test_what_is_no_bag_is_refused(tmp_path):
     for name in ("text.mcap", "text.db3"):
         (tmp_path / name).write_bytes(

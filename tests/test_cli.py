@@ -1,6 +1,7 @@
 """The command line as scripts and people meet it: one clear line for bad input, JSON keys that stay."""
 
 import contextlib
+import ctypes
 import dataclasses
 import importlib
 import itertools
@@ -66,6 +67,17 @@ def test_what_is_printed_is_what_is_documented(chain, line, only, tmp_path, caps
     names = {"policy": chain / "policy.onnx", "here": chain, "out": tmp_path / "out"}
     cli.main([*line.format(**names).split(), "--json"])
     assert set(json.loads(capsys.readouterr().out)) == documented(line.split()[0], *only)
+
+
+def test_what_native_code_prints_is_no_part_of_the_json(monkeypatch, capfd):
+    library = ctypes.CDLL(None)
+    monkeypatch.setattr(
+        "flow_policy_rl.listing.main", lambda config: library.puts(b"WARNING") and {}
+    )
+    assert cli.main(["list", "--json"]) == 0
+    library.fflush(None)
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("{}\n", "WARNING\n")
 
 
 def test_a_number_that_is_none_is_null(monkeypatch, capsys):

@@ -258,12 +258,34 @@ def test_export_and_verify_commands(tmp_path):
     assert not export_command.verify(
         export_command.VerifyConfig(policy=out, checkpoint=tmp_path / "run/other.safetensors")
     )["passed"]
+    for change in ({"control_dt": 0.1}, {"execute_horizon": 1}, {"action_low": (-9.0, -9.0)}):
+        checkpoint.save(tmp_path / "run/changed.safetensors", looks_trained(small_policy(**change)))
+        changed = {"policy": out, "checkpoint": tmp_path / "run/changed.safetensors"}
+        with pytest.raises(InputError, match=f"has {next(iter(change))} .* has "):
+            export_command.verify(export_command.VerifyConfig(**changed))
+    odd = tmp_path / "odd.onnx"
+    model = onnx.load_from_string(out.read_bytes())
+    export.write(model, export.with_export(OnnxPolicy(out).spec, {"precision": "bf16"}), odd)
+    with pytest.raises(InputError, match="'bf16'.*valid: fp16, fp32"):
+        export_command.verify(export_command.VerifyConfig(policy=odd, **given))
     blind = small_policy(observations=policy.spec.observations[:1])
     checkpoint.save(tmp_path / "run/blind.safetensors", blind)
     with pytest.raises(InputError, match="has observations .*object_pose.*, '.*blind.*' has "):
         export_command.verify(
             export_command.VerifyConfig(policy=out, checkpoint=tmp_path / "run/blind.safetensors")
         )
+
+
+def test_results_that_are_no_numbers_do_not_end_an_export(tmp_path):
+    checkpoint.save(tmp_path / "policy.safetensors", looks_trained(small_policy()))
+    config = export_command.ExportConfig(tmp_path / "policy.safetensors", tmp_path / "policy.onnx")
+    (tmp_path / "metrics.csv").write_text("step,eval/return,eval/success_rate\n5,nan,0.5\n")
+    export_command.main(config)
+    results = OnnxPolicy(config.out).spec.provenance["results"]
+    assert results == {"step": 5, "eval/return": None, "eval/success_rate": 0.5}
+    (tmp_path / "metrics.csv").write_text("step,eval/return\n5,much\n")
+    with pytest.raises(InputError, match="metrics.csv' cannot be read: .*'much'"):
+        export_command.main(config)
 
 
 def test_checkpoint_round_trip_is_bit_equal(tmp_path, generator):

@@ -1,5 +1,6 @@
 """A policy file is judged before it is parsed, first parsed in a child process, and damage of any kind is found."""
 
+import json
 import os
 import sys
 import time
@@ -276,6 +277,18 @@ def test_inspect_tells_results_data_and_parity(write, monkeypatch):
     text = inspect_text(inspect(InspectConfig(path)))
     for says in ("up to 3 actions", "success_rate 0.75", "50 episodes", "0123456789ab", "fp32"):
         assert says in text
+
+
+@pytest.mark.parametrize("odd", ["x", 5, None, [1], {"sha256": 5}, {"max_abs_error": "x"}])
+def test_inspect_stands_whatever_is_in_the_provenance(data, write, odd):
+    """It is free: another tool may have written it."""
+    for provenance in (
+        dict.fromkeys(("export", "results", "demos", "environment"), odd),
+        {"export": {"parity": odd}},
+    ):
+        change = '"provenance": {}', '"provenance": ' + json.dumps(provenance)
+        path = write(edited(data, set_spec(a=change)))
+        assert "chunk of 6 actions" in inspect_text(inspect(InspectConfig(path)))
 
 
 # --- fuzz ---

@@ -32,9 +32,10 @@ from toys import documented, small_spec
 
 from flow_policy_rl import cli, replay
 from flow_policy_rl.data.bags import Bag
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.offline import gates, metrics, predict
 from flow_policy_rl.offline.durations import Durations
+from flow_policy_rl.offline.measure import measure
 from flow_policy_rl.offline.predict import Predictor
 from flow_policy_rl.offline.recording import MEASURED, read_recording
 from flow_policy_rl.offline.truth import KEPT_S, CommandTruth, Pending, SampledTruth
@@ -313,6 +314,75 @@ def test_a_replay_that_is_refused_leaves_no_folder(tmp_path, policy_file, wrong,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_replay_replaces_nothing_but_what_a_replay_left(tmp_path, policy_file):
+    write(tmp_path / "bag", recorded(4.0))
+    out = tmp_path / "out"
+    write(out / "chunks", recorded(4.0))
+    before = (out / "chunks" / "chunks_0.mcap").read_bytes()
+    for bag in ("bag", "out/chunks", "out/chunks/chunks_0.mcap"):
+        with pytest.raises(InputError, match="would replace '.*chunks', which is .*another --out"):
+            run(tmp_path, policy_file, bag=tmp_path / bag)
+    assert (out / "chunks" / "chunks_0.mcap").read_bytes() == before
+    assert run(tmp_path, policy_file, out=tmp_path / "again")["passed"]
+    assert run(tmp_path, policy_file, out=tmp_path / "again")["passed"]
+
+
+@pytest.mark.parametrize("mode", ["grid", "timed"])
+def test_a_policy_that_gives_no_numbers_is_not_judged_by_the_rest(
+    tmp_path, policy_file, monkeypatch, mode
+):
+    write(tmp_path / "bag", recorded(4.0))
+    infer = OnnxPolicy.infer
+
+    def sometimes(self, obs, noise):
+        chunk = infer(self, obs, noise)
+        chunk[obs["joint_pos"][:, 0] > 0.4] = np.nan
+        return chunk
+
+    monkeypatch.setattr(OnnxPolicy, "infer", sometimes)
+    with pytest.raises(RunFailed, match="not finite for 7 of 20 .*, first at 2.0"):
+        run(tmp_path, policy_file, mode=mode)
+
+
+def test_recorded_latencies_that_are_no_numbers_are_problems_and_the_report_is_json(
+    tmp_path, policy_file
+):
+    number = "std_msgs/msg/Float64"
+    values = (0.01, np.nan, np.inf, 0.02)
+    told = [
+        ("/sim_node/end_to_end_latency", number, 1_500_000_000 + k, TYPES[number](v))
+        for k, v in enumerate(values)
+    ]
+    write(tmp_path / "bag", sorted(recorded(4.0) + told, key=lambda m: m[2]))
+    result = run(tmp_path, policy_file)
+    assert result["latency_ms"]["max"] == pytest.approx(20)
+    (problem,) = (p for p in result["problems"] if "latency" in p["topic"])
+    assert (problem["count"], problem["reason"]) == (2, "latency is not a finite number")
+    json.loads((tmp_path / "out" / "replay.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_stamp_before_1970_is_a_problem(tmp_path, policy_file):
+    messages = recorded(4.0)
+    odd = [("/js", JOINTS, log, joint_state(-log, [9.0, 0.1, 0.1])) for _, _, log, _ in messages]
+    write(tmp_path / "bag", messages[:300] + odd[300:301] + messages[301:])
+    result = run(tmp_path, policy_file)
+    (problem,) = (p for p in result["problems"] if p["topic"] == "/js")
+    assert (problem["count"], problem["reason"]) == (1, "stamp is before 1970")
+    assert result["segments"] == 1
+
+
+def test_smoothness_is_compared_where_the_truth_is_known(tmp_path, policy_file, robot):
+    """A policy that plans the truth is as smooth as it, whatever it plans where nothing was commanded."""
+    half = [m for m in recorded(8.0) if m[0] != "/command" or m[2] > 5e9]
+    bag = recording(write(tmp_path / "bag", half), policy_file, robot)
+    unknown = ~np.isfinite(bag.truth)
+    assert 0.3 < unknown.mean() < 0.7
+    chunks = np.where(unknown, np.random.default_rng(0).normal(size=bag.truth.shape), bag.truth)
+    smooth = measure(OnnxPolicy(policy_file).spec, robot, bag, chunks, np.zeros(0))["smoothness"]
+    assert set(smooth["ratio"]) == set(smooth["truth"])
+    assert list(smooth["ratio"].values()) == pytest.approx([1.0] * len(smooth["ratio"]))
+
+
 def test_wiring_finds_degrees_and_rates(tmp_path, policy_file):
     messages = [
         (t, k, log, joint_state(log - MS, np.array(m.position) * 57.3) if t == "/js" else m)
@@ -343,7 +413,8 @@ def test_gates_refuse_what_they_do_not_know(tmp_path):
         "mae: 3": "must be a mapping",
         "- mae": "must map names",
         "mae: {above: 3}": "unknown key",
-        "mae: {max: x}": "must be a number",
+        "mae: {max: x}": "must be a finite number",
+        "mae: {equals: .nan}": "must be a finite number",
         "{": "not YAML",
     }.items():
         (tmp_path / "g.yaml").write_text(text)
@@ -546,7 +617,11 @@ def test_latency_delays_the_command_and_is_accounted_for(tmp_path, policy_file):
     write(tmp_path / "bag", recorded(6.0))
     errors = []
     for latency in (0.0, 100.0, 190.0):
-        timed = run(tmp_path, policy_file, mode="timed", latency_ms=latency)["timed"]
+        result = run(tmp_path, policy_file, mode="timed", latency_ms=latency)
+        timed = result["timed"]
+        assert result["latency_ms"]["p50"] == latency
+        assert result["latency_source"].startswith("simulated")
+        assert len(set(result["inference_ms"].values())) == 4  # as measured, not as simulated
         errors.append(timed["mae"])
         assert timed["latency_ms"]["p50"] == latency
         assert timed["delay_steps_p50"] == pytest.approx(latency / 50)

@@ -43,6 +43,11 @@ def bad(**changes) -> str:
     return json.dumps(raw)
 
 
+def bad_field(**changes) -> str:
+    first, *others = json.loads(small_spec().to_json())["observations"]
+    return bad(observations=[first | changes, *others])
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -66,6 +71,11 @@ def bad(**changes) -> str:
         (bad(observations={}), "'observations' must be a list"),
         (bad(observations=[3]), "not a JSON object"),
         (bad(observations=[]), "observations is empty"),
+        *(
+            (bad_field(mean=mean, std=std), "one value per element")
+            for mean, std in (([1.0], [1.0]), ([], [1.0] * 3), ([1.0] * 3, []))
+        ),
+        (bad_field(mean=[0.0] * 3, std=[1.0, 0.0, 1.0]), "std must be above zero"),
     ],
 )
 def test_a_bad_spec_is_refused_in_one_line(text, says):

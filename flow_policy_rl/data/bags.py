@@ -130,7 +130,11 @@ class Bag:
         return [there[name] for name in names if name in there] + extra
 
     def topics(self) -> dict[str, str]:
-        """Types by topic, those without a message included. Reads the bag through where `metadata.yaml` is missing."""
+        """Types by topic, those without a message included. Reads the bag through where `metadata.yaml` is missing.
+
+        Raises:
+            InputError: there are none: the bag is empty, or too damaged.
+        """
         found: dict[str, str] = {}
         entries = self._metadata.get("topics_with_message_count")
         try:
@@ -139,8 +143,13 @@ class Bag:
         except (KeyError, TypeError):
             found = {}
         if not found:
-            for message in Bag(self.path).messages():
+            scan = Bag(self.path)
+            for message in scan.messages():
                 found.setdefault(message.topic, message.type)
+            if not found:
+                raise InputError(
+                    f"bag '{self.path}' has no message that can be read: {scan.problems or 'it is empty'}"
+                )
         return found
 
     # --- messages ---

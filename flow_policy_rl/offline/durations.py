@@ -101,9 +101,10 @@ class StreamFacts:
 
 
 def read_stages(msg, into: dict[str, Durations]) -> None:
-    """Add the latencies (keys that end in `_ms`) of a record that the policy node published."""
+    """Add the latencies (keys that end in `_ms`, finite numbers) of a record that the policy node published."""
     for status in msg.status:
         for pair in status.values:
             if pair.key.endswith("_ms"):
                 with contextlib.suppress(ValueError):
-                    into.setdefault(pair.key[:-3], Durations()).add(float(pair.value) / 1e3)
+                    if math.isfinite(value := float(pair.value)):
+                        into.setdefault(pair.key[:-3], Durations()).add(value / 1e3)

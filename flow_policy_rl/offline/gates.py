@@ -49,8 +49,8 @@ def load(path: Path) -> dict[str, dict[str, Any]]:
             if test not in TESTS:
                 raise unknown_name(f"key in {where}:", str(test), TESTS)
             number = isinstance(limit, int | float) and not isinstance(limit, bool)
-            if test != "equals" and not (number and math.isfinite(limit)):
-                raise InputError(f"{where}.{test} must be a number, not {limit!r}")
+            if (number or test != "equals") and not (number and math.isfinite(limit)):
+                raise InputError(f"{where}.{test} must be a finite number, not {limit!r}")
     return {str(name): limits for name, limits in raw.items()}
 
 

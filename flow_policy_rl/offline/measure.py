@@ -37,7 +37,11 @@ def measure(
     mae = metrics.mean(np.abs(error[:, executed]))
     mae_hold, mae_copied = metrics.mean(np.abs(hold)), metrics.mean(np.abs(copied))
     checks = wiring.check(recording, spec, robot)
-    smooth = {"policy": metrics.smoothness(ours, dt), "truth": metrics.smoothness(theirs, dt)}
+    compared_only = metrics.stitch(np.where(np.isfinite(truth), chunks, np.nan), *place)
+    smooth = {
+        "policy": metrics.smoothness(compared_only, dt),
+        "truth": metrics.smoothness(theirs, dt),
+    }
     smooth["ratio"] = {
         name: value / smooth["truth"][name] if value is not None and smooth["truth"][name] else None
         for name, value in smooth["policy"].items()

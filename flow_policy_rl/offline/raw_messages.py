@@ -15,12 +15,14 @@ def header_stamp(message: Message) -> int:
     """Stamp (ns) straight from the bytes: two integers after the encoding; reception where it is 0.
 
     Raises:
-        BadMessage: too short.
+        BadMessage: too short, or of a time that there is not.
     """
     if len(message.data) < 12:
         raise BadMessage(f"not a {message.type}: {len(message.data)} bytes")
     order = "<iI" if message.data[1] & 1 else ">iI"
     sec, nanosec = struct.unpack_from(order, message.data, 4)
+    if sec < 0:
+        raise BadMessage("stamp is before 1970")
     return sec * 1_000_000_000 + nanosec or message.log_time
 
 

@@ -406,7 +406,10 @@ class _Reader:
 
     def _latency(self, message: Message) -> None:
         now = self.now / 1e9 if self.now else math.nan
-        self.latencies.append((now, float(self.bag.deserialize(message).data)))
+        seconds = float(self.bag.deserialize(message).data)
+        if not math.isfinite(seconds):
+            raise DecodeError("latency is not a finite number")
+        self.latencies.append((now, seconds))
 
     def _stages(self, message: Message) -> None:
         read_stages(self.bag.deserialize(message), self.stages)

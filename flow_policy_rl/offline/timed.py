@@ -73,6 +73,9 @@ class TimedPredictor:
     Args:
         latency_ms: of every inference; None takes the time that it takes here.
         joining: how consecutive chunks join, as in the node.
+
+    Attributes:
+        inference_s, latencies_s: of each inference: what it took here, and what was reckoned with.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class TimedPredictor:
         self._ticks: deque[tuple[int, int, float]] = deque()
         self.chunks: list[np.ndarray] = []
         self.motion: list[np.ndarray] = []
+        self.inference_s: list[float] = []
         self.latencies_s: list[float] = []
         self.refused: Counter = Counter()
         self.skipped = 0
@@ -111,6 +115,7 @@ class TimedPredictor:
         took = time.perf_counter_ns() - start
         latency = took if self._latency_ms is None else round(self._latency_ms * 1e6)
         self.chunks.append(chunk)
+        self.inference_s.append(took / 1e9)
         self.latencies_s.append(latency / 1e9)
         self.motion.append(np.full((spec.execute_horizon, spec.num_joints), np.nan))
         for step in range(spec.execute_horizon):
