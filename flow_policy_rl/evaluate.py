@@ -11,7 +11,7 @@ import numpy as np
 
 from flow_policy_rl import rerun_log
 from flow_policy_rl.data.robomimic import DemoLayout
-from flow_policy_rl.errors import InputError, output_folder, refuse_below
+from flow_policy_rl.errors import InputError, RunFailed, output_folder, refuse_below
 from flow_policy_rl.rerun_log import RerunLog
 from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
@@ -104,6 +104,9 @@ def evaluate(
         inference_delay: control steps that inference takes: so many actions of a chunk are still those of the one
             before it.
         prefix_horizon: P, of a policy that is told about them; 0 is a policy that is not.
+
+    Raises:
+        RunFailed: the policy gave actions that are not finite.
     """
     won, returns = np.zeros(len(seeds), bool), np.zeros(len(seeds))
     steps = np.zeros(len(seeds), int)
@@ -126,6 +129,11 @@ def evaluate(
             delay = np.where(begins, 0, min(inference_delay, prefix_horizon))
             obs = obs | {"prefix": committed[:, :prefix_horizon], "inference_delay": delay}
         chunk = act(obs, draw)
+        failed = episodes[~np.isfinite(chunk[envs]).all(axis=(1, 2))]
+        if len(failed):
+            raise RunFailed(
+                f"the policy gave actions that are not finite in the episode of seed {seeds[failed[0]]}"
+            )
         chunk[~begins, :inference_delay] = committed[~begins, :inference_delay]
         step = env.step(chunk[:, :execute_horizon])
         on_states(step.states, step.valid)

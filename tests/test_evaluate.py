@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from flow_policy_rl.errors import RunFailed
 from flow_policy_rl.evaluate import evaluate
 from sim.randomize import make_env
 from sim.tasks import make_task
@@ -56,6 +57,19 @@ def test_results_do_not_depend_on_the_number_of_environments(noise, preset, dela
 def test_an_episode_is_simulated_to_the_end_of_its_last_chunk_and_no_further(num_envs):
     outcome, simulated = played(num_envs, "random", "nominal", (0, 0))
     assert simulated == (-(-outcome.steps // EXECUTED) * EXECUTED).sum()
+
+
+def test_a_policy_that_gives_no_numbers_is_not_judged_as_one_that_fails():
+    def fails_later(obs, noise: np.ndarray) -> np.ndarray:
+        chunk = stagger_about(obs, noise)
+        chunk[-1, 0, 0] = np.nan if calls else 0.0
+        calls.append(1)
+        return chunk
+
+    calls, env = [], VecEnv(make_task("hopper"), 2, num_threads=1)
+    with pytest.raises(RunFailed, match="not finite in the episode of seed 10001"):
+        evaluate(env, fails_later, SEEDS[:2], (H, 3), EXECUTED)
+    env.close()
 
 
 def test_an_environment_at_rest_stays_as_it_is_and_is_not_drawn():
