@@ -1,9 +1,11 @@
 """A robot that stands still, and what tests say about commands to it."""
 
+import time
 from array import array
 from collections.abc import Callable
 
 import numpy as np
+from flow_policy_ros.graph import NUMBERED
 from flow_policy_ros.messages import to_time
 from geometry_msgs.msg import PoseStamped
 from lifecycle_msgs.msg import Transition
@@ -23,6 +25,9 @@ NO_JUMP = 0.04  # rad in a cycle: the limit of speed, and a half
 
 class Robot:
     """Publishes joint states and a cube at 50 Hz, standing still at home.
+
+    Where its time is real, a command counts from when it was sent: a busy machine is late with it, and a robot's
+    controller is not.
 
     Attributes:
         names, position, silent: change them to be a broken robot.
@@ -45,6 +50,7 @@ class Robot:
         own_clock, clock = clock, peer.node.get_clock()
         self._stamp = stamp or (lambda: clock.now().nanoseconds)
         self._time = own_clock or self._stamp
+        self._real_time = own_clock is time.monotonic_ns or (own_clock is None and stamp is None)
         self.names, self.broken, self.silent, self.follows = list(NAMES), {}, False, True
         self.parts = (slice(None),)
         self.controller = TrajectoryController(NAMES[:8], np.array(HOME[:8]))
@@ -54,13 +60,13 @@ class Robot:
             self.listen()
         peer.node.create_timer(rate_s, self.publish)
 
-    def _on_command(self, msg: JointTrajectory) -> None:
+    def _on_command(self, msg: JointTrajectory, late: int = 0) -> None:
         if not self.follows:
             return
         times = np.array([seconds(p.time_from_start) for p in msg.points])
         positions = np.array([p.positions for p in msg.points])
         velocities = np.array([p.velocities for p in msg.points])
-        now = self._time() / 1e9
+        now = (self._time() - late) / 1e9
         before = self.controller.sample(now)[0]
         self.controller.accept(msg.joint_names, times, positions, velocities, now)
         after = self.controller.sample(now + CYCLE_S)[0]
@@ -69,8 +75,13 @@ class Robot:
 
     def listen(self) -> None:
         """The controller starts: it holds where the arm is."""
+        hear = self._on_command
+        if NUMBERED and self._real_time:
+            hear = lambda msg, info: self._on_command(  # noqa: E731
+                msg, time.time_ns() - info["source_timestamp"]
+            )
         self._subscription = self._peer.node.create_subscription(
-            JointTrajectory, "/arm_controller/joint_trajectory", self._on_command, 10
+            JointTrajectory, "/arm_controller/joint_trajectory", hear, 10
         )
 
     def restart_at(self, position: np.ndarray) -> None:
