@@ -206,17 +206,14 @@ def private_environment(log_dir: Path) -> dict[str, str]:
     log_dir.mkdir(parents=True, exist_ok=True)
     # Later distributions warn of the name that Humble knows, which knows no other.
     local = {"ROS_LOCALHOST_ONLY": "1"} if os.environ.get("ROS_DISTRO") == "humble" else {}
-    return (
-        os.environ
-        | local
-        | {
-            "ROS_DOMAIN_ID": os.environ.get("ROS_DOMAIN_ID") or str(private_domain()),
-            "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-            "ROS_LOG_DIR": str(log_dir),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
-        }
-    )
+    return os.environ | {
+        "ROS_DOMAIN_ID": os.environ.get("ROS_DOMAIN_ID") or str(private_domain()),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        **local,
+        "ROS_LOG_DIR": str(log_dir),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 class Process:

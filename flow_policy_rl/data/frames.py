@@ -110,9 +110,8 @@ class FrameReader:
         self.bag, self.layout, self.robot, self.splitting = bag, layout, robot, splitting
         self.problems, self.facts = bag.problems, FrameFacts()
         self.step, self.max_age = round(layout.control_dt * 1e9), round(max_age * 1e9)
-        self.kept = (
-            round(KEPT_S * 1e9) + self.max_age
-        )  # a frame waits so long for its slowest stream
+        # A frame waits so long (ns) for its slowest stream.
+        self.kept = round(KEPT_S * 1e9) + self.max_age
         self.fields = topics_of(_spec_of(layout), robot.topics)
         self.joints = robot.topics.joint_states
         needed = {
@@ -144,8 +143,8 @@ class FrameReader:
 
     def _choose_truth(self, kind: str, topic: str, needed: dict) -> None:
         self.truth_kind = kind
-        kept_s = self.kept / 1e9
-        self.truth, sources = choose(kind, topic, self.robot, self.layout.joint_names, kept_s)
+        joints = self.layout.joint_names
+        self.truth, sources = choose(kind, topic, self.robot, joints, self.kept / 1e9)
         needed |= sources
         self.handlers |= dict.fromkeys(sources, getattr(self, f"_{kind}", None))
         self.truth_topics = tuple(sources) or (topic or self.joints,)
