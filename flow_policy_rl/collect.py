@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from flow_policy_rl import provenance
-from flow_policy_rl.data.robomimic import HDF5, DemoLayout, Demonstrations, Episode, save
+from flow_policy_rl.data import sources
+from flow_policy_rl.data.robomimic import HDF5, DemoLayout, Episode
 from flow_policy_rl.errors import InputError, new_file, refuse_below
 from flow_policy_rl.evaluate import check_fits, load_policy, task_of
 from flow_policy_rl.progress import Progress
+from flow_policy_rl.run_folder import uninterrupted
 from flow_policy_rl.serving import shipped
 from sim.backends import BackendName
 from sim.expert import has_expert, make_expert
@@ -73,7 +75,11 @@ class Config:
 
 
 def main(config: Config) -> dict:
-    """Collect, write, and say how many attempts it took."""
+    """Collect, write episode by episode, and say how many attempts it took.
+
+    Raises:
+        KeyboardInterrupt: the file has the episodes until then; there is none if it has none.
+    """
     refuse_below(config, episodes=1, num_envs=1, noise=0)
     if config.out.suffix not in HDF5:
         raise InputError(f"--out '{config.out}' must end in {' or '.join(HDF5)}")
@@ -89,27 +95,54 @@ def main(config: Config) -> dict:
         seed=config.seed,
         backend=config.backend,
     )
-    episodes: list[Episode] = []
-    attempts, looked = 0, False
-    with Progress("collect", config.episodes, "episode") as progress:
-        while len(episodes) < config.episodes:
-            rng = np.random.default_rng((config.seed, 2, attempts))
-            kept = collect_batch(env, demonstrator, noise, rng, config.min_return)
-            attempts += env.num_envs
-            episodes += kept
-            if attempts >= LOOK_AFTER and not looked:
-                looked = True
-                _look(len(episodes), attempts, noise, config)
-            done = min(len(episodes), config.episodes)
-            progress.reach(done, f"{len(episodes) / attempts:.0%} of attempts succeed")
-    env.close()
     layout = DemoLayout.of_task(task)
+    attempts, found, returns = 0, 0, []
+    looked = interrupted = False
+    with (
+        sources.writer_for(config.out, layout) as writer,
+        Progress("collect", config.episodes, "episode") as progress,
+    ):
+        try:
+            while writer.num_episodes < config.episodes:
+                rng = np.random.default_rng((config.seed, 2, attempts))
+                kept = collect_batch(env, demonstrator, noise, rng, config.min_return)
+                with uninterrupted():
+                    attempts += env.num_envs
+                    found += len(kept)
+                    for episode in kept[: config.episodes - writer.num_episodes]:
+                        writer.episode(episode)
+                        returns.append(episode.rewards.sum())
+                if attempts >= LOOK_AFTER and not looked:
+                    looked = True
+                    _look(found, attempts, noise, config)
+                progress.reach(writer.num_episodes, f"{found / attempts:.0%} of attempts succeed")
+        except KeyboardInterrupt:
+            if not writer.num_episodes:
+                raise
+            interrupted = True
+        with uninterrupted():
+            writer.close(_provenance(config, task, noise, attempts))
+    env.close()
+    if interrupted:
+        raise KeyboardInterrupt(
+            f"after {writer.num_episodes} of {config.episodes} episodes, which are in '{config.out}'"
+        )
+    return {
+        "out": str(config.out),
+        "episodes": writer.num_episodes,
+        "steps": writer.num_steps,
+        "attempts": attempts,
+        "return_mean": float(np.mean(returns)),
+    }
+
+
+def _provenance(config: Config, task, noise: float, attempts: int) -> dict:
     by = (
         {"policy": str(config.policy.name), "policy_sha256": provenance.file_hash(config.policy)}
         if config.policy
         else {"expert": "scripted"}
     )
-    facts = {
+    return {
         **by,
         "task_options": dict(task.options),
         "attempts": attempts,
@@ -119,15 +152,6 @@ def main(config: Config) -> dict:
         "backend": config.backend,
         "randomize": config.randomize,
         **provenance.environment(),
-    }
-    demos = Demonstrations(layout, episodes[: config.episodes], facts)
-    save(config.out, demos)
-    return {
-        "out": str(config.out),
-        "episodes": len(demos.episodes),
-        "steps": demos.num_steps,
-        "attempts": attempts,
-        "return_mean": float(np.mean([e.rewards.sum() for e in demos.episodes])),
     }
 
 

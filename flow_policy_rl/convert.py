@@ -8,8 +8,6 @@ the output come `<output>.health.html` and `<output>.health.json`: statistics, f
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +17,6 @@ from flow_policy_rl.data import sources
 from flow_policy_rl.data.bags import Bag
 from flow_policy_rl.data.frames import End, FrameReader, Splitting, layout_from_robot
 from flow_policy_rl.data.health import Health, of_demonstrations
-from flow_policy_rl.data.lerobot import LeRobotWriter
 from flow_policy_rl.data.robomimic import HDF5, DemoLayout, RobomimicWriter
 from flow_policy_rl.errors import InputError, near_match, output_file, refuse_below
 from flow_policy_rl.offline.truth import refuse_unfollowed
@@ -119,18 +116,6 @@ def main(config: Config) -> dict:
     return result
 
 
-@contextmanager
-def writer_for(output: Path, layout: DemoLayout) -> Iterator[RobomimicWriter | LeRobotWriter]:
-    """The format that the name asks for. What ends in an error or in Ctrl-C leaves nothing behind."""
-    kind = RobomimicWriter if output.suffix in HDF5 else LeRobotWriter
-    writer = kind(output, layout)
-    try:
-        yield writer
-    except BaseException:
-        writer.discard()
-        raise
-
-
 def from_bag(config: Config) -> tuple[Health, dict, list]:
     """One pass over a bag."""
     bag = Bag(config.input)
@@ -139,7 +124,7 @@ def from_bag(config: Config) -> tuple[Health, dict, list]:
         bag, layout, robot, config.splitting, config.actions, config.truth_topic, config.max_age
     )
     health = Health(layout, robot)
-    with writer_for(config.output, layout) as writer:
+    with sources.writer_for(config.output, layout) as writer:
         first = True
         for item in reader.read():
             if isinstance(item, End):
@@ -236,7 +221,7 @@ def from_dataset(config: Config, kind: str) -> tuple[Health, dict, list]:
     if config.task != defaults.task:
         demos = replace(demos, layout=replace(demos.layout, task=config.task))
     provenance = {"source": str(config.input), "source_format": kind, "version": __version__}
-    with writer_for(config.output, demos.layout) as writer:
+    with sources.writer_for(config.output, demos.layout) as writer:
         for episode in demos.episodes:
             if isinstance(writer, RobomimicWriter):
                 writer.episode(episode)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from toys import small_policy
 
 from flow_policy_rl import (
     checkpoint,
+    cli,
     collect,
     demo_stages,
     evaluate,
@@ -23,6 +25,7 @@ from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.bench import delay
 from flow_policy_rl.collect import PolicyChunks, ScriptedExperts, collect_batch
 from flow_policy_rl.data import demonstrations
+from flow_policy_rl.data.robomimic import RobomimicWriter
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.evaluate import task_of
 from flow_policy_rl.policy import NetworkConfig
@@ -241,6 +244,35 @@ def test_demonstrations_that_are_there_are_not_overwritten_but_a_stage_starts_ag
     assert config.out.read_bytes() == b"mine"
     demo_stages.collect_afresh(config)  # of a demo whose collect ended and was not written down
     assert len(demonstrations.load(config.out).episodes) == 1
+
+
+def test_ctrl_c_keeps_whole_episodes_and_says_how_many(tmp_path, monkeypatch, capsys):
+    whole, part = tmp_path / "whole.hdf5", tmp_path / "part.hdf5"
+    args = ["collect", "--task", "reach", "--num-envs", "2", "--noise", "0", "--out"]
+    assert cli.main([*args, str(whole), "--episodes", "4"]) == 0
+    plain = RobomimicWriter.episode
+
+    def interrupted_while_it_writes(writer, episode):
+        if writer.num_episodes == 2:
+            signal.raise_signal(signal.SIGINT)
+        plain(writer, episode)
+
+    monkeypatch.setattr(RobomimicWriter, "episode", interrupted_while_it_writes)
+    assert cli.main([*args, str(part), "--episodes", "9"]) == 130
+    assert f"interrupted after 4 of 9 episodes, which are in '{part}'" in capsys.readouterr().err
+    kept = demonstrations.load(part)
+    assert kept.provenance["attempts"] == 4
+    for episode, same in zip(kept.episodes, demonstrations.load(whole).episodes, strict=True):
+        assert np.array_equal(episode.actions, same.actions)
+        assert np.array_equal(episode.states, same.states)
+
+
+def test_ctrl_c_before_the_first_episode_leaves_nothing(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "new/d.hdf5"
+    monkeypatch.setattr(collect, "collect_batch", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert cli.main(["collect", "--task", "reach", "--out", str(out)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert list(out.parent.iterdir()) == []
 
 
 def test_a_policy_that_ships_demonstrates_by_its_name(tmp_path):

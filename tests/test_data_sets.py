@@ -374,7 +374,7 @@ def test_training_takes_any_data_set(tmp_path, output):
 def test_discarded_episodes_leave_no_trace(tmp_path):
     demos = toy_demos()
     for output in ("a.hdf5", "lr"):
-        with convert.writer_for(tmp_path / output, demos.layout) as writer:
+        with sources.writer_for(tmp_path / output, demos.layout) as writer:
             for k, episode in enumerate(demos.episodes):
                 for t in range(len(episode.actions)):
                     writer.frame({n: v[t] for n, v in episode.obs.items()}, episode.actions[t])

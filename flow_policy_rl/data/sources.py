@@ -1,13 +1,22 @@
-"""Any data set that we can read, recognised by what is in it."""
+"""Any data set that we can read, recognised by what is in it, and the two that we write, by their name."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 
 from flow_policy_rl import provenance
 from flow_policy_rl.data import lerobot, minari, robomimic
-from flow_policy_rl.data.robomimic import UNREADABLE, Demonstrations
+from flow_policy_rl.data.lerobot import LeRobotWriter
+from flow_policy_rl.data.robomimic import (
+    HDF5,
+    UNREADABLE,
+    DemoLayout,
+    Demonstrations,
+    RobomimicWriter,
+)
 from flow_policy_rl.errors import InputError, missing
 
 READERS = {
@@ -81,3 +90,15 @@ def load(path: str | Path) -> Demonstrations:
     if kind == "bag":
         raise InputError(f"'{path}' is a bag: make demonstrations of it with flow-policy convert")
     return READERS[kind](Path(path))
+
+
+@contextmanager
+def writer_for(output: Path, layout: DemoLayout) -> Iterator[RobomimicWriter | LeRobotWriter]:
+    """The format that the name asks for. What ends in an error or in Ctrl-C leaves nothing behind."""
+    kind = RobomimicWriter if output.suffix in HDF5 else LeRobotWriter
+    writer = kind(output, layout)
+    try:
+        yield writer
+    except BaseException:
+        writer.discard()
+        raise

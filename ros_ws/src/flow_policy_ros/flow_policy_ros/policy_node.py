@@ -70,12 +70,14 @@ class PolicyNode(LifecycleNode):
 
     Attributes:
         problem: why it could not be configured.
+        starting: whether it is configured by itself, before it serves anybody.
     """
 
     def __init__(self):
         super().__init__("policy_node")
         parameters.declare(self, PARAMETERS)
         self.problem = ""
+        self.starting = False
         self._served: Served | None = None  # when it is configured
         self._active = self._holding = False
         self._lock = threading.Lock()  # between the executor and the inference thread
@@ -132,7 +134,9 @@ class PolicyNode(LifecycleNode):
             self._configure()
         except InputError as error:
             self.problem = str(error)
-            self.get_logger().error(self.problem)
+            # A node that starts itself ends with this as its last line.
+            if not self.starting:
+                self.get_logger().error(self.problem)
             self._set_state(DiagnosticStatus.ERROR, self.problem)
             self._release()
             return TransitionCallbackReturn.FAILURE
@@ -589,8 +593,10 @@ class PolicyNode(LifecycleNode):
 def spin(node: PolicyNode, executor: SingleThreadedExecutor, stop: Stop) -> None:
     """Start if asked to, then serve."""
     if node.get_parameter("autostart").value:
+        node.starting = True
         if node.trigger_configure() != TransitionCallbackReturn.SUCCESS:
             raise InputError(node.problem)
+        node.starting = False
         node.trigger_activate()
     while not stop.requested:
         try:
