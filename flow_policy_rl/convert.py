@@ -22,6 +22,7 @@ from flow_policy_rl.errors import InputError, near_match, output_file, refuse_be
 from flow_policy_rl.offline.truth import refuse_unfollowed
 from flow_policy_rl.replay import mapped
 from flow_policy_rl.serving.robot import Robot, load_robot, robot_names
+from flow_policy_rl.spec import LARGEST_SIDE
 
 # Settings that say how a bag is read.
 FOR_BAGS = (
@@ -89,6 +90,11 @@ def main(config: Config) -> dict:
     if config.rate is not None and not 0 < config.rate <= 1000:
         raise InputError(
             f"--rate must be between 0 and 1000 frames per second, not {config.rate:g}"
+        )
+    if config.resolution and not all(1 <= side <= LARGEST_SIDE for side in config.resolution):
+        height, width = config.resolution
+        raise InputError(
+            f"--resolution must be from 1 to {LARGEST_SIDE} pixels each way, not {height} {width}"
         )
     refuse_below(config, max_age=0)
     refuse_below(config.splitting, min_steps=0)

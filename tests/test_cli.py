@@ -189,7 +189,7 @@ BAD = {
     ),
     "no flow steps": (
         ["export", "--checkpoint", "{chain}/bc/policy.safetensors", "--num-flow-steps", "0"],
-        "num_flow_steps must be at least 1",
+        "num_flow_steps must be from 1 to 256",
     ),
     "batch": (
         [

@@ -437,6 +437,10 @@ def test_bad_input_is_refused_in_one_line(tmp_path, robot_file):
         "no topic /command": Config(bag, out, robot=robot_file),
         "--robot is needed": Config(bag, out),
         "--rate must be": Config(bag, out, robot=robot_file, rate=-1.0),
+        "--resolution must be from 1": Config(bag, out, robot=robot_file, resolution=(8, 0)),
+        "to 4096 pixels each way, not 5000 8": Config(
+            bag, out, robot=robot_file, resolution=(5000, 8)
+        ),
         "--max-age must be": Config(bag, out, robot=robot_file, max_age=np.nan),
         "--min-steps must be": Config(
             bag, out, robot=robot_file, splitting=Splitting(min_steps=-1)

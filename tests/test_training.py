@@ -370,7 +370,7 @@ def test_a_run_ends_at_the_first_evaluation_that_is_good_enough(tmp_path):
 
 BAD = {
     "no envs": ({"ppo": {"num_envs": 0}}, "num_envs must be at least 1"),
-    "no flow steps": ({"run": {"scratch": NO_STEPS}}, "num_flow_steps must be at least 1"),
+    "no flow steps": ({"run": {"scratch": NO_STEPS}}, "num_flow_steps must be from 1 to 256"),
     "batches": ({"ppo": {"num_minibatches": 1000}}, "is more than the 24 chunks of a rollout"),
 }
 
