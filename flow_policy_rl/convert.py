@@ -26,6 +26,7 @@ from flow_policy_rl.spec import LARGEST_SIDE
 
 # Settings that say how a bag is read.
 FOR_BAGS = (
+    "task_options",
     "topics",
     "cameras",
     "rate",
@@ -48,6 +49,7 @@ class Config:
         output: file ending in .hdf5 (robomimic layout), or a new folder (LeRobot v3).
         task: name of the task. For a bag, one that `flow-policy list tasks` knows gives the layout its policies expect;
             a data set gets the name in place of its own.
+        task_options: for a bag of a known task: names and values of the task's own options, which the data set keeps.
         robot: name of a robot, or path of a robot file (None: that of the task); for a data set, whose limits the
             health page takes.
         topics: NAME=TOPIC pairs that override the robot file; NAME is joint_states, command, an object or a camera.
@@ -64,6 +66,7 @@ class Config:
     input: Path
     output: Path
     task: str = "unknown"
+    task_options: dict[str, str] = field(default_factory=dict)
     robot: str | None = None
     topics: tuple[str, ...] = ()
     cameras: bool = False
@@ -156,6 +159,7 @@ def provenance_of(config: Config, reader: FrameReader) -> dict:
     return {
         "source": str(config.input),
         "version": __version__,
+        "task_options": config.task_options,
         "actions": {"kind": config.actions, "topic": reader.truth_topics[0]},
         "rate_hz": 1 / reader.layout.control_dt,
         "frames_without_action": facts.without_action,
@@ -182,7 +186,8 @@ def bag_layout(config: Config, bag: Bag) -> tuple[DemoLayout, Robot]:
     from sim.tasks import make_task, task_names
 
     if config.task in task_names():
-        task = make_task(config.task, robot=config.robot, cameras=config.cameras or None)
+        given = {"robot": config.robot, "cameras": config.cameras or None}
+        task = make_task(config.task, **given | config.task_options)
         layout = DemoLayout.of_task(task)
         if config.rate is not None and abs(config.rate * layout.control_dt - 1) > 1e-6:
             raise InputError(
@@ -190,6 +195,11 @@ def bag_layout(config: Config, bag: Bag) -> tuple[DemoLayout, Robot]:
             )
         robot = load_robot(config.robot or layout.robot)
         return layout, mapped(robot, config.topics)
+    if config.task_options:
+        raise InputError(
+            f"--task-options: '{config.task}' is no task here{near_task(config.task)}; "
+            "flow-policy list tasks says which there are"
+        )
     if config.robot is None:
         raise InputError(
             f"--robot is needed for task '{config.task}'{near_task(config.task)}; "

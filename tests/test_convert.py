@@ -1,13 +1,16 @@
 """From bags to data sets: closed forms, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 from bag_toys import (
     IMAGE,
+    JOINTS,
     MS,
+    POSE,
     ROBOT,
     TOLD,
     TRAJECTORY,
@@ -15,6 +18,7 @@ from bag_toys import (
     TYPESTORE,
     apart,
     header,
+    joint_state,
     late,
     motion,
     picture,
@@ -25,16 +29,20 @@ from bag_toys import (
     write,
 )
 
-from flow_policy_rl import convert
+from flow_policy_rl import checkpoint, convert, train, train_config
+from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.convert import Config, Splitting
 from flow_policy_rl.data import demonstrations
 from flow_policy_rl.data.bags import Bag
 from flow_policy_rl.data.frames import End, FrameReader, layout_from_robot
 from flow_policy_rl.data.robomimic import DemoLayout, Demonstrations, Episode
 from flow_policy_rl.errors import InputError
+from flow_policy_rl.policy import NetworkConfig
 from flow_policy_rl.serving.decode import DecodeError, compressed_image, decode, rgb
 from flow_policy_rl.serving.robot import load_robot
 from flow_policy_rl.spec import ObservationField
+from sim.errors import SimulationError
+from sim.tasks import make_task
 
 BOOL, COMPRESSED = "std_msgs/msg/Bool", "sensor_msgs/msg/CompressedImage"
 HEIGHT, WIDTH = 24, 32
@@ -469,6 +477,31 @@ def test_a_task_that_may_be_misspelt_is_asked_about(tmp_path, robot_file, capsys
         assert asked in said if asked else "note" not in said
     with pytest.raises(InputError, match=r"for task 'lfit' \(did you mean 'lift'\?\); valid"):
         convert.main(Config(tmp_path / "bag", tmp_path / "o.hdf5", "lfit"))
+
+
+def test_a_bag_of_a_task_with_options_makes_a_policy_of_that_task(tmp_path):
+    """Actions are the next measured state, so that a stream of joints and one of poses is all there is."""
+    task, messages = make_task("reach"), []
+    names, home = task.world.joint_names, task.observe(task.initial_state(np.random.default_rng(0)))
+    values = [*home["joint_pos"], *home["gripper_pos"]]
+    for k in range(100):
+        ns = 1_000_000_000 + k * 20 * MS
+        messages.append(("/goal/pose", POSE, ns, pose(ns, 0.5)))
+        messages.append(("/joint_states", JOINTS, ns + MS, joint_state(ns, values, names)))
+    bag = write(tmp_path / "bag", messages)
+    dense = {"reward": "dense"}
+    config = Config(bag, tmp_path / "d.hdf5", "reach", task_options=dense, actions="state")
+    convert.main(config)
+    assert demonstrations.load(config.output).provenance["task_options"] == dense
+    small = NetworkConfig(width=8, depth=1)
+    run = train_config.TrainBC(
+        "reach", config.output, tmp_path / "run", network=small, bc=BCConfig(1, 8)
+    )
+    assert checkpoint.load(train.main(run)["checkpoint"]).spec.task_options == dense
+    with pytest.raises(SimulationError, match="unknown option of task 'reach' 'rewards'"):
+        convert.main(replace(config, output=tmp_path / "o.hdf5", task_options={"rewards": "d"}))
+    with pytest.raises(InputError, match="--task-options: 'grasp' is no task here"):
+        convert.main(replace(config, output=tmp_path / "o.hdf5", task="grasp"))
 
 
 # --- pieces ---

@@ -119,6 +119,7 @@ def test_a_data_set_gets_the_name_of_the_task_and_no_setting_of_bags(tmp_path):
         "topics": ("a=b",),
         "truth_topic": "/t",
         "cameras": True,
+        "task_options": {"randomness": "med"},
     }
     assert set(given) == set(convert.FOR_BAGS)
     for name, value in given.items():

@@ -13,7 +13,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,7 @@ class Config:
 
     Attributes:
         task: name of the task.
+        task_options: names and values of the task's own options, e.g. `randomness med`.
         num_envs: environments side by side.
         chunk: control steps per call.
         num_threads: physics threads (0: one per core).
@@ -63,6 +64,7 @@ class Config:
     """
 
     task: str = "hopper"
+    task_options: dict[str, str] = field(default_factory=dict)
     num_envs: int = 1024
     chunk: int = 4
     num_threads: int = 0
@@ -81,7 +83,7 @@ class Config:
 def main(config: Config) -> dict:
     """Measure."""
     refuse_below(config, num_envs=1, chunk=1, repeats=1, num_threads=0)
-    task = make_task(config.task)
+    task = make_task(config.task, **config.task_options)
     if config.robosuite:
         require_robosuite(task)
     if config.growth:
@@ -95,6 +97,7 @@ def main(config: Config) -> dict:
         ]
     result = {
         "task": task.name,
+        "task_options": dict(task.options),
         "num_envs": config.num_envs,
         "num_threads": threads,
         "chunk": config.chunk,

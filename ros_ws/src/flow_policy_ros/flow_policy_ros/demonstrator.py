@@ -16,20 +16,16 @@ from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.serving.decode import stamp_ns
-from flow_policy_rl.serving.robot import load_robot
-from flow_policy_ros import messages, parameters
+from flow_policy_ros import messages, parameters, simulated_task
 from flow_policy_ros.parameters import Parameter
 from flow_policy_ros.process import Stop, run_node
-from sim.errors import SimulationError
-from sim.expert import make_expert
-from sim.tasks import make_task
+from sim.expert import has_expert, make_expert
 
 PATIENCE_S = 30.0
 PARAMETERS = (
-    Parameter("task", "lift", "name of the task", fixed=True),
-    Parameter("robot", "panda", "name of a robot, or path of a robot file", fixed=True),
+    *simulated_task.PARAMETERS,
     Parameter("episodes", 20, "how many", 1, 1_000_000, fixed=True),
 )
 
@@ -40,17 +36,17 @@ class Demonstrator(Node):
     def __init__(self):
         super().__init__("demonstrator")
         parameters.declare(self, PARAMETERS)
-        try:
-            self._task = make_task(self._get("task"))
-        except SimulationError as error:
-            raise InputError(str(error)) from None
-        topics = load_robot(self._get("robot")).topics
+        self._task, robot = simulated_task.load(self._get)
+        if not has_expert(self._task):
+            raise InputError(f"task '{self._task.name}' has no scripted expert")
+        topics = robot.topics
         self._command_pub = self.create_publisher(JointTrajectory, topics.command, 1)
         self.create_subscription(JointState, topics.joint_states, self._on_joints, 5)
         self.create_subscription(Bool, "sim_node/success", self._on_success, 10)
         self._reset_client = self.create_client(Trigger, "sim_node/reset")
         self._expert = None
         self._next_step = 0
+        self._heard = 0.0  # of the simulation, the last time, by the monotonic clock
         self._result: bool | None = None
 
     def _get(self, name: str):
@@ -59,6 +55,7 @@ class Demonstrator(Node):
     def _on_joints(self, msg: JointState) -> None:
         """One target per control step of the simulation's clock."""
         stamp = stamp_ns(msg)
+        self._heard = time.monotonic()
         if self._expert is None or stamp < self._next_step:
             return
         dt = self._task.control_dt
@@ -78,11 +75,12 @@ class Demonstrator(Node):
         total = self._get("episodes")
         for number in range(total):
             self._begin(executor, stop)
-            deadline = time.monotonic() + PATIENCE_S
             while self._result is None and not stop.requested:
                 executor.spin_once(timeout_sec=0.05)
-                if time.monotonic() > deadline:
-                    raise InputError(f"episode {number + 1} did not end within {PATIENCE_S:.0f} s")
+                if time.monotonic() > self._heard + PATIENCE_S:
+                    raise RunFailed(
+                        f"no joint states for {PATIENCE_S:.0f} s in episode {number + 1}: does sim_node still run?"
+                    )
             if stop.requested:
                 return
             said = "success" if self._result else "failure"
@@ -96,7 +94,11 @@ class Demonstrator(Node):
             executor.spin_once(timeout_sec=0.05)
         if stop.requested:
             return
-        rng = np.random.default_rng(json.loads(future.result().message)["seed"])
+        said = json.loads(future.result().message)
+        theirs, ours = said["task"], simulated_task.described(self._task)
+        if theirs != ours:
+            raise InputError(f"sim_node has {theirs}, this node {ours}: give both the same")
+        rng = np.random.default_rng(said["seed"])
         self._state = self._task.initial_state(rng)
         self._result, self._next_step = None, 0
         self._expert = make_expert(self._task, self._state, rng)

@@ -10,7 +10,6 @@ counts from the first command. With `randomization` each episode differs as the 
 """
 
 import json
-import shlex
 import sys
 import time
 from collections import OrderedDict
@@ -27,8 +26,7 @@ from std_msgs.msg import Bool, Float64
 from std_srvs.srv import Trigger
 
 from flow_policy_rl.errors import InputError
-from flow_policy_rl.serving.robot import load_robot
-from flow_policy_ros import faults, messages, parameters
+from flow_policy_ros import faults, messages, parameters, simulated_task
 from flow_policy_ros.faults import Faults
 from flow_policy_ros.parameters import Parameter
 from flow_policy_ros.process import Stop, run_node
@@ -37,7 +35,6 @@ from sim.errors import SimulationError
 from sim.live import LiveWorld
 from sim.randomize import Randomizer, preset
 from sim.render import Renderer
-from sim.tasks import find_task, make_task
 from sim.tasks.layout import ObsField
 
 REMEMBERED = 512  # states whose publishing time is kept for the latency measurement
@@ -45,14 +42,7 @@ LATE_S = 0.05  # a loop further behind than this does not catch up
 
 
 PARAMETERS = (
-    Parameter("task", "lift", "name of the task", fixed=True),
-    Parameter(
-        "task_options",
-        "",
-        "names and values of the task's own options, as in: randomness med",
-        fixed=True,
-    ),
-    Parameter("robot", "panda", "name of a robot, or path of a robot file", fixed=True),
+    *simulated_task.PARAMETERS,
     Parameter("first_seed", 10_000, "seed of the first episode", 0, 2**31 - 1, fixed=True),
     Parameter(
         "real_time_factor",
@@ -101,13 +91,8 @@ class SimNode(Node):
         self.add_on_set_parameters_callback(
             lambda changes: parameters.check((*PARAMETERS, *faults.PARAMETERS), changes)
         )
-        robot, name = load_robot(self._get("robot")), self._get("task")
-        try:
-            known = robot.name in getattr(find_task(name), "robots", ())
-            given = {"robot": robot.name if known else None}
-            self._task = task = make_task(name, **given | self._task_options())
-        except SimulationError as error:
-            raise InputError(str(error)) from None
+        task, robot = simulated_task.load(self._get)
+        self._task = task
         world = task.world
         robot.limit_array(world.joint_names, "position")  # the robot file must know every joint
         self._randomizer = self._make_randomizer()
@@ -148,23 +133,11 @@ class SimNode(Node):
         self.create_service(Trigger, "~/reset", self._on_reset)
         said, heard = map(self.resolve_topic_name, (topics.joint_states, topics.command))
         self.get_logger().info(
-            f"task '{name}' on {robot.name}: joint states on {said}, waiting for commands on {heard}"
+            f"task '{task.name}' on {robot.name}: joint states on {said}, waiting for commands on {heard}"
         )
 
     def _get(self, name: str):
         return self.get_parameter(name).value
-
-    def _task_options(self) -> dict[str, str]:
-        text = self._get("task_options")
-        try:
-            words = shlex.split(text)
-        except ValueError:  # a quote without its end
-            words = [text]
-        if len(words) % 2:
-            raise InputError(
-                f"task_options must be names and values, as 'randomness med', not {text!r}"
-            )
-        return dict(zip(words[::2], words[1::2], strict=True))
 
     def _known(self, f: ObsField, topics) -> bool:
         if f.source not in topics:
@@ -218,7 +191,12 @@ class SimNode(Node):
         self.controller.hold(self._live.command)
         response.success = True
         response.message = json.dumps(
-            {"episode": self._episode, "seed": self._seed, "time": self._live.time}
+            {
+                "task": simulated_task.described(self._task),
+                "episode": self._episode,
+                "seed": self._seed,
+                "time": self._live.time,
+            }
         )
         return response
 

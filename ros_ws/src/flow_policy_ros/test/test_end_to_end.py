@@ -195,6 +195,21 @@ def test_the_simulation_starts_as_the_batched_one_with_the_task_s_options(start,
     assert [here.x, here.y] == pytest.approx(there.tolist(), abs=1e-3)
 
 
+def test_the_demonstrator_plays_the_task_on_the_robot_that_is_simulated(start):
+    task = {"task": "reach", "robot": "ur5e", "task_options": "reward dense"}
+    start(sim_node={**task, **SILENT, "real_time_factor": 4.0})
+    demonstrator = start(demonstrator={**task, "episodes": 2})["demonstrator"]
+    assert demonstrator.wait(120.0) == 0
+    said = demonstrator.log.read_text().splitlines()
+    assert said == ["episode 1/2 success", "episode 2/2 success"]
+    other = start(demonstrator={"task": "reach", "robot": "ur5e"})["demonstrator"]
+    assert other.wait(60.0) == 2
+    assert other.log.read_text().splitlines() == [
+        "error: sim_node has task 'reach' on ur5e with reward dense, "
+        "this node task 'reach' on ur5e with its defaults: give both the same"
+    ]
+
+
 def test_names_given_to_the_process_do_not_rename_the_controller(peer, tmp_path):
     """`ros2 launch` names the node and its namespace for the whole process, and the controller is in it."""
     command = [*node_command("sim_node", {"image_rate_hz": 0.0}), "-r", "__node:=robot"]

@@ -97,6 +97,8 @@ def test_a_misspelt_limit_in_a_file_ends_the_node_in_one_line(ros_environment, t
         ("player", {"rate": 0.0}, "parameter rate must be a number from 0.001 to 1000, not 0.0"),
         ("sim_node", {"task_options": "randomness"}, "task_options must be names and values, as"),
         ("sim_node", {"task_options": "reward shy"}, "valid: dense, sparse"),
+        ("demonstrator", {"task_options": "reward shy"}, "valid: dense, sparse"),
+        ("demonstrator", {"task": "hopper"}, "task 'hopper' has no scripted expert"),
         ("demonstrator", {"episodes": 0}, "episodes must be a whole number from 1 to 1000000, not"),
         (
             "episode_runner",
