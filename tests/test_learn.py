@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -427,6 +428,28 @@ def test_a_training_of_another_recipe_is_not_kept(tmp_path):
         InputError, match=r"other settings: ppo.clip_range 0.1 \(now 0.3\); remove '.*hopper-fpo-0'"
     ):
         learn.check_recipes([dataclasses.replace(cell, stages=(wider,))])
+
+
+def test_demonstrations_and_evaluations_of_another_recipe_are_not_kept(tmp_path):
+    plain = ("collect", "--task", "one_leg")
+    noisy = (*plain, "--noise", "0.03", "--out", str(tmp_path / "d.hdf5"))
+    stage = stages.Stage(noisy, tmp_path / "collect")
+    stage.name.with_suffix(".log").write_text("collect: 64/300 episode, 3.1/s\n")
+    stage.name.with_suffix(".done").touch()
+    cell = learn.Cell("hopper", "fpo", 0, tmp_path, None, (stage,), None)
+    learn.check_recipes([cell])  # of a study that did not write its commands down
+    said = f"{stages.BEGUN}flow-policy {shlex.join((*noisy[:-1], '/before/it moved/d.hdf5'))}\n"
+    stage.name.with_suffix(".log").write_text(said)
+    learn.check_recipes([cell])
+    for command, says in (
+        ((*plain, "--noise", "0.02"), r"--noise 0.03 \(now 0.02\); remove"),
+        (plain, r"--noise 0.03 \(now not given\); remove"),
+        ((*noisy, "--cameras"), r"--cameras not given \(now given\)"),
+        (("collect", "--task", "two legs", *noisy[3:]), r"--task one_leg \(now 'two legs'\)"),
+    ):
+        other = dataclasses.replace(stage, command=command)
+        with pytest.raises(InputError, match=f"collect' was made with other settings: .*{says}"):
+            learn.check_recipes([dataclasses.replace(cell, stages=(other,))])
 
 
 def test_two_runs_of_a_study_do_not_write_into_one_folder(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from flow_policy_rl.bench import learn_page
-from flow_policy_rl.bench.stages import Stage, read_json, result_of, run_chains
+from flow_policy_rl.bench.stages import Stage, last_command, read_json, result_of, run_chains
 from flow_policy_rl.bench.studies import STUDIES, Budget, Study, Variant
 from flow_policy_rl.errors import InputError, RunFailed, output_file, refuse_below, unknown_name
 from flow_policy_rl.logger import read_metrics
@@ -324,34 +324,58 @@ def begin(root: Path, config: Config) -> None:
 
 
 def check_recipes(cells: Sequence[Cell]) -> None:
-    """Refuse trainings that ended with other settings than today's: the study or a preset has changed since.
+    """Refuse what ended with other settings than today's: the study or a preset has changed since.
 
     Where a run was begun and not ended, `train --resume` does so.
 
     Raises:
         InputError: names the folder and what differs.
     """
-    from flow_policy_rl import cli, resume
-
     stages = {stage.name: stage for cell in cells for stage in cell.stages}
     for stage in stages.values():
-        if stage.command[0] != "train" or not stage.name.with_suffix(".done").is_file():
+        if not stage.name.with_suffix(".done").is_file():
             continue
-        _, config = cli.parse_train(list(stage.command[1:]), None)
-        settings = read_json(config.run_dir / "config.json", stage.name.parent)
-        then, now = (
-            flat(resume.comparable(s), ".") for s in (settings, dataclasses.asdict(config))
-        )
+        then, now = trained(stage) if stage.command[0] == "train" else begun(stage)
         changed = sorted(
-            f"{name} {then[name]} (now {now[name]})"
-            for name in (then.keys() & now.keys()) - MAY_MOVE
-            if then[name] != now[name]
+            f"{name} {then.get(name, 'not given')} (now {now.get(name, 'not given')})"
+            for name in then.keys() | now.keys()
+            if then.get(name) != now.get(name)
         )
         if changed:
             raise InputError(
-                f"'{config.run_dir}' was trained with other settings: {', '.join(changed)}; remove "
+                f"'{stage.name}' was made with other settings: {', '.join(changed)}; remove "
                 f"'{stage.name.parent}' and what was made from it, or choose another --out"
             )
+
+
+def trained(stage: Stage) -> tuple[dict, dict]:
+    """Settings with which a training ended, and which it would have today, of what both know."""
+    from flow_policy_rl import cli, resume
+
+    _, config = cli.parse_train(list(stage.command[1:]), None)
+    settings = read_json(config.run_dir / "config.json", stage.name.parent)
+    then, now = (flat(resume.comparable(s), ".") for s in (settings, dataclasses.asdict(config)))
+    both = (then.keys() & now.keys()) - MAY_MOVE
+    return {name: then[name] for name in both}, {name: now[name] for name in both}
+
+
+def begun(stage: Stage) -> tuple[dict, dict]:
+    """Flags of the command that made something else, and of today's, where they are no paths; both empty where the log
+    does not say (of studies before 2026-11-23)."""
+    ran = last_command(stage)
+    return (given(ran), given(stage.command)) if ran else ({}, {})
+
+
+def given(command: Sequence[str]) -> dict[str, str]:
+    """Flags of a command with their values, but paths."""
+    flags = {}
+    for word in command:
+        if word.startswith("--"):
+            flags[word] = []
+        elif flags:
+            list(flags.values())[-1].append(word)
+    pathless = {flag: v for flag, v in flags.items() if not any(os.sep in word for word in v)}
+    return {flag: shlex.join(values) or "given" for flag, values in pathless.items()}
 
 
 def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:

@@ -177,11 +177,21 @@ def finished(stage: Stage) -> bool:
     return stage.name.with_suffix(".done").is_file() or not needs_nothing
 
 
+def last_command(stage: Stage) -> list[str]:
+    """The command that made what a stage has, without `flow-policy`; empty where its log does not say."""
+    ran = [line for line in log_lines(stage) if line.startswith(BEGUN)]
+    return shlex.split(ran[-1].removeprefix(BEGUN))[1:] if ran else []
+
+
+def log_lines(stage: Stage) -> list[str]:
+    """All that the commands of a stage said; none where it has not begun."""
+    log = stage.name.with_suffix(".log")
+    return log.read_text(errors="replace").split("\n") if log.is_file() else []
+
+
 def last_line(stage: Stage) -> str:
     """What the command of a stage said last since it began; empty where it said nothing yet."""
-    log = stage.name.with_suffix(".log")
-    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
-    last = next((line for line in reversed(lines) if line.strip()), "")
+    last = next((line for line in reversed(log_lines(stage)) if line.strip()), "")
     return "" if last.startswith(BEGUN) else last
 
 
