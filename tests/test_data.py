@@ -65,6 +65,22 @@ def test_split_keeps_episodes_whole():
     assert held_out.actions.min() == 800
     alone, nothing = data.split(0.0)
     assert (len(alone), len(nothing)) == (40, 0)
+    assert (len(ChunkDataset([], 2).split(0.2)[0])) == 0
+
+
+def test_a_part_is_what_its_episodes_alone_would_be_without_a_copy():
+    episodes = [episode(length, 100 * length) for length in (4, 3, 5, 2, 6)]
+    whole = ChunkDataset(episodes, action_horizon=3)
+    parts = whole.split(0.4)
+    again = parts[0].split(0.34)
+    for part, of in zip((*parts, *again), ((0, 3), (3, 5), (0, 2), (2, 3)), strict=True):
+        alone = ChunkDataset(episodes[slice(*of)], action_horizon=3)
+        rows = torch.arange(len(alone))
+        (obs, chunks), (own, theirs) = part.batch(rows), alone.batch(rows)
+        assert len(part) == len(alone)
+        assert torch.equal(obs["x"], own["x"])
+        assert torch.equal(chunks, theirs)
+        assert part.obs["x"].untyped_storage().data_ptr() == whole.obs["x"].data_ptr()
 
 
 def test_bad_demonstrations_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Demonstrations as training windows. What they are on disk: `robomimic.py`, `lerobot.py`, `minari.py`."""
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,33 +13,22 @@ from flow_policy_rl.data.sources import load
 __all__ = ["ChunkDataset", "DemoLayout", "Demonstrations", "Episode", "load", "save"]
 
 
-def _tensor(values: np.ndarray) -> Tensor:
-    return torch.as_tensor(values, dtype=None if values.dtype == np.uint8 else torch.float32)
-
-
 class ChunkDataset:
-    """Windows of H actions that follow each observation; past an episode's end its last action repeats."""
+    """Windows of H actions that follow each observation; past an episode's end its last action repeats.
+
+    Episodes lie one behind another in one tensor per field, a copy.
+    """
 
     def __init__(self, episodes: Sequence[Episode], action_horizon: int):
-        self.episodes = list(episodes)
-        self.action_horizon = action_horizon
-        names = self.episodes[0].obs if self.episodes else {}
-        self.obs = {
-            name: _tensor(np.concatenate([e.obs[name] for e in self.episodes])) for name in names
-        }
-        lengths = [len(e.actions) for e in self.episodes]
-        if not lengths:
-            self.actions, self._index = (
-                torch.zeros(0),
-                torch.zeros(0, action_horizon, dtype=torch.long),
-            )
-            return
-        self.actions = torch.as_tensor(
-            np.concatenate([e.actions for e in self.episodes]), dtype=torch.float32
-        )  # (n, A)
-        ends = np.repeat(np.cumsum(lengths) - 1, lengths)
+        lengths = [len(e.actions) for e in episodes]
+        self.action_horizon, self._ends = action_horizon, np.cumsum(lengths).tolist()
+        names = list(episodes[0].obs) if episodes else []
+        self.obs = {name: _stacked(episodes, name) for name in names}
+        actions = [e.actions for e in episodes] or [np.zeros(0)]
+        self.actions = torch.as_tensor(np.concatenate(actions), dtype=torch.float32)  # (n, A)
         index = np.arange(sum(lengths))[:, None] + np.arange(action_horizon)
-        self._index = torch.as_tensor(np.minimum(index, ends[:, None]))  # (n, H)
+        ends = np.repeat(np.array(self._ends, int), lengths)
+        self._index = torch.as_tensor(np.minimum(index, ends[:, None] - 1))  # (n, H)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -50,9 +40,23 @@ class ChunkDataset:
         ]
 
     def split(self, held_out: float) -> tuple["ChunkDataset", "ChunkDataset"]:
-        """Whole episodes apart: the first ones for training, the last `held_out` share for validation."""
-        kept = max(1, len(self.episodes) - int(len(self.episodes) * held_out))
-        return (
-            ChunkDataset(self.episodes[:kept], self.action_horizon),
-            ChunkDataset(self.episodes[kept:], self.action_horizon),
-        )
+        """Whole episodes apart, without a copy: the first ones for training, the last `held_out` share for
+        validation."""
+        number = len(self._ends)
+        kept = max(1, number - int(number * held_out))
+        row = self._ends[kept - 1] if number else 0
+        return self._part(0, row), self._part(row, len(self))
+
+    def _part(self, first: int, last: int) -> "ChunkDataset":
+        part = copy.copy(self)
+        part.obs = {name: values[first:last] for name, values in self.obs.items()}
+        part.actions = self.actions[first:last]
+        part._index = self._index[first:last] - first
+        part._ends = [end - first for end in self._ends if first < end <= last]
+        return part
+
+
+def _stacked(episodes: Sequence[Episode], name: str) -> Tensor:
+    """One field of all episodes, one behind another: (n, ...) float32, or uint8 as it is."""
+    values = np.concatenate([e.obs[name] for e in episodes])
+    return torch.as_tensor(values, dtype=None if values.dtype == np.uint8 else torch.float32)
