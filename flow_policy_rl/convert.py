@@ -6,11 +6,14 @@ the output come `<output>.health.html` and `<output>.health.json`: statistics, f
 """
 
 import json
+import logging
 import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from flow_policy_rl import __version__, report
 from flow_policy_rl.data import sources
@@ -24,6 +27,7 @@ from flow_policy_rl.replay import mapped
 from flow_policy_rl.serving.robot import Robot, load_robot, robot_names
 from flow_policy_rl.spec import LARGEST_SIDE
 
+LOG = logging.getLogger(__name__)
 # Settings that say how a bag is read.
 FOR_BAGS = (
     "task_options",
@@ -237,6 +241,11 @@ def from_dataset(config: Config, kind: str) -> tuple[Health, dict, list]:
     if config.task != defaults.task:
         demos = replace(demos, layout=replace(demos.layout, task=config.task))
     provenance = {"source": str(config.input), "source_format": kind, "version": __version__}
+    dense = any(not np.isin(e.rewards, (0, 1)).all() for e in demos.episodes)
+    if dense and config.output.suffix not in HDF5:
+        LOG.warning(
+            "rewards are left out: a LeRobot folder of ours has success alone; a .hdf5 file keeps them"
+        )
     with sources.writer_for(config.output, demos.layout) as writer:
         for episode in demos.episodes:
             if isinstance(writer, RobomimicWriter):

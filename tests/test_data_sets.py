@@ -307,7 +307,7 @@ def test_films_of_odd_sizes_are_refused_before_the_work(tmp_path):
     assert not list(tmp_path.glob("lr*"))
 
 
-def test_success_is_what_was_said_or_what_sparse_rewards_say(tmp_path):
+def test_success_is_what_was_said_or_what_sparse_rewards_say(tmp_path, caplog):
     """A cost per step is no failure, and a failure stays one in every format."""
     demos = toy_demos(camera=False)
     rewards = [np.full(7, -0.1), np.full(12, 0.3), np.zeros(5)]
@@ -318,6 +318,32 @@ def test_success_is_what_was_said_or_what_sparse_rewards_say(tmp_path):
     found = [e.success for e in demonstrations.load(tmp_path / "lr").episodes]
     assert found == [None, None, None, False]
     assert any(f["detail"].startswith("1 episodes are marked") for f in result["findings"])
+    (said,) = caplog.messages
+    assert said.startswith("rewards are left out: a LeRobot folder")
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_rewards_and_success_of_frames_in_a_lerobot_set_of_others(tmp_path, listed):
+    """As its simulations write them: a number per frame, or a list of one."""
+    demonstrations.save(tmp_path / "d.hdf5", toy_demos(camera=False))
+    convert.main(Config(tmp_path / "d.hdf5", tmp_path / "lr"))
+    rewards = np.linspace(-1, 1, 24)
+    won = np.isin(
+        np.arange(24), (6, 7)
+    )  # at the last frame of one episode, at the first of the next
+    cell = (lambda v: [v]) if listed else (lambda v: v)
+
+    def change(table):
+        for name, values in (("next.reward", rewards), ("next.success", won)):
+            table = table.append_column(name, pa.array([cell(v) for v in values.tolist()]))
+        return table
+
+    rewritten(tmp_path / "lr", "data/chunk-000/file-000.parquet", change)
+    rows = "meta/episodes/chunk-000/file-000.parquet"
+    rewritten(tmp_path / "lr", rows, lambda table: table.drop_columns("success"))
+    episodes = demonstrations.load(tmp_path / "lr").episodes
+    assert np.concatenate([e.rewards for e in episodes]).tolist() == rewards.tolist()
+    assert [e.success for e in episodes] == [True, True, False]
 
 
 def test_an_interrupted_writer_leaves_no_data_set(tmp_path):

@@ -35,6 +35,7 @@ from flow_policy_rl.spec import ObservationField
 LOG = logging.getLogger(__name__)
 VERSION = "v3.0"
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
+REWARD, SUCCESS = "next.reward", "next.success"  # of each frame, in the data sets of others
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -397,7 +398,8 @@ def _read_episodes(folder: Path, info: dict, layout: DemoLayout) -> list[Episode
         if place not in tables:
             path = folder / info["data_path"].format(chunk_index=place[0], file_index=place[1])
             there = set(pq.read_schema(path).names)
-            wanted = [c for c in columns if c in there] + ["episode_index", "frame_index"]
+            wanted = [c for c in (*columns, REWARD, SUCCESS) if c in there]
+            wanted += ["episode_index", "frame_index"]
             tables = {place: pq.read_table(path, columns=wanted)}  # one file in memory at a time
         table = tables[place]
         table = table.filter(pa.compute.equal(table["episode_index"], row["episode_index"]))
@@ -418,14 +420,25 @@ def _read_episodes(folder: Path, info: dict, layout: DemoLayout) -> list[Episode
         for f in layout.observations:
             if f.kind == "image":
                 obs[f.name] = _pictures(folder, info, row, f, table)
-        steps = len(table)
-        rewards = np.zeros(steps)
-        rewards[-1] = 1.0 if row.get("success") else 0.0
         obs = {f.name: obs[f.name] for f in layout.observations}
-        episodes.append(
-            Episode(obs, arrays[ACTION], rewards, np.zeros((steps, 0)), row.get("success"))
-        )
+        rewards, success = _outcome(table, row)
+        episodes.append(Episode(obs, arrays[ACTION], rewards, np.zeros((len(table), 0)), success))
     return episodes
+
+
+def _outcome(table: pa.Table, row: dict) -> tuple[np.ndarray, bool | None]:
+    """Rewards (T,) and success of an episode: ours is in its row, others have columns for them, or say nothing."""
+    told = {
+        name: np.ravel(table[name].to_pylist())
+        for name in (REWARD, SUCCESS)
+        if name in table.column_names
+    }
+    success = row.get("success")
+    if success is None and SUCCESS in told:
+        success = bool(told[SUCCESS].any())
+    rewards = np.zeros(len(table))
+    rewards[-1] = 1.0 if success else 0.0
+    return np.asarray(told.get(REWARD, rewards), float), success
 
 
 def _check_times(table: pa.Table, row: dict, fps: float) -> None:
