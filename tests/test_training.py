@@ -14,12 +14,12 @@ import torch
 from toys import documented, gradient_step
 from training_toys import SCRATCH, untrained, weights
 
-from flow_policy_rl import checkpoint, cli, gradients, train
+from flow_policy_rl import checkpoint, cli, distributed, gradients, train
 from flow_policy_rl.algorithms import ppo
 from flow_policy_rl.algorithms.ppo import PPOConfig
 from flow_policy_rl.algorithms.rldt import RLDTConfig
 from flow_policy_rl.algorithms.rldt_critic import CriticConfig
-from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.errors import InputError, PeerLost, RunFailed
 from flow_policy_rl.logger import read_metrics
 from flow_policy_rl.run_folder import BEST_POLICY_FILE, POLICY_FILE, RAW_POLICY_FILE
 from flow_policy_rl.statistics import RunningStatistics
@@ -366,6 +366,57 @@ def test_a_run_ends_at_the_first_evaluation_that_is_good_enough(tmp_path):
         assert (folder / POLICY_FILE).is_file()
     with pytest.raises(InputError, match="--stop-at needs evaluations"):
         train.main(tiny("gaussian_ppo", tmp_path, stop_at=1.0))
+
+
+def test_a_run_that_was_good_enough_is_over_also_when_it_was_killed_at_its_end(
+    tmp_path, monkeypatch
+):
+    """Killed between its state and its policy: what goes on writes the policy of that state and learns no more."""
+    watch = {"eval_every": 1, "eval_episodes": 1, "ppo": {"num_iterations": 3}}
+    monkeypatch.setattr(
+        train, "look", lambda config, learner, watch: {"eval/return": learner.iteration}
+    )
+    with monkeypatch.context() as kill:
+        kill.setattr(train, "save_fine_tuned", lambda *_: (_ for _ in ()).throw(KeyError))
+        with pytest.raises(KeyError):
+            train.main(tiny("fpo", tmp_path / "cut", stop_at=1.0, **copy.deepcopy(watch)))
+    assert not (tmp_path / "cut" / POLICY_FILE).exists()
+    over = lambda folder, **flags: train.main(  # noqa: E731
+        tiny("fpo", tmp_path / folder, **copy.deepcopy(watch), **flags)
+    )
+    whole = over("whole", stop_at=1.0)
+    for _ in range(2):
+        again = over("cut", stop_at=1.0, resume=True)
+        assert again["env_steps"] == whole["env_steps"]
+        cut = weights(tmp_path / "cut")
+        assert all(torch.equal(cut[k], v) for k, v in weights(tmp_path / "whole").items())
+    for enough, iterations in ((2.0, 2), (None, 3)):
+        over("cut", stop_at=enough, resume=True)
+        assert len(read_metrics(tmp_path / "cut" / "metrics.csv")) == iterations
+
+
+def test_processes_go_on_from_one_iteration_or_not_at_all(tmp_path, monkeypatch):
+    """One that dies while states are written leaves the older ones of all others; what differs is refused."""
+    config = tiny("fpo", tmp_path, save_every=1)
+    wait, calls = distributed.wait_for_all, []
+
+    def gone():
+        calls.append(1)
+        if len(calls) == 2:
+            raise PeerLost("another process is gone")
+        wait()
+
+    monkeypatch.setattr(distributed, "wait_for_all", gone)
+    with pytest.raises(PeerLost):
+        train.main(config)
+    assert sorted(path.name for path in tmp_path.glob("state*")) == ["state.safetensors"]
+    done = train.main(dataclasses.replace(config, resume=True))
+    assert len(read_metrics(tmp_path / "metrics.csv")) == 2
+    assert done["env_steps"] == read_metrics(tmp_path / "metrics.csv")[-1]["time/env_steps"]
+    gather = lambda values, dim: torch.cat([values, values - 1], dim)  # noqa: E731
+    monkeypatch.setattr(distributed, "gather", gather)
+    with pytest.raises(InputError, match=r"are of iterations 1 and 2: .* ended while it wrote"):
+        train.main(dataclasses.replace(config, resume=True))
 
 
 BAD = {
