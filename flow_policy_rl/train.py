@@ -154,9 +154,14 @@ def train_rl(config: TrainRL) -> dict:
     watch = logger = None
     best = best_seen(config) if config.resume else NOTHING_SEEN
     leads = distributed.rank() == 0
+    if config.eval_every and watched_seeds(config):
+        watch = VecEnv(
+            task,
+            len(watched_seeds(config)),
+            num_threads=threads_of_one(),
+            backend=config.backend,
+        )
     if leads:
-        if config.eval_every:
-            watch = VecEnv(task, config.eval_episodes, backend=config.backend)
         begin_run(config)
         logger = RunLogger(config.run_dir, learner.iteration, config.track, settings)
     if leads and config.resume:
@@ -175,13 +180,13 @@ def train_rl(config: TrainRL) -> dict:
             iteration = learner.iteration
             env_steps = so_far["env_steps"] + int(metrics["rollout/env_steps"])
             seen = {}
-            due = iteration == last or (config.eval_every and iteration % config.eval_every == 0)
-            if watch is not None and due:
+            if config.eval_every and (iteration == last or iteration % config.eval_every == 0):
                 seen = look(config, learner, watch)
                 metrics |= seen
                 if skill(seen) >= best["watched"]:
                     best = {"env_steps": env_steps, "watched": skill(seen)}
-                    save_best(config, learner, best)
+                    if leads:
+                        save_best(config, learner, best)
             if reached(seen, config.stop_at):
                 last = iteration
             wall_s = time.monotonic() - start
@@ -255,12 +260,29 @@ def iterate(config: TrainRL, learner: PPO | RLDT, settings: dict, so_far: dict) 
     return metrics
 
 
-def look(config: TrainRL, learner: PPO | RLDT, watch: VecEnv) -> dict[str, float]:
-    """What the policy does at zero noise."""
-    play = player(learner.average.spec, learner.average.act)
-    result = play(watch, range(EVAL_SEED, EVAL_SEED + config.eval_episodes)).summary()
-    seen = {"eval/return": result["return_mean"], "eval/success_rate": result["success_rate"]}
-    return {name: value for name, value in seen.items() if value is not None}
+def watched_seeds(config: TrainRL) -> range:
+    """Of the episodes that this process plays when it is time to look: nobody waits long for another one's."""
+    seeds = range(EVAL_SEED, EVAL_SEED + config.eval_episodes)
+    return seeds[distributed.rank() :: distributed.world_size()]
+
+
+def look(config: TrainRL, learner: PPO | RLDT, watch: VecEnv | None) -> dict[str, float]:
+    """What the policy does at zero noise, over the episodes of all processes.
+
+    Args:
+        watch: None: there are fewer episodes than processes, and none for this one.
+    """
+    mine = (0, 0.0, 0)
+    if watch is not None:
+        play = player(learner.average.spec, learner.average.act)
+        outcome = play(watch, watched_seeds(config))
+        successes = 0 if outcome.success is None else outcome.success.sum()
+        mine = (len(outcome.returns), outcome.returns.sum(), successes)
+    episodes, return_sum, successes = distributed.sums(mine)
+    seen = {"eval/return": return_sum / episodes}
+    if learner.collector.env.task.success_hold_steps is not None:
+        seen["eval/success_rate"] = successes / episodes
+    return seen
 
 
 def exploring(metrics: dict[str, float], succeeds: bool) -> str:
@@ -278,8 +300,8 @@ def skill(metrics: dict[str, float]) -> float:
 
 
 def reached(seen: dict[str, float], enough: float | None) -> bool:
-    """Whether the process that evaluates has seen enough, if there is such a thing; all get the same answer."""
-    return enough is not None and distributed.sums([skill(seen) >= enough])[0] > 0
+    """Whether a look, if there was one, was good enough, if there is such a thing."""
+    return enough is not None and skill(seen) >= enough
 
 
 def choose_device(config: TrainRL) -> torch.device:
@@ -302,19 +324,23 @@ def own_environments(task, config: TrainRL) -> VecEnv:
     if everyone % processes:
         raise InputError(f"{everyone} environments do not divide by {processes} processes")
     share = everyone // processes
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    threads = max(1, len(os.sched_getaffinity(0)) // here)
     first = distributed.rank() * share
     return make_env(
         task,
         share,
         config.randomize,
         seed=config.seed,
-        num_threads=threads,
+        num_threads=threads_of_one(),
         first_env=first,
         backend=config.backend,
         time_limit=config.time_limit,
     )
+
+
+def threads_of_one() -> int:
+    """The share of this machine's cores that a process of the run has."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // here)
 
 
 def save_fine_tuned(config: TrainRL, learner: PPO | RLDT, env_steps: int) -> None:
