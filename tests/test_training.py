@@ -419,6 +419,31 @@ def test_processes_go_on_from_one_iteration_or_not_at_all(tmp_path, monkeypatch)
         train.main(dataclasses.replace(config, resume=True))
 
 
+def test_processes_share_the_episodes_of_a_look(tmp_path, monkeypatch):
+    """However many they are, together they play each once; also where there are more processes than episodes."""
+    config = tiny("fpo", tmp_path, eval_every=1, eval_episodes=3)
+    task, base = train.starting_point(config)
+    learner = train.build_learner(
+        config, base, train.own_environments(task, config), torch.Generator()
+    )
+    played = {}
+    for processes in (1, 2, 5):
+        monkeypatch.setattr(distributed, "world_size", lambda n=processes: n)
+        parts = []
+        monkeypatch.setattr(
+            distributed, "sums", lambda mine, seen=parts: seen.append(mine) or [1.0, 0.0, 0.0]
+        )
+        for rank in range(processes):
+            monkeypatch.setattr(distributed, "rank", lambda r=rank: r)
+            seeds = train.watched_seeds(config)
+            watch = train.VecEnv(task, len(seeds)) if seeds else None
+            assert train.look(config, learner, watch).keys() == {"eval/return"}
+        played[processes] = np.sum(parts, axis=0)
+    assert played[1][0] == 3
+    assert np.allclose(played[2], played[1])
+    assert np.allclose(played[5], played[1])
+
+
 BAD = {
     "no envs": ({"ppo": {"num_envs": 0}}, "num_envs must be at least 1"),
     "no flow steps": ({"run": {"scratch": NO_STEPS}}, "num_flow_steps must be at least 1"),
