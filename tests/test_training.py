@@ -1,6 +1,7 @@
 """Runs: exact resumption, what happens when one goes wrong, and running statistics."""
 
 import copy
+import csv
 import dataclasses
 import json
 import os
@@ -20,7 +21,7 @@ from flow_policy_rl.algorithms.ppo import PPOConfig
 from flow_policy_rl.algorithms.rldt import RLDTConfig
 from flow_policy_rl.algorithms.rldt_critic import CriticConfig
 from flow_policy_rl.errors import InputError, PeerLost, RunFailed
-from flow_policy_rl.logger import read_metrics
+from flow_policy_rl.logger import RunLogger, read_metrics
 from flow_policy_rl.run_folder import BEST_POLICY_FILE, POLICY_FILE, RAW_POLICY_FILE
 from flow_policy_rl.statistics import RunningStatistics
 from flow_policy_rl.train_config import TrainOnPolicy, default_config
@@ -417,6 +418,30 @@ def test_processes_go_on_from_one_iteration_or_not_at_all(tmp_path, monkeypatch)
     monkeypatch.setattr(distributed, "gather", gather)
     with pytest.raises(InputError, match=r"are of iterations 1 and 2: .* ended while it wrote"):
         train.main(dataclasses.replace(config, resume=True))
+
+
+def test_no_number_is_logged_twice_nor_lost(tmp_path, monkeypatch):
+    """By runs that were killed after step 3 and go on from step 2, at last from the beginning; one in a rewrite."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def steps():
+        found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+        found.Reload()
+        assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [
+            event.step for event in found.Scalars("train/value_loss")
+        ]
+        return [event.step for event in found.Scalars("train/value_loss")]
+
+    for begin, known in ((0, [1, 2, 3]), (2, [1, 2, 3]), (0, [1])):
+        logger = RunLogger(tmp_path, begin)
+        for step in range(begin + 1, len(known) + 1):
+            logger.log(step, {"train/value_loss": step})
+        logger.close()
+        assert steps() == known
+    monkeypatch.setattr(csv.DictWriter, "writerows", lambda *_: (_ for _ in ()).throw(KeyError))
+    with pytest.raises(KeyError):
+        logger.log(2, {"eval/return": 1.0})
+    assert len(read_metrics(tmp_path / "metrics.csv")) == 1
 
 
 def test_processes_share_the_episodes_of_a_look(tmp_path, monkeypatch):
