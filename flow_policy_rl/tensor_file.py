@@ -50,7 +50,10 @@ def read(path: Path, what: str, form: str) -> tuple[dict[str, Tensor], dict[str,
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # In a file they lie where they fit. Small matrix products depend on that in their last digit, so that a
+            # run would not go on as it was: copies lie where torch puts its own.
+            names = file.keys()
+            tensors = {name: file.get_tensor(name).clone() for name in names}
     except SafetensorError as error:
         raise InputError(f"{what} '{path}' is not a safetensors file: {error}") from None
     if texts.get("format") != form:

@@ -15,7 +15,7 @@ import torch
 from toys import documented, gradient_step
 from training_toys import SCRATCH, untrained, weights
 
-from flow_policy_rl import checkpoint, cli, distributed, gradients, train
+from flow_policy_rl import checkpoint, cli, distributed, gradients, tensor_file, train
 from flow_policy_rl.algorithms import ppo
 from flow_policy_rl.algorithms.ppo import PPOConfig
 from flow_policy_rl.algorithms.rldt import RLDTConfig
@@ -82,6 +82,32 @@ def test_two_and_two_iterations_are_four_bit_for_bit(algorithm, randomize, tmp_p
     assert len(rows[0]) == 4
     seconds = [row["time/wall_s"] for row in read_metrics(tmp_path / "two/metrics.csv")]
     assert seconds == sorted(seconds)  # the second half took as long as the first, on top of it
+
+
+def test_two_environments_go_on_bit_for_bit_too(tmp_path):
+    """Products with two rows depend on where the numbers lie in memory."""
+    base = untrained(tmp_path)
+    run = lambda folder, n, resume=False: train.main(  # noqa: E731
+        tiny(
+            "score_flow",
+            tmp_path / folder,
+            ppo={"num_envs": 2, "num_iterations": n},
+            checkpoint=base,
+            resume=resume,
+        )
+    )
+    run("six", 6)
+    run("three", 3)
+    run("three", 6, resume=True)
+    six, three = (weights(tmp_path / folder, "state.safetensors") for folder in ("six", "three"))
+    assert [k for k in six if not torch.equal(six[k], three[k])] == []
+
+
+def test_what_is_read_lies_where_torch_puts_its_own(tmp_path):
+    tensors = {str(n): torch.zeros(n, dtype=torch.uint8) for n in range(1, 40)}
+    tensor_file.write(tmp_path / "file", tensors, "any")
+    read, _ = tensor_file.read(tmp_path / "file", "file", "any")
+    assert {value.data_ptr() % 64 for value in read.values()} == {0}
 
 
 def test_average_and_raw_weights_are_kept_apart(tmp_path):
