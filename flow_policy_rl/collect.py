@@ -263,7 +263,7 @@ def collect_batch(
         for i in np.flatnonzero(running):
             seen = {name: values[i] for name, values in obs.items()}
             records[i].append((seen, intended[i], step.reward[i, 0], before[i]))
-        kept |= running & step.success
+        kept = (kept | running & step.success) & ~(running & step.diverged)
         running &= ~step.ended
         obs = step.obs
     success = None if task.success_hold_steps is None else True

@@ -50,7 +50,9 @@ class RunLogger:
         except ImportError:
             self._events = None
         else:
-            self._events = SummaryWriter(str(run_dir / "tensorboard"))
+            # What another process logged beyond this step is not shown.
+            events = str(run_dir / "tensorboard")
+            self._events = SummaryWriter(events, purge_step=resume_from + 1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record metrics of a step."""
@@ -66,11 +68,15 @@ class RunLogger:
             tracker.log(dict(metrics), step=step)
 
     def _write(self, mode: str, rows: list[dict[str, float]]) -> None:
-        with self._path.open(mode, newline="") as file:
+        whole = mode == "w"
+        path = self._path.with_suffix(".partial") if whole else self._path
+        with path.open(mode, newline="") as file:
             writer = csv.DictWriter(file, self._columns, restval="")
-            if mode == "w":
+            if whole:
                 writer.writeheader()
             writer.writerows(rows)
+        if whole:  # a kill on the way leaves the old one
+            path.rename(self._path)
 
     def close(self) -> None:
         """Flush the event file, and tell the trackers that this is all."""

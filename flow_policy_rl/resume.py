@@ -27,29 +27,32 @@ MAY_DIFFER = (
 PATHS = ("checkpoint", "demos")  # the same however they are written
 
 
-def save(path: Path, learner, settings: dict, env_steps: int, wall_s: float) -> None:
+def save(path: Path, learner, settings: dict, so_far: dict, together: bool = True) -> None:
     """Write all of it.
 
     Args:
         learner: has `state_dict()`, nested dicts of tensors and JSON values, and a `collector` if it simulates.
-        env_steps, wall_s: what the run has taken so far, control steps and seconds.
+        so_far: what the run has taken and seen, as JSON: control steps, seconds, its latest look.
+        together: nobody's file replaces an older one before all processes have written theirs, so that a run that is
+            killed meanwhile goes on from one iteration. All have to call this then.
     """
     state = {"learner": learner.state_dict()}
     if hasattr(learner, "collector"):
         state["collector"] = learner.collector.state()
     tensors, values = flatten(state)
     facts = {
-        "env_steps": env_steps,
-        "wall_s": wall_s,
+        **so_far,
         "processes": distributed.world_size(),
         "settings": comparable(settings),
         "values": values,
     }
-    tensor_file.write(path, tensors, FORMAT, facts=json.dumps(facts))
+    with tensor_file.replaced(path, tensors, FORMAT, facts=json.dumps(facts)):
+        if together:
+            distributed.wait_for_all()
 
 
-def load(path: Path, learner, settings: dict) -> tuple[int, float]:
-    """Put a fresh learner of the same settings where the saved one was; returns what its run had taken, as in `save`.
+def load(path: Path, learner, settings: dict) -> dict:
+    """Put a fresh learner of the same settings where the saved one was; returns `so_far`, as in `save`.
 
     Raises:
         InputError: no state there, or one of other settings; names them.
@@ -59,7 +62,7 @@ def load(path: Path, learner, settings: dict) -> tuple[int, float]:
     tensors, texts = tensor_file.read(path, "state", FORMAT)
     facts = json.loads(texts["facts"])
     processes = "number of processes"
-    found = flat(comparable(facts["settings"]), ".") | {processes: facts["processes"]}
+    found = flat(comparable(facts.pop("settings")), ".") | {processes: facts.pop("processes")}
     wanted = flat(comparable(settings), ".") | {processes: distributed.world_size()}
     different = sorted(k for k in found.keys() | wanted if found.get(k) != wanted.get(k))
     if "algorithm" in different:  # which has settings of its own
@@ -67,11 +70,11 @@ def load(path: Path, learner, settings: dict) -> tuple[int, float]:
     if different:
         said = (f"{k} {found.get(k)} there, {wanted.get(k)} here" for k in different)
         raise InputError(f"'{path}' was run with other settings: {'; '.join(said)}")
-    state = unflatten(tensors | facts["values"])
+    state = unflatten(tensors | facts.pop("values"))
     learner.load_state_dict(state["learner"])
     if hasattr(learner, "collector"):
         learner.collector.restore({name: v.numpy() for name, v in state["collector"].items()})
-    return facts["env_steps"], facts["wall_s"]
+    return facts
 
 
 SEPARATOR = "|"  # occurs in no name

@@ -1,5 +1,7 @@
 """Tensors and text in one safetensors file, which names its format. No pickle."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -15,13 +17,26 @@ def write(path: Path, tensors: dict[str, Tensor], form: str, **texts: str) -> No
     Raises:
         RunFailed: there is no room for it.
     """
+    with replaced(path, tensors, form, **texts):
+        pass
+
+
+@contextlib.contextmanager
+def replaced(path: Path, tensors: dict[str, Tensor], form: str, **texts: str) -> Iterator[None]:
+    """The same in two steps: what is done here comes between writing and renaming; if that fails, the old file stays.
+
+    Raises:
+        RunFailed: there is no room for it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     try:
-        save_file(tensors, partial, metadata={"format": form, **texts})
+        try:
+            save_file(tensors, partial, metadata={"format": form, **texts})
+        except SafetensorError as error:
+            raise RunFailed(f"'{path}' cannot be written: {error}") from None
+        yield
         partial.rename(path)
-    except SafetensorError as error:
-        raise RunFailed(f"'{path}' cannot be written: {error}") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -35,7 +50,10 @@ def read(path: Path, what: str, form: str) -> tuple[dict[str, Tensor], dict[str,
     try:
         with safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # In a file they lie where they fit. Small matrix products depend on that in their last digit, so that a
+            # run would not go on as it was: copies lie where torch puts its own.
+            names = file.keys()
+            tensors = {name: file.get_tensor(name).clone() for name in names}
     except SafetensorError as error:
         raise InputError(f"{what} '{path}' is not a safetensors file: {error}") from None
     if texts.get("format") != form:

@@ -146,41 +146,56 @@ def train_rl(config: TrainRL) -> dict:
         algorithm=config.algorithm, task=task.name, task_options=dict(task.options)
     )
     state, settings = state_file(config.run_dir, distributed.rank()), dataclasses.asdict(config)
-    env_steps, wall_s = resume.load(state, learner, settings) if config.resume else (0, 0.0)
+    so_far = {"env_steps": 0, "wall_s": 0.0, "look": {}}
+    if config.resume:
+        so_far |= resume.load(state, learner, settings)
     check_unfinished(config, learner)
 
     watch = logger = None
     best = best_seen(config) if config.resume else NOTHING_SEEN
     leads = distributed.rank() == 0
+    if config.eval_every and watched_seeds(config):
+        watch = VecEnv(
+            task,
+            len(watched_seeds(config)),
+            num_threads=threads_of_one(),
+            backend=config.backend,
+        )
     if leads:
-        if config.eval_every:
-            watch = VecEnv(task, config.eval_episodes, backend=config.backend)
         begin_run(config)
         logger = RunLogger(config.run_dir, learner.iteration, config.track, settings)
-    start, last = time.monotonic() - wall_s, config.loop.num_iterations
+    if leads and config.resume:
+        # What ended the run may have come between the state and the policy.
+        save_fine_tuned(config, learner, so_far["env_steps"])
+    start, last = time.monotonic() - so_far["wall_s"], config.loop.num_iterations
+    if reached(so_far["look"], config.stop_at):
+        last = learner.iteration
     label, before = f"train {config.algorithm}", learner.iteration
     with (
         Progress(label, last, "it", quiet=not leads, done=before) as progress,
         interruptible(config, "iteration", lambda: learner.iteration) as saved,
     ):
         while learner.iteration < last:
-            metrics = iterate(config, learner, settings, env_steps, wall_s)
+            metrics = iterate(config, learner, settings, so_far)
             iteration = learner.iteration
-            env_steps += int(metrics["rollout/env_steps"])
-            due = iteration == last or (config.eval_every and iteration % config.eval_every == 0)
-            if watch is not None and due:
-                metrics |= look(config, learner, watch)
-                if skill(metrics) >= best["watched"]:
-                    best = {"env_steps": env_steps, "watched": skill(metrics)}
-                    save_best(config, learner, best)
-            if config.stop_at is not None and reached(metrics, config.stop_at):
+            env_steps = so_far["env_steps"] + int(metrics["rollout/env_steps"])
+            seen = {}
+            if config.eval_every and (iteration == last or iteration % config.eval_every == 0):
+                seen = look(config, learner, watch)
+                metrics |= seen
+                if skill(seen) >= best["watched"]:
+                    best = {"env_steps": env_steps, "watched": skill(seen)}
+                    if leads:
+                        save_best(config, learner, best)
+            if reached(seen, config.stop_at):
                 last = iteration
             wall_s = time.monotonic() - start
+            so_far = {"env_steps": env_steps, "wall_s": wall_s, "look": seen}
             if logger is not None:
                 spent = {"time/env_steps": env_steps, "time/wall_s": wall_s}
                 logger.log(iteration, metrics | spent)
             if iteration == last or iteration % config.save_every == 0:
-                resume.save(state, learner, settings, env_steps, wall_s)
+                resume.save(state, learner, settings, so_far)
                 saved()
                 if leads:
                     save_fine_tuned(config, learner, env_steps)
@@ -190,7 +205,7 @@ def train_rl(config: TrainRL) -> dict:
             opened.close()
     return {
         "checkpoint": str(config.run_dir / POLICY_FILE),
-        "env_steps": env_steps,
+        "env_steps": so_far["env_steps"],
         "seconds": time.monotonic() - start,
         "best": best if best["env_steps"] else None,
     }
@@ -204,7 +219,15 @@ def check_watching(config: TrainRL) -> None:
 
 
 def check_unfinished(config: TrainRL, learner: PPO | RLDT) -> None:
-    """Refuse to go on with a run that has more iterations behind it than it is to have."""
+    """Refuse to go on with a run that has more iterations behind it than it is to have, or not everywhere the same."""
+    everywhere = (
+        distributed.gather(torch.tensor([learner.iteration], device="cpu"), dim=0).unique().tolist()
+    )
+    if len(everywhere) > 1:
+        raise InputError(
+            f"the states in '{config.run_dir}' are of iterations {' and '.join(map(str, everywhere))}: the run was "
+            f"ended while it wrote them; start another one with --checkpoint {config.run_dir / POLICY_FILE}"
+        )
     if learner.iteration > config.loop.num_iterations:
         flag = f"--{'rldt' if isinstance(config, TrainRLDT) else 'ppo'}.num-iterations"
         raise InputError(
@@ -212,13 +235,11 @@ def check_unfinished(config: TrainRL, learner: PPO | RLDT) -> None:
         )
 
 
-def iterate(
-    config: TrainRL, learner: PPO | RLDT, settings: dict, env_steps: int, wall_s: float
-) -> dict[str, float]:
+def iterate(config: TrainRL, learner: PPO | RLDT, settings: dict, so_far: dict) -> dict[str, float]:
     """One iteration's metrics.
 
     Args:
-        settings, env_steps, wall_s: for the state that is kept of one that diverged, as `resume.save` takes them.
+        settings, so_far: for the state that is kept of one that diverged, as `resume.save` takes them.
 
     Raises:
         RunFailed: it diverged, or another process is gone.
@@ -231,7 +252,7 @@ def iterate(
         raise
     except RunFailed as error:
         failed = failed_file(config.run_dir, distributed.rank())
-        resume.save(failed, learner, settings, env_steps, wall_s)
+        resume.save(failed, learner, settings, so_far, together=False)
         raise RunFailed(
             f"training stopped in iteration {iteration}: {error}; state in '{failed}'"
             f"{last_good(config)}; lower the learning rates"
@@ -239,12 +260,29 @@ def iterate(
     return metrics
 
 
-def look(config: TrainRL, learner: PPO | RLDT, watch: VecEnv) -> dict[str, float]:
-    """What the policy does at zero noise."""
-    play = player(learner.average.spec, learner.average.act)
-    result = play(watch, range(EVAL_SEED, EVAL_SEED + config.eval_episodes)).summary()
-    seen = {"eval/return": result["return_mean"], "eval/success_rate": result["success_rate"]}
-    return {name: value for name, value in seen.items() if value is not None}
+def watched_seeds(config: TrainRL) -> range:
+    """Of the episodes that this process plays when it is time to look: nobody waits long for another one's."""
+    seeds = range(EVAL_SEED, EVAL_SEED + config.eval_episodes)
+    return seeds[distributed.rank() :: distributed.world_size()]
+
+
+def look(config: TrainRL, learner: PPO | RLDT, watch: VecEnv | None) -> dict[str, float]:
+    """What the policy does at zero noise, over the episodes of all processes.
+
+    Args:
+        watch: None: there are fewer episodes than processes, and none for this one.
+    """
+    mine = (0, 0.0, 0)
+    if watch is not None:
+        play = player(learner.average.spec, learner.average.act)
+        outcome = play(watch, watched_seeds(config))
+        successes = 0 if outcome.success is None else outcome.success.sum()
+        mine = (len(outcome.returns), outcome.returns.sum(), successes)
+    episodes, return_sum, successes = distributed.sums(mine)
+    seen = {"eval/return": return_sum / episodes}
+    if learner.collector.env.task.success_hold_steps is not None:
+        seen["eval/success_rate"] = successes / episodes
+    return seen
 
 
 def exploring(metrics: dict[str, float], succeeds: bool) -> str:
@@ -261,9 +299,9 @@ def skill(metrics: dict[str, float]) -> float:
     return metrics.get("eval/success_rate", metrics.get("eval/return", math.nan))
 
 
-def reached(metrics: dict[str, float], enough: float) -> bool:
-    """Whether the process that evaluates has seen enough; all processes get the same answer."""
-    return distributed.sums([skill(metrics) >= enough])[0] > 0
+def reached(seen: dict[str, float], enough: float | None) -> bool:
+    """Whether a look, if there was one, was good enough, if there is such a thing."""
+    return enough is not None and skill(seen) >= enough
 
 
 def choose_device(config: TrainRL) -> torch.device:
@@ -286,19 +324,23 @@ def own_environments(task, config: TrainRL) -> VecEnv:
     if everyone % processes:
         raise InputError(f"{everyone} environments do not divide by {processes} processes")
     share = everyone // processes
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    threads = max(1, len(os.sched_getaffinity(0)) // here)
     first = distributed.rank() * share
     return make_env(
         task,
         share,
         config.randomize,
         seed=config.seed,
-        num_threads=threads,
+        num_threads=threads_of_one(),
         first_env=first,
         backend=config.backend,
         time_limit=config.time_limit,
     )
+
+
+def threads_of_one() -> int:
+    """The share of this machine's cores that a process of the run has."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // here)
 
 
 def save_fine_tuned(config: TrainRL, learner: PPO | RLDT, env_steps: int) -> None:

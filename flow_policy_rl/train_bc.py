@@ -58,7 +58,7 @@ def train_bc(config: TrainBC) -> dict:
     data = ChunkDataset(demos.episodes, config.action_horizon)
     learner = Imitation(FlowPolicy(spec, config.network), data, config.bc, generator)
     state, settings = state_file(config.run_dir, distributed.rank()), dataclasses.asdict(config)
-    _, wall_s = resume.load(state, learner, settings) if config.resume else (0, 0.0)
+    wall_s = resume.load(state, learner, settings)["wall_s"] if config.resume else 0.0
     begin_run(config)
     logger = RunLogger(config.run_dir, learner.num_steps, trackers=config.track, settings=settings)
     start, last = time.monotonic() - wall_s, config.bc.num_steps
@@ -82,7 +82,7 @@ def train_bc(config: TrainBC) -> dict:
             logger.log(step, metrics | {"time/wall_s": wall_s})
             progress.reach(step, learning(metrics, config, len(demos.episodes)), metrics)
             if step % SAVE_EVERY == 0 or step == last:
-                resume.save(state, learner, settings, 0, wall_s)
+                resume.save(state, learner, settings, {"wall_s": wall_s})
                 saved()
     logger.close()
     save_policy(config.run_dir, learner, spec)

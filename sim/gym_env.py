@@ -154,7 +154,8 @@ class TaskVectorEnv(VectorEnv):
             "render_fps": round(1 / self.task.control_dt),
             "autoreset_mode": AutoresetMode.SAME_STEP,
         }
-        self._env = VecEnv(self.task, num_envs, num_threads=num_threads)
+        seed = int(self.np_random.integers(2**32))  # until a reset brings another one
+        self._env = VecEnv(self.task, num_envs, seed=seed, num_threads=num_threads)
         self.single_observation_space = observation_space(self.task, flat)
         self.single_action_space = action_space(self.task)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -163,11 +164,15 @@ class TaskVectorEnv(VectorEnv):
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict | None = None
     ) -> tuple[Any, dict]:
-        """Start an episode everywhere: from seeds seed, seed + 1 ..., or a list of them, or where we are."""
+        """Start an episode everywhere: from seeds seed, seed + 1 ..., or a list of them, or where we are. What follows
+        depends on them as well; without any, no two runs are alike.
+        """
         if isinstance(seed, (int, np.integer)):
             seed = int(seed)
             self._env.restart(seed)
             seed = [seed + i for i in range(self.num_envs)]
+        elif seed is not None and None not in seed:
+            self._env.restart(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         return gather(self._env.reset(seed), self.flat), {}
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict]:

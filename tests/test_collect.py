@@ -54,6 +54,25 @@ def test_noise_is_executed_but_not_recorded():
         assert grip.max() < 1e-3
 
 
+def test_a_simulation_that_broke_down_is_no_demonstration():
+    """Also of a walker, whose task knows no success and whose episodes are all kept else."""
+    env = VecEnv(make_task("hopper"), 3, dump_dir=None)
+
+    class Stands:
+        def begin(self, env, rng):
+            self.starts = env.state.copy()
+
+        def act(self, env, obs, running):
+            actions = np.zeros((3, 3))
+            actions[1] = np.nan if env.elapsed[1] == 4 else 0.0
+            return actions
+
+    who = Stands()
+    episodes = collect_batch(env, who, 0.0, np.random.default_rng(0))
+    env.close()
+    assert [e.states[0].tolist() for e in episodes] == who.starts[[0, 2]].tolist()
+
+
 def test_the_second_arm_is_written_down(tmp_path):
     collect.main(collect.Config("reach", tmp_path / "d.hdf5", episodes=3, robot="ur5e"))
     demos = demonstrations.load(tmp_path / "d.hdf5")

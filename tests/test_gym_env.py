@@ -59,11 +59,12 @@ def test_vector_is_single_side_by_side(name):
         env.close()
 
 
-def test_a_seed_restarts_the_whole_sequence():
+@pytest.mark.parametrize("seed", [3, [3, 8]])
+def test_a_seed_restarts_the_whole_sequence(seed):
     envs = gymnasium.make_vec("flow_policy/Hopper-v0", num_envs=2, flat=True)
     runs = []
     for _ in range(2):
-        obs, _ = envs.reset(seed=3)
+        obs, _ = envs.reset(seed=seed)
         envs.action_space.seed(3)
         for _ in range(80):
             obs, *_ = envs.step(envs.action_space.sample())
@@ -71,6 +72,12 @@ def test_a_seed_restarts_the_whole_sequence():
     assert np.array_equal(*runs)
     assert runs[0].shape == (2, 11)
     envs.close()
+
+
+def test_without_a_seed_no_two_are_alike():
+    for make in (gymnasium.make, gymnasium.make_vec):
+        one, other = (make("flow_policy/Hopper-v0", flat=True).reset()[0] for _ in range(2))
+        assert not np.array_equal(one, other)
 
 
 def test_a_seed_may_be_an_integer_of_numpy():

@@ -1,6 +1,7 @@
 """Runs: exact resumption, what happens when one goes wrong, and running statistics."""
 
 import copy
+import csv
 import dataclasses
 import json
 import os
@@ -14,13 +15,13 @@ import torch
 from toys import documented, gradient_step
 from training_toys import SCRATCH, untrained, weights
 
-from flow_policy_rl import checkpoint, cli, gradients, train
+from flow_policy_rl import checkpoint, cli, distributed, gradients, tensor_file, train
 from flow_policy_rl.algorithms import ppo
 from flow_policy_rl.algorithms.ppo import PPOConfig
 from flow_policy_rl.algorithms.rldt import RLDTConfig
 from flow_policy_rl.algorithms.rldt_critic import CriticConfig
-from flow_policy_rl.errors import InputError, RunFailed
-from flow_policy_rl.logger import read_metrics
+from flow_policy_rl.errors import InputError, PeerLost, RunFailed
+from flow_policy_rl.logger import RunLogger, read_metrics
 from flow_policy_rl.run_folder import BEST_POLICY_FILE, POLICY_FILE, RAW_POLICY_FILE
 from flow_policy_rl.statistics import RunningStatistics
 from flow_policy_rl.train_config import TrainOnPolicy, default_config
@@ -81,6 +82,32 @@ def test_two_and_two_iterations_are_four_bit_for_bit(algorithm, randomize, tmp_p
     assert len(rows[0]) == 4
     seconds = [row["time/wall_s"] for row in read_metrics(tmp_path / "two/metrics.csv")]
     assert seconds == sorted(seconds)  # the second half took as long as the first, on top of it
+
+
+def test_two_environments_go_on_bit_for_bit_too(tmp_path):
+    """Products with two rows depend on where the numbers lie in memory."""
+    base = untrained(tmp_path)
+    run = lambda folder, n, resume=False: train.main(  # noqa: E731
+        tiny(
+            "score_flow",
+            tmp_path / folder,
+            ppo={"num_envs": 2, "num_iterations": n},
+            checkpoint=base,
+            resume=resume,
+        )
+    )
+    run("six", 6)
+    run("three", 3)
+    run("three", 6, resume=True)
+    six, three = (weights(tmp_path / folder, "state.safetensors") for folder in ("six", "three"))
+    assert [k for k in six if not torch.equal(six[k], three[k])] == []
+
+
+def test_what_is_read_lies_where_torch_puts_its_own(tmp_path):
+    tensors = {str(n): torch.zeros(n, dtype=torch.uint8) for n in range(1, 40)}
+    tensor_file.write(tmp_path / "file", tensors, "any")
+    read, _ = tensor_file.read(tmp_path / "file", "file", "any")
+    assert {value.data_ptr() % 64 for value in read.values()} == {0}
 
 
 def test_average_and_raw_weights_are_kept_apart(tmp_path):
@@ -366,6 +393,106 @@ def test_a_run_ends_at_the_first_evaluation_that_is_good_enough(tmp_path):
         assert (folder / POLICY_FILE).is_file()
     with pytest.raises(InputError, match="--stop-at needs evaluations"):
         train.main(tiny("gaussian_ppo", tmp_path, stop_at=1.0))
+
+
+def test_a_run_that_was_good_enough_is_over_also_when_it_was_killed_at_its_end(
+    tmp_path, monkeypatch
+):
+    """Killed between its state and its policy: what goes on writes the policy of that state and learns no more."""
+    watch = {"eval_every": 1, "eval_episodes": 1, "ppo": {"num_iterations": 3}}
+    monkeypatch.setattr(
+        train, "look", lambda config, learner, watch: {"eval/return": learner.iteration}
+    )
+    with monkeypatch.context() as kill:
+        kill.setattr(train, "save_fine_tuned", lambda *_: (_ for _ in ()).throw(KeyError))
+        with pytest.raises(KeyError):
+            train.main(tiny("fpo", tmp_path / "cut", stop_at=1.0, **copy.deepcopy(watch)))
+    assert not (tmp_path / "cut" / POLICY_FILE).exists()
+    over = lambda folder, **flags: train.main(  # noqa: E731
+        tiny("fpo", tmp_path / folder, **copy.deepcopy(watch), **flags)
+    )
+    whole = over("whole", stop_at=1.0)
+    for _ in range(2):
+        again = over("cut", stop_at=1.0, resume=True)
+        assert again["env_steps"] == whole["env_steps"]
+        cut = weights(tmp_path / "cut")
+        assert all(torch.equal(cut[k], v) for k, v in weights(tmp_path / "whole").items())
+    for enough, iterations in ((2.0, 2), (None, 3)):
+        over("cut", stop_at=enough, resume=True)
+        assert len(read_metrics(tmp_path / "cut" / "metrics.csv")) == iterations
+
+
+def test_processes_go_on_from_one_iteration_or_not_at_all(tmp_path, monkeypatch):
+    """One that dies while states are written leaves the older ones of all others; what differs is refused."""
+    config = tiny("fpo", tmp_path, save_every=1)
+    wait, calls = distributed.wait_for_all, []
+
+    def gone():
+        calls.append(1)
+        if len(calls) == 2:
+            raise PeerLost("another process is gone")
+        wait()
+
+    monkeypatch.setattr(distributed, "wait_for_all", gone)
+    with pytest.raises(PeerLost):
+        train.main(config)
+    assert sorted(path.name for path in tmp_path.glob("state*")) == ["state.safetensors"]
+    done = train.main(dataclasses.replace(config, resume=True))
+    assert len(read_metrics(tmp_path / "metrics.csv")) == 2
+    assert done["env_steps"] == read_metrics(tmp_path / "metrics.csv")[-1]["time/env_steps"]
+    gather = lambda values, dim: torch.cat([values, values - 1], dim)  # noqa: E731
+    monkeypatch.setattr(distributed, "gather", gather)
+    with pytest.raises(InputError, match=r"are of iterations 1 and 2: .* ended while it wrote"):
+        train.main(dataclasses.replace(config, resume=True))
+
+
+def test_no_number_is_logged_twice_nor_lost(tmp_path, monkeypatch):
+    """By runs that were killed after step 3 and go on from step 2, at last from the beginning; one in a rewrite."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def steps():
+        found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+        found.Reload()
+        assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [
+            event.step for event in found.Scalars("train/value_loss")
+        ]
+        return [event.step for event in found.Scalars("train/value_loss")]
+
+    for begin, known in ((0, [1, 2, 3]), (2, [1, 2, 3]), (0, [1])):
+        logger = RunLogger(tmp_path, begin)
+        for step in range(begin + 1, len(known) + 1):
+            logger.log(step, {"train/value_loss": step})
+        logger.close()
+        assert steps() == known
+    monkeypatch.setattr(csv.DictWriter, "writerows", lambda *_: (_ for _ in ()).throw(KeyError))
+    with pytest.raises(KeyError):
+        logger.log(2, {"eval/return": 1.0})
+    assert len(read_metrics(tmp_path / "metrics.csv")) == 1
+
+
+def test_processes_share_the_episodes_of_a_look(tmp_path, monkeypatch):
+    """However many they are, together they play each once; also where there are more processes than episodes."""
+    config = tiny("fpo", tmp_path, eval_every=1, eval_episodes=3)
+    task, base = train.starting_point(config)
+    learner = train.build_learner(
+        config, base, train.own_environments(task, config), torch.Generator()
+    )
+    played = {}
+    for processes in (1, 2, 5):
+        monkeypatch.setattr(distributed, "world_size", lambda n=processes: n)
+        parts = []
+        monkeypatch.setattr(
+            distributed, "sums", lambda mine, seen=parts: seen.append(mine) or [1.0, 0.0, 0.0]
+        )
+        for rank in range(processes):
+            monkeypatch.setattr(distributed, "rank", lambda r=rank: r)
+            seeds = train.watched_seeds(config)
+            watch = train.VecEnv(task, len(seeds)) if seeds else None
+            assert train.look(config, learner, watch).keys() == {"eval/return"}
+        played[processes] = np.sum(parts, axis=0)
+    assert played[1][0] == 3
+    assert np.allclose(played[2], played[1])
+    assert np.allclose(played[5], played[1])
 
 
 BAD = {

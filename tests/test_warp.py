@@ -1,6 +1,8 @@
 """MuJoCo Warp on its CPU device against the CPU backend: what would run on a GPU, in 32 bits."""
 
+import copy
 import dataclasses
+import re
 import sys
 
 import mujoco
@@ -14,7 +16,7 @@ from flow_policy_rl.bench import sim as bench
 from flow_policy_rl.data import demonstrations
 from sim.backends import make_backend
 from sim.errors import SimulationError
-from sim.randomize import Randomization, RandomizedVecEnv, make_env
+from sim.randomize import Randomization, RandomizedVecEnv, Randomizer, hard, make_env
 from sim.tasks import TASKS, make_task
 from sim.vec_env import VecEnv
 from sim.world import World
@@ -245,6 +247,26 @@ def test_randomised_models_differ_as_on_the_cpu(warp, lift):
     for backend, out in zip((fresh, used), rows, strict=True):
         backend.step(nominal.state, controls, out)
     assert np.array_equal(*rows)  # nothing is left of them
+
+
+@pytest.mark.parametrize("name", ["insert", "humanoid"])
+def test_all_that_randomisation_changes_of_the_physics_varies(warp, name):
+    """Also what follows: where the mass of a larger nut is, what a heavier humanoid's tendons weigh."""
+    from mujoco_warp import Model
+
+    task = make_task(name)
+    randomizer = Randomizer(task, hard(task))
+    drawn = copy.copy(task.world.model)
+    randomizer.apply(drawn, randomizer.draw(np.random.default_rng(0)))
+    looks = re.compile("cam_|light_|mat_|geom_rgba")
+    changed = {
+        field
+        for field in Model.__dataclass_fields__
+        if isinstance(getattr(drawn, field, None), np.ndarray) and not looks.match(field)
+        if not np.array_equal(getattr(drawn, field), getattr(randomizer.nominal, field))
+    }
+    assert changed >= {"body_mass", "body_ipos"}
+    assert changed <= set(warp.VARIED)
 
 
 def test_what_warp_lacks_is_named(warp):

@@ -40,9 +40,9 @@ CARRIED = {
 }
 # What may differ between models of one layout: all that domain randomisation changes of the physics, and what follows.
 VARIED = (
-    "body_mass", "body_inertia", "body_subtreemass", "body_invweight0", "dof_damping", "dof_invweight0",
+    "body_mass", "body_inertia", "body_ipos", "body_subtreemass", "body_invweight0", "dof_damping", "dof_invweight0",
     "geom_friction", "geom_size", "geom_pos", "geom_aabb", "geom_rbound",
-    "actuator_gainprm", "actuator_biasprm", "actuator_acc0",
+    "actuator_gainprm", "actuator_biasprm", "actuator_acc0", "tendon_invweight0",
 )  # fmt: skip
 
 
