@@ -21,6 +21,8 @@ ACTION_KINDS = ("joint_position", "control")
 RESERVED_NAMES = ("noise", "prefix", "inference_delay", "action_chunk", "features")
 CONTROL_DT = (1e-4, 60.0)  # s; times are whole nanoseconds
 INTEGRATORS = ("euler", "midpoint", "heun", "rk4")
+# Of a field: what its numbers are, and in which order.
+MEANING = ("kind", "elements", "unit", "source")
 
 
 @dataclass(frozen=True)
