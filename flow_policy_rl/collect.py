@@ -203,14 +203,16 @@ class ScriptedExperts:
 
     def act(self, env: VecEnv, obs: Observation, running: np.ndarray) -> np.ndarray:
         """Intended actions (N, A) for the next control step; environments that no longer run hold still."""
-        return np.stack(
-            [
-                expert.act(state) if on else command
-                for expert, state, command, on in zip(
-                    self._experts, env.state, env.command, running, strict=True
+        actions = env.command.copy()
+        for i in np.flatnonzero(running):
+            action = self._experts[i].act(env.state[i])
+            if np.shape(action) != actions[i].shape:
+                raise InputError(
+                    f"the expert of task '{env.task.name}' gives an action of shape {np.shape(action)}, "
+                    f"not {actions[i].shape}: one target per actuator"
                 )
-            ]
-        )
+            actions[i] = action
+        return actions
 
 
 class PolicyChunks:

@@ -27,7 +27,7 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
     """An error for a misspelt name: the nearest valid one first, then all of them."""
     valid = sorted(valid)
     return InputError(
-        f"unknown {kind} '{name}'{near_match(name, valid)}; valid: {', '.join(valid)}"
+        f"unknown {kind} '{name}'{near_match(name, valid)}; valid: {', '.join(valid) or 'none'}"
     )
 
 

@@ -15,7 +15,7 @@ from flow_policy_rl.errors import InputError, RunFailed, output_folder, refuse_b
 from flow_policy_rl.rerun_log import RerunLog
 from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
-from flow_policy_rl.spec import PolicySpec, options_text, under_way
+from flow_policy_rl.spec import MEANING, PolicySpec, options_text, under_way
 from sim.backends import BackendName
 from sim.gym_task import GymnasiumTask, GymnasiumVecEnv, is_gymnasium
 from sim.tasks import find_task, make_task, task_names
@@ -360,7 +360,10 @@ def check_fits(spec: PolicySpec, task, name: str) -> None:
         "control_dt": task.control_dt,
         "actions": task.world.interface,
     }
-    different = [what for what in mine if mine[what] != theirs[what]]
+    for side, fields in ((mine, spec.observations), (theirs, task.obs_fields)):
+        shown = (*MEANING, "resolution")
+        side |= {f"{what} of {f.name}": getattr(f, what) for f in fields for what in shown}
+    different = [what for what in mine if what in theirs and mine[what] != theirs[what]]
     if different:
         say = lambda side: ", ".join(f"{what} {side[what]}" for what in different)  # noqa: E731
         raise InputError(

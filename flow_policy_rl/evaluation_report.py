@@ -101,6 +101,7 @@ def episode_figures(task, outcome) -> report.Figures | None:
 def films(task, outcome, play: film.Play, backend: BackendName) -> report.Films | None:
     """The episodes worth a film, four to a picture."""
     if not task.cameras:
+        print(f"no film: task '{task.name}' names no cameras", file=sys.stderr)
         return None
     chosen, made = outcome.watched(), []
     try:

@@ -192,7 +192,14 @@ def learning_figure(rows: Sequence[dict[str, float]], base: float | None = None)
     layout(figure, "control steps in simulation", "success rate").update_yaxes(
         range=[0, 1.02], tickformat=".0%"
     )
-    return Figure("Learning curve", figure, "Evaluation is on fixed episodes, without exploration.")
+    figure.update_layout(showlegend=True)  # a single curve, too, is one of the two
+    evaluated = any("eval/success_rate" in row for row in rows)
+    caption = (
+        "Evaluation is on fixed episodes, without exploration."
+        if evaluated
+        else ("Nothing was evaluated: these are the episodes of the roll-outs, with exploration.")
+    )
+    return Figure("Learning curve", figure, caption)
 
 
 def chunk_figure(

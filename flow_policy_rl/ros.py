@@ -12,12 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flow_policy_rl.errors import InputError, RunFailed, existing_file
+import yaml
+
+from flow_policy_rl.errors import InputError, RunFailed, existing_file, near_match
 from flow_policy_rl.serving import model_file
 from flow_policy_rl.serving.robot import load_robot, robot_names
 
@@ -63,7 +65,7 @@ class DeployConfig:
         joining: how consecutive chunks join: auto (rtc where the policy can, else replace), replace, crossfade,
             ensemble, rtc or sync.
         output: a whole chunk as JointTrajectory (trajectory), or Float64MultiArray (per_tick).
-        params_file: YAML file with further parameters of policy_node.
+        params_file: YAML file with further parameters of policy_node (none that is a flag here).
         json: no effect: a node has no result to print.
     """
 
@@ -118,13 +120,43 @@ def deploy(config: DeployConfig) -> None:
         "policy": str(file.path.absolute()),
         "robot": config.robot or file.spec.robot,
         "armed": config.armed,
-        "use_sim_time": config.use_sim_time,
         "joining": config.joining,
         "output": config.output,
     }
     if config.params_file is not None:
-        existing_file(config.params_file, "parameter file")
+        check_params_file(config.params_file, "policy_node", parameters)
+    if config.use_sim_time:
+        parameters["use_sim_time"] = True
     foreground("policy_node", parameters, config.params_file)
+
+
+def check_params_file(path: Path, node: str, flags: Collection[str]) -> None:
+    """Refuse a file that would do nothing, because it speaks of other nodes, and one that sets what flags set: it would
+    come before them, and could arm a dry run.
+
+    Raises:
+        InputError: that, or no file, or not YAML with a section for each node.
+    """
+    where = f"parameter file '{path}'"
+    try:
+        sections = yaml.safe_load(existing_file(path, "parameter file").read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+    sections = sections if isinstance(sections, dict) else {}
+    ours = [sections[name] for name in (node, f"/{node}", "/**", "/*") if name in sections]
+    if not ours:
+        names = [str(name) for name in sections]
+        raise InputError(
+            f"{where} has no section '{node}'{near_match(node, names)}; it has: {', '.join(names) or 'nothing'}"
+        )
+    for section in ours:
+        found = section.get("ros__parameters") if isinstance(section, dict) else None
+        if not isinstance(found, dict):
+            raise InputError(f"{where}: a section is a name, then ros__parameters, then parameters")
+        for name in found:
+            if name in flags:
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(f"{where} sets '{name}', which the flag {flag} says: leave it out")
 
 
 def foreground(

@@ -23,6 +23,8 @@ CONTROL_DT = (1e-4, 60.0)  # s; times are whole nanoseconds
 MOST_FLOW_STEPS = 256  # an exported graph has each of them: with 1,000 its checks take five minutes
 LARGEST_SIDE = 4096  # of a picture, pixels
 INTEGRATORS = ("euler", "midpoint", "heun", "rk4")
+# Of a field: what its numbers are, and in which order.
+MEANING = ("kind", "elements", "unit", "source")
 
 
 @dataclass(frozen=True)

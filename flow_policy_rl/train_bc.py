@@ -16,6 +16,7 @@ from flow_policy_rl.logger import RunLogger
 from flow_policy_rl.policy import FlowPolicy
 from flow_policy_rl.progress import Progress
 from flow_policy_rl.run_folder import POLICY_FILE, state_file
+from flow_policy_rl.spec import MEANING
 from flow_policy_rl.train_config import TrainBC
 from flow_policy_rl.train_run import (
     begin_run,
@@ -93,7 +94,7 @@ def train_bc(config: TrainBC) -> dict:
 
 
 def check_demos(demos: Demonstrations, task, config: TrainBC) -> None:
-    """Refuse data of another task, joint order or rate, and a batch larger than the data."""
+    """Refuse data of another task, joint order, rate or set of observations, and a batch larger than the data."""
     layout, path = demos.layout, config.demos
     names = tuple(f.name for f in task.obs_fields)
     differences = {
@@ -102,6 +103,10 @@ def check_demos(demos: Demonstrations, task, config: TrainBC) -> None:
         "control_dt": (layout.control_dt, task.control_dt),
         "observations": (tuple(f.name for f in layout.observations), names),
     }
+    for mine, theirs in zip(layout.observations, task.obs_fields, strict=False):
+        for what in MEANING:
+            found, wanted = getattr(mine, what), getattr(theirs, what)
+            differences[f"observation '{theirs.name}' with {what}"] = (found, wanted)
     for what, (found, wanted) in differences.items():
         if found != wanted:
             raise InputError(

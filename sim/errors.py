@@ -13,4 +13,4 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> SimulationError:
     valid = sorted(valid)
     near = difflib.get_close_matches(name, valid, n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
-    return SimulationError(f"unknown {kind} '{name}'{hint}; valid: {', '.join(valid)}")
+    return SimulationError(f"unknown {kind} '{name}'{hint}; valid: {', '.join(valid) or 'none'}")

@@ -133,16 +133,20 @@ class World:
         self.joint_names = tuple(names)
         self.target_low = model.actuator_ctrlrange[:, 0].copy()
         self.target_high = model.actuator_ctrlrange[:, 1].copy()
-        if not model.actuator_ctrllimited.all():
-            raise SimulationError("every actuator needs a control range")
+        self._require_each(model.actuator_ctrllimited, "no control range (ctrlrange='low high')")
         if self.interface == "control":
             self.velocity_limit = np.full(model.nu, np.inf)
             return
-        if model.nuser_actuator < 1:
-            raise SimulationError("every actuator needs a velocity limit (user='...')")
-        self.velocity_limit = model.actuator_user[:, 0].copy()
+        limits = model.actuator_user[:, 0] if model.nuser_actuator else np.zeros(model.nu)
+        self._require_each(limits > 0, "no velocity limit above 0 (user='rad/s')")
+        self.velocity_limit = limits.copy()
         self.joint_qpos = self.qpos_address(self.joint_names)
         self.joint_qvel = self.qvel_address(self.joint_names)
+
+    def _require_each(self, given: np.ndarray, lack: str) -> None:
+        if not all(given):
+            without = [name for name, ok in zip(self.joint_names, given, strict=True) if not ok]
+            raise SimulationError(f"actuator {', '.join(without)} has {lack}")
 
     # --- where things are in a state row ---
 

@@ -171,6 +171,14 @@ def test_minari_observations_of_another_length_are_refused(tmp_path, rows):
         demonstrations.load(tmp_path)
 
 
+def test_an_hdf5_file_without_the_header_of_robomimic_says_so(tmp_path):
+    path = tmp_path / "theirs.hdf5"
+    with h5py.File(path, "w") as file:
+        file["data/demo_0/actions"] = np.zeros((3, 2))
+    with pytest.raises(InputError, match="its group 'data' has no attribute 'env_args'"):
+        demonstrations.load(path)
+
+
 def test_a_file_of_robomimic_itself(tmp_path):
     with h5py.File(tmp_path / "low_dim.hdf5", "w") as file:
         data = file.create_group("data")

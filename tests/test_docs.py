@@ -14,13 +14,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import yaml
 from toys import ROOT
 
 from flow_policy_rl import cli
+from flow_policy_rl.data import demonstrations
+from flow_policy_rl.errors import InputError
 from flow_policy_rl.serving.kinematics import Link
 from flow_policy_rl.serving.robot import JointLimits, Robot, Topics, load_robot
+from flow_policy_rl.train_bc import check_demos
+from flow_policy_rl.train_config import default_config
+from sim.tasks import make_task
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(
@@ -104,6 +111,30 @@ def test_marked_commands_run(page, example_package, tmp_path):
                 check=False,
             )
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+
+def test_a_set_of_robomimic_is_taken_over_as_the_tutorial_says(tmp_path, monkeypatch):
+    """The code of the page, on a file in degrees: training takes what comes out, and not the file itself."""
+    page = ROOT / "docs/tutorials/own_demonstrations.md"
+    (code,) = (text for _, text, _ in blocks(page) if "theirs" in text)
+    sizes = {"robot0_joint_pos": 7, "robot0_joint_vel": 7, "robot0_gripper_qpos": 2, "object": 10}
+    with h5py.File(tmp_path / "theirs.hdf5", "w") as file:
+        settings = {"env_name": "Lift", "env_kwargs": {"control_freq": 20}}
+        file.create_group("data").attrs["env_args"] = json.dumps(settings)
+        for i in range(2):
+            file[f"data/demo_{i}/actions"] = np.full((300, 8), 90.0)
+            for name, size in sizes.items():
+                file[f"data/demo_{i}/obs/{name}"] = np.full((300, size), 90.0)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"__name__": "page"})
+    task, config = make_task("reach"), default_config("bc", "reach")
+    demos = demonstrations.load("demos.hdf5")
+    check_demos(demos, task, config)
+    episode = demos.episodes[1]
+    assert np.allclose(episode.obs["joint_pos"], np.pi / 2)
+    assert np.allclose(episode.actions, [*[np.pi / 2] * 7, 90.0])
+    with pytest.raises(InputError, match=r"have task lift; task 'reach' has reach"):
+        check_demos(demonstrations.load("theirs.hdf5"), task, config)
 
 
 def shorter(line: str, instructions: str) -> str:

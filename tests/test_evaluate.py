@@ -1,10 +1,15 @@
 """Evaluations: each seed is one whole episode, the same beside whatever others, and nothing is simulated in vain."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from flow_policy_rl.errors import RunFailed
-from flow_policy_rl.evaluate import evaluate
+from flow_policy_rl.data.demonstrations import DemoLayout
+from flow_policy_rl.errors import InputError, RunFailed
+from flow_policy_rl.evaluate import check_fits, evaluate
+from flow_policy_rl.train_config import default_config
+from flow_policy_rl.train_run import policy_spec
 from sim.randomize import make_env
 from sim.tasks import make_task
 from sim.vec_env import VecEnv
@@ -96,3 +101,24 @@ def test_an_environment_at_rest_stays_as_it_is_and_is_not_drawn():
     env.reset()
     assert env.step(hold).valid.all()
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "other"),
+    [
+        (0, {"elements": ("panda_joint2", "panda_joint1")}),
+        (0, {"unit": "deg"}),
+        (3, {"source": "ball"}),
+        (3, {"resolution": (64, 64)}),
+    ],
+)
+def test_a_policy_that_sees_other_numbers_under_the_same_name_is_refused(field, other):
+    task = make_task("lift", cameras=True)
+    fields = list(DemoLayout.of_task(task).observations)
+    config = default_config("bc", "lift")
+    check_fits(policy_spec(task, tuple(fields), config), task, "mine")
+    fields[field] = dataclasses.replace(fields[field], **other)
+    (what,) = other
+    says = rf"'mine' \(task 'lift', {what} of {fields[field].name} .*\) does not fit task 'lift' \({what} of"
+    with pytest.raises(InputError, match=says):
+        check_fits(policy_spec(task, tuple(fields), config), task, "mine")

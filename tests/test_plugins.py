@@ -3,13 +3,16 @@ algorithm."""
 
 import importlib
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from toys import ROOT, small_spec
 
-from flow_policy_rl import cli, export, plugins, ros
+from flow_policy_rl import cli, collect, evaluation_report, export, plugins, ros
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import FlowPolicy, NetworkConfig
 from flow_policy_rl.serving.robot import load_robot
@@ -17,6 +20,7 @@ from flow_policy_rl.spec import ObservationField
 from sim import gym_env
 from sim.errors import SimulationError
 from sim.tasks import make_task
+from sim.tasks.layout import ObsField
 
 SOURCE = ROOT / "examples" / "my_arm"
 
@@ -132,6 +136,94 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch, capsy
     assert "bad" in run(capsys, "list tasks --json")["tasks"]  # names need no import
 
 
+def _sees(**obs):
+    return lambda self, state: {name: state[..., :size] for name, size in obs.items()}
+
+
+MISTAKES = {
+    "another key": (
+        "observe",
+        _sees(joint_pos=2, goal=7),
+        "observe gives joint_pos, goal, not 'goal_pose'",
+    ),
+    "another size": (
+        "observe",
+        _sees(joint_pos=3, goal_pose=7),
+        r"'joint_pos' has shape \(2, 3\), not \(2, 2\)",
+    ),
+    "positions for a state": (
+        "initial_state",
+        lambda self, rng: rng.random(9),
+        r"a state has shape \(9,\), not \(1",
+    ),
+    "not for batches": (
+        "is_success",
+        lambda self, state: np.bool_(True),
+        r"is_success has shape \(\), not \(2,\)",
+    ),
+    "no booleans": (
+        "is_success",
+        lambda self, state: state[..., 0],
+        "is_success gives float64, not bool",
+    ),
+    "a scalar reward": (
+        "reward_terms",
+        lambda *_: {"near": 1.0},
+        r"'near' has shape \(\), not \(2,\)",
+    ),
+    "its own error": (
+        "observe",
+        lambda self, state: {}["x"],
+        r"observe fails: KeyError: 'x' \(test_plugins.py, line",
+    ),
+    "no robot": ("robot", None, "has no attribute 'robot'"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_in_a_task_is_one_line_before_work_begins(example, case, monkeypatch, capsys):
+    from my_arm.task import Point
+
+    what, wrong, says = MISTAKES[case]
+    if wrong is None:
+        monkeypatch.delattr(Point, what)
+    else:
+        monkeypatch.setattr(Point, what, wrong)
+    with pytest.raises(SimulationError, match=rf"^task 'point' \(my_arm.task:Point\).*{says}"):
+        make_task("point")
+    assert cli.main(["collect", "--task", "point", "--episodes", "1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_observation_of_a_joint_that_the_model_lacks_is_refused(example, monkeypatch):
+    from my_arm import task
+
+    monkeypatch.setattr(
+        task,
+        "ObsField",
+        lambda name, kind, elements, *rest: ObsField(name, kind, ("shoulder", "elbo"), *rest),
+    )
+    with pytest.raises(
+        SimulationError, match="observation 'joint_pos': unknown joint 'elbo' .did you mean 'elbow'"
+    ):
+        make_task("point")
+
+
+def test_a_task_without_cameras_has_no_film_which_is_said(example, capsys):
+    assert evaluation_report.films(make_task("point"), None, None, "cpu") is None
+    assert capsys.readouterr().err == "no film: task 'point' names no cameras\n"
+
+
+def test_an_expert_of_another_arm_is_refused(example, monkeypatch):
+    from my_arm.task import Point
+
+    monkeypatch.setattr(Point, "expert", lambda *_: SimpleNamespace(act=lambda state: np.zeros(3)))
+    with pytest.raises(
+        InputError, match=r"expert of task 'point' gives an action of shape \(3,\), not \(2,\)"
+    ):
+        collect.main(collect.Config("point", Path("demos.hdf5"), episodes=1))
+
+
 def test_two_packages_with_one_name_are_both_named(example, tmp_path, monkeypatch):
     info = tmp_path / "other_arm-1.0.dist-info"
     info.mkdir()
@@ -155,3 +247,8 @@ def test_own_task_is_a_gymnasium_environment(example, monkeypatch):
     obs, _ = envs.reset(seed=0)
     assert obs.shape == (2, 9)
     envs.close()
+
+
+def test_a_task_without_options_says_that_there_are_none(example):
+    with pytest.raises(SimulationError, match="option of task 'point' 'cameras'; valid: none$"):
+        make_task("point", cameras=True)

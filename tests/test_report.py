@@ -210,3 +210,15 @@ def test_page_of_an_evaluation(browser, tmp_path, capsys):
     assert result["report"] == str(out / "report.html")
     if browser.value("document.querySelectorAll('video').length"):
         browser.wait("document.querySelector('video').currentTime > 0.2")
+
+
+def test_a_curve_without_evaluation_is_not_called_one():
+    """Under --eval-every 0 the only curve is that of the exploring policy, and it is named, though alone."""
+    rows = [{"time/env_steps": k, "rollout/success_rate": 0.5} for k in (100.0, 200.0)]
+    alone = report.learning_figure(rows)
+    assert alone.caption.startswith(
+        "Nothing was evaluated: these are the episodes of the roll-outs"
+    )
+    assert alone.figure.layout.showlegend
+    both = report.learning_figure([*rows, {"time/env_steps": 200.0, "eval/success_rate": 0.7}])
+    assert both.caption == "Evaluation is on fixed episodes, without exploration."

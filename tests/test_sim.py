@@ -10,7 +10,7 @@ from sim.errors import SimulationError
 from sim.expert import make_expert
 from sim.tasks import TASKS, make_task
 from sim.vec_env import VecEnv
-from sim.world import STATE
+from sim.world import STATE, World
 
 
 @pytest.fixture(scope="module")
@@ -353,3 +353,26 @@ def test_unknown_task_names_the_nearest_and_all():
     with pytest.raises(SimulationError, match="did you mean 'lift'") as error:
         make_task("lfit")
     assert all(name in str(error.value) for name in TASKS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ('user="2" ctrlrange="-1 1"', None),
+        ('ctrlrange="-1 1"', "^actuator b has no velocity limit above 0"),
+        ('user="2"', "^actuator b has no control range"),
+    ],
+)
+def test_an_actuator_without_a_limit_is_named(wrong, says):
+    """One of two: what the other says does not count for it, and no limit is not a limit of 0."""
+    joint = '<body><joint name="{0}"/><geom size="0.1"/></body>'
+    model = mujoco.MjModel.from_xml_string(
+        f"<mujoco><worldbody>{joint.format('a')}{joint.format('b')}</worldbody><actuator>"
+        f'<position name="a" joint="a" user="2" ctrlrange="-1 1"/><position name="b" joint="b" {wrong}/>'
+        "</actuator></mujoco>"
+    )
+    if says is None:
+        assert World(model, 0.02).velocity_limit.tolist() == [2, 2]
+        return
+    with pytest.raises(SimulationError, match=says):
+        World(model, 0.02)

@@ -18,18 +18,32 @@ from flow_policy_rl.run_folder import POLICY_FILE, RAW_POLICY_FILE
 from flow_policy_rl.train_config import default_config
 from sim.tasks import make_task
 
+FIELDS = DemoLayout.of_task(make_task("lift")).observations
 STRANGE = {
     "joints": ({"joint_names": ("a", "b")}, r"have joints \('a', 'b'\); task 'lift' has \('panda"),
     "rate": ({"control_dt": 0.1}, "have control_dt 0.1; task 'lift' has 0.05"),
     "task": ({"task": "hopper"}, "have task hopper; task 'lift' has lift"),
     "observations": ({"observations": ()}, r"have observations \(\); task 'lift' has"),
+    "joints within": (
+        {
+            "observations": (
+                dataclasses.replace(FIELDS[0], elements=FIELDS[0].elements[::-1]),
+                *FIELDS[1:],
+            )
+        },
+        r"have observation 'joint_pos' with elements \('panda_joint7', .*; task 'lift' has \('panda_joint1'",
+    ),
+    "degrees": (
+        {"observations": (dataclasses.replace(FIELDS[0], unit="deg"), *FIELDS[1:])},
+        "have observation 'joint_pos' with unit deg; task 'lift' has rad",
+    ),
     "too few": ({}, "is larger than the 7 steps"),
 }
 
 
 @pytest.mark.parametrize("case", STRANGE)
 def test_demonstrations_that_do_not_fit_are_refused(case):
-    """Other joints, rate, task or senses, fewer steps than a batch: the line says what is there and what is wanted."""
+    """Other joints, rate, task, senses, units or orders within them, fewer steps than a batch: the line says both."""
     changes, says = STRANGE[case]
     task = make_task("lift")
     layout = DemoLayout.of_task(task)

@@ -310,6 +310,8 @@ def check_episodes(
 
 def layout_of(data: h5py.Group) -> DemoLayout:
     """Ours as written; of a file of robomimic itself (its `env_args` know no joints) by the shapes of its arrays."""
+    if "env_args" not in data.attrs:
+        raise ValueError("its group 'data' has no attribute 'env_args', as robomimic writes it")
     raw = json.loads(data.attrs["env_args"])
     if "joint_names" in raw:
         return DemoLayout.from_dict(raw)

@@ -227,7 +227,7 @@ class SafetyFilter:
             worst = int(distance.argmax())
             raise Rejected(
                 f"first target of {self.joint_names[worst]} is {distance[worst]:.3f} away from where it is, "
-                f"limit {self.max_start_distance:.3f}"
+                f"limit {self.max_start_distance:.3f} (max_start_distance)"
             )
 
     def _refuse_jolt(self, spline: Spline, braked: np.ndarray) -> None:

@@ -4,6 +4,7 @@ import inspect
 from importlib import metadata
 
 from sim.errors import SimulationError, unknown_name
+from sim.tasks.check import check_task, said
 from sim.tasks.insert import Insert
 from sim.tasks.kitchen import Kitchen
 from sim.tasks.lamp import Lamp
@@ -63,7 +64,8 @@ def make_task(name: str, **options):
         options: what the task's class takes (`robot`, `reward`, `cameras` ...); None stands for its default.
 
     Raises:
-        SimulationError: unknown name, option or value; the message lists the valid ones.
+        SimulationError: unknown name, option or value; the message lists the valid ones. Or a task of another package
+            that is not what a task should be.
     """
     task = find_task(name)
     valid = inspect.signature(task).parameters
@@ -73,7 +75,13 @@ def make_task(name: str, **options):
             raise unknown_name(f"option of task '{name}'", option, valid)
         if isinstance(valid[option].default, bool):
             given[option] = boolean(f"option {option} of task '{name}'", given[option])
-    built = task(**given)
+    if name in TASKS:
+        built = task(**given)
+    else:
+        where = f"task '{name}' ({task.__module__}:{task.__qualname__})"
+        with said(where):
+            built = task(**given)
+        check_task(built, where)
     built.options = {o: v for o, v in given.items() if o not in ("robot", "cameras")}
     return built
 

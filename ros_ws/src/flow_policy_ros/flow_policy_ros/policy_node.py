@@ -46,6 +46,7 @@ from flow_policy_ros.reports import (
     Inference,
     InferenceReport,
     Order,
+    Reasons,
     StatusReport,
     arrival,
     input_facts,
@@ -94,6 +95,7 @@ class PolicyNode(LifecycleNode):
         self._emergency = EmergencyStop()
         self._button: Button | None = None  # heard from the beginning, in every state
         self._status, self._inferences = StatusReport(self), InferenceReport(self)
+        self._reasons = Reasons()
         self.create_service(Trigger, "~/emergency_stop", self._on_emergency_stop)
         self.create_service(Trigger, "~/reset_emergency_stop", self._on_reset_emergency_stop)
         SlowService(self, "~/reload", self._load_again, otherwise="the old policy stays")
@@ -359,8 +361,10 @@ class PolicyNode(LifecycleNode):
                 raise Rejected(f"emergency stop: {self._emergency.reason}")
             self._status.count(outcome)
             self._command(outcome.plan, now)
-            self._holding = False
+            held, self._holding = self._holding, False
         published = time.perf_counter_ns()
+        if held:
+            self.get_logger().info("holding no longer")
         with self._lock:
             if self._current(order):
                 self._say_active(served.familiarity.unusual(snapshot.obs))
@@ -460,7 +464,8 @@ class PolicyNode(LifecycleNode):
             self._hold(silent=again)
             if self._outputs is not None and not again:
                 self._outputs.doubt()
-        if not again:
+            news = self._reasons.news(reason, time.monotonic(), begins=not again)
+        if news:
             self.get_logger().warning(f"holding: {reason}")
         self._set_state(DiagnosticStatus.ERROR, f"holding: {reason}")
 

@@ -51,7 +51,11 @@ def run_node(
     A node may have a `close()`, called while it can still publish.
     """
     stop = Stop()
-    rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # what follows --ros-args, a parameter file say
+        print(f"error: ROS arguments: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     try:
         node = make()
     except InputError as error:

@@ -1,5 +1,7 @@
 """What the policy node tells about itself: one line of `/diagnostics`, and a record of every inference."""
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -149,6 +151,25 @@ class StatusReport:
         self._publisher.publish(
             messages.diagnostics(self._name, self.level, self.text, values, stamp, hardware)
         )
+
+
+class Reasons:
+    """Which reasons to hold are news for the log: their numbers change with every message."""
+
+    def __init__(self):
+        self._kind, self._since = "", -math.inf
+
+    def news(self, reason: str, now: float, begins: bool) -> bool:
+        """Whether to log it: a hold begins, or goes on for another reason than was logged at least a second ago.
+
+        Args:
+            now: s, steady.
+        """
+        kind = re.sub(r"\b[\d.]+", "", reason)  # the digits of joint3 stay
+        if not begins and (kind == self._kind or now - self._since < 1.0):
+            return False
+        self._kind, self._since = kind, now
+        return True
 
 
 def input_facts(inputs: Iterable[Input], streams: Streams, now: int) -> dict[str, object]:

@@ -6,6 +6,7 @@ from array import array
 
 import numpy as np
 import pytest
+from flow_policy_ros.reports import Reasons
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from robot_peer import change_state
@@ -192,6 +193,29 @@ def test_a_simulation_that_restarts_is_survived(running, start, peer, commands, 
         assert change_state(peer, "activate")
     count = len(commands)
     peer.until(lambda: len(commands) > count, "commands again")
+
+
+def test_the_log_says_why_it_holds_now_and_that_it_goes_on(start, peer, policy_file, status):
+    """Where deploy was started: what it said at first, before there was a robot, is not what keeps it later."""
+    parameters = {"policy": str(policy_file), "use_sim_time": True}
+    log = start(policy_node=parameters)["policy_node"].log
+    peer.until(lambda: "holding: no message on any input" in log.read_text(), "no robot")
+    start(sim_node=SIM | {"fault_renamed_joint": "panda_joint3"})
+    peer.until(lambda: "holding: /joint_states: joint state lacks" in log.read_text(), "its reason")
+    inject(peer, fault_renamed_joint="")
+    peer.until(lambda: "holding no longer" in log.read_text(), "the end")
+    assert log.read_text().count("holding: ") < 8
+
+
+def test_a_reason_is_news_once_whatever_its_numbers():
+    reasons = Reasons()
+    silent, lacks = "no message for {:.1f} s", "/joint_states lacks joint{}"
+    assert reasons.news(silent.format(1), 0.0, begins=True)
+    assert not reasons.news(silent.format(2.5), 2.5, begins=False)
+    assert reasons.news(lacks.format(3), 3.0, begins=False)
+    assert not reasons.news(silent.format(0.1), 3.5, begins=False)  # to and fro
+    assert reasons.news(lacks.format(4), 4.5, begins=False)  # another joint
+    assert reasons.news(lacks.format(4), 4.6, begins=True)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,17 @@ def test_a_misspelt_limit_in_a_file_ends_the_node_in_one_line(ros_environment, t
     assert not any("Traceback" in line for line in lines)
 
 
+def test_a_file_that_is_no_parameter_file_ends_the_node_in_one_line(ros_environment, tmp_path):
+    file = tmp_path / "parameters.yaml"
+    file.write_text("soft_start_s: 1.0\n")
+    command = [*node_command("policy_node", {}), "--params-file", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("error: ROS arguments: ")
+    assert str(file) in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("node", "given", "says"),
     [
