@@ -13,6 +13,7 @@ from flow_policy_rl.serving import shipped
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.spec import INTEGRATORS, ObservationField, PolicySpec
 
+MOST_FLOW_STEPS = 256  # with 1,000 the checks of a graph take five minutes
 # What an export takes over from its checkpoint as it is, beside the observations.
 PROMISES = (
     "task",
@@ -112,6 +113,10 @@ def check(config: ExportConfig) -> None:
     if config.integrator is not None and config.integrator not in INTEGRATORS:
         raise InputError(
             f"--integrator must be one of {', '.join(INTEGRATORS)}, not '{config.integrator}'"
+        )
+    if (config.num_flow_steps or 0) > MOST_FLOW_STEPS:
+        raise InputError(
+            f"--num-flow-steps must be at most {MOST_FLOW_STEPS}, not {config.num_flow_steps}: a graph has each of them"
         )
     if config.batch is not None and config.batch < 1:
         raise InputError(f"--batch must be at least 1, not {config.batch}")

@@ -189,7 +189,11 @@ BAD = {
     ),
     "no flow steps": (
         ["export", "--checkpoint", "{chain}/bc/policy.safetensors", "--num-flow-steps", "0"],
-        "num_flow_steps must be from 1 to 256",
+        "num_flow_steps must be at least 1",
+    ),
+    "a graph without end": (
+        ["export", "--checkpoint", "{chain}/bc/policy.safetensors", "--num-flow-steps", "5000"],
+        "--num-flow-steps must be at most 256, not 5000",
     ),
     "batch": (
         [

@@ -43,7 +43,14 @@ def test_parameters_are_declared_by_the_node_they_go_to(path):
         module = next(
             c for c in constants(keywords["arguments"]) if c.startswith("flow_policy_ros.")
         )
-        declared = constants(ast.parse((NODES / f"{module.rpartition('.')[2]}.py").read_text()))
+        node = ast.parse((NODES / f"{module.rpartition('.')[2]}.py").read_text())
+        declared = constants(node)
+        for part in ast.walk(
+            node
+        ):  # `from flow_policy_ros import simulated_task`: its parameters are the node's, too
+            if isinstance(part, ast.ImportFrom) and part.module == "flow_policy_ros":
+                texts = [(NODES / f"{name.name}.py").read_text() for name in part.names]
+                declared |= set().union(*(constants(ast.parse(text)) for text in texts))
         given = {
             k.value
             for d in ast.walk(keywords["parameters"])

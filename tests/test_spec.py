@@ -60,8 +60,7 @@ def bad_field(**changes) -> str:
             (bad(control_dt=dt), "control_dt must be from 0.0001 to 60 s")
             for dt in (0.0, -1, 1e-9, 1e30)
         ),
-        (bad(num_flow_steps=0), "num_flow_steps must be from 1 to 256"),
-        (bad(num_flow_steps=257), "num_flow_steps must be from 1 to 256"),
+        (bad(num_flow_steps=0), "num_flow_steps must be at least 1"),
         (bad(num_flow_steps=True), "'num_flow_steps' must be int, not bool"),
         (bad(surprise=1), "unknown key 'surprise'"),
         (bad(joint_names=["a", "a"]), "duplicates"),
@@ -77,7 +76,10 @@ def bad_field(**changes) -> str:
             for mean, std in (([1.0], [1.0]), ([], [1.0] * 3), ([1.0] * 3, []))
         ),
         *(
-            (bad_field(kind="image", elements=[], resolution=size), "of 1 to 4096 pixels")
+            (
+                bad_field(kind="image", elements=[], resolution=size),
+                "a resolution of 1 to 4096 pixels each way",
+            )
             for size in ([8], [8, 0], [4097, 8])
         ),
         (bad_field(mean=[0.0] * 3, std=[1.0, 0.0, 1.0]), "std must be above zero"),

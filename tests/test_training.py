@@ -497,7 +497,7 @@ def test_processes_share_the_episodes_of_a_look(tmp_path, monkeypatch):
 
 BAD = {
     "no envs": ({"ppo": {"num_envs": 0}}, "num_envs must be at least 1"),
-    "no flow steps": ({"run": {"scratch": NO_STEPS}}, "num_flow_steps must be from 1 to 256"),
+    "no flow steps": ({"run": {"scratch": NO_STEPS}}, "num_flow_steps must be at least 1"),
     "batches": ({"ppo": {"num_minibatches": 1000}}, "is more than the 24 chunks of a rollout"),
 }
 
