@@ -90,7 +90,7 @@ class PolicyNode(LifecycleNode):
         self._obstacle = ""  # why nothing may be commanded, whatever the policy says
         self._clock_jumped = False
         self._clock_watch = ClockWatch(self._now)
-        self._activated = self._last_message = 0.0
+        self._last_message = self._emptied = 0.0  # s, steady; when the streams were empty
         self._begins = 0  # ns; when the node was activated
         self._emergency = EmergencyStop()
         self._button: Button | None = None  # heard from the beginning, in every state
@@ -177,7 +177,7 @@ class PolicyNode(LifecycleNode):
             self._served.commander.begin_anew(self._begins)
             self._holding, self._active = False, True
             self._run += 1
-            self._activated = self._last_message = time.monotonic()
+            self._last_message = self._emptied = time.monotonic()
             if self._outputs is not None:
                 self._outputs.doubt()
         self._say_active()
@@ -297,7 +297,7 @@ class PolicyNode(LifecycleNode):
             self._begins = 0
             self._served.streams.clear()
             self._run += 1
-            self._last_message = time.monotonic()
+            self._last_message = self._emptied = time.monotonic()
         self._clock_jumped = True  # if that is because there are two clocks, it will again
         self.get_logger().warning(
             "the clock jumped: starting again from the next observation",
@@ -446,7 +446,7 @@ class PolicyNode(LifecycleNode):
             except Rejected as error:
                 reason = str(error)
             except NotReady as error:
-                settling = time.monotonic() - self._activated < longest
+                settling = time.monotonic() - self._emptied < longest
                 waits = self._served.commander.idle and settling
                 if waits and not self._emergency.tripped:
                     return  # the first messages, and finding each other, may take a moment
