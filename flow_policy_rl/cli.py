@@ -135,9 +135,8 @@ def main(arguments: list[str] | None = None) -> int:
             if not seen and not isinstance(error, KeyboardInterrupt):
                 raise
             if isinstance(error, KeyboardInterrupt) and arguments[0] in ("train", "collect"):
-                how = (
-                    f" {error}".rstrip()
-                )  # what is kept; of what runs within another command nothing is
+                # What is kept; what runs within another command says it otherwise.
+                how = f" {error}".rstrip()
         print(f"interrupted{how}", file=sys.stderr)
         # Where Ctrl-C hit while a text was executed (imports do that), `python -m` would end by the signal all the
         # same; CPython forgets that at the next text.

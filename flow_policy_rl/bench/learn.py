@@ -335,7 +335,7 @@ def check_recipes(cells: Sequence[Cell]) -> None:
     for stage in stages.values():
         if not stage.name.with_suffix(".done").is_file():
             continue
-        then, now = trained(stage) if stage.command[0] == "train" else begun(stage)
+        then, now = settings_of(stage) if stage.command[0] == "train" else flags_of(stage)
         changed = sorted(
             f"{name} {then.get(name, 'not given')} (now {now.get(name, 'not given')})"
             for name in then.keys() | now.keys()
@@ -348,7 +348,7 @@ def check_recipes(cells: Sequence[Cell]) -> None:
             )
 
 
-def trained(stage: Stage) -> tuple[dict, dict]:
+def settings_of(stage: Stage) -> tuple[dict, dict]:
     """Settings with which a training ended, and which it would have today, of what both know."""
     from flow_policy_rl import cli, resume
 
@@ -359,23 +359,26 @@ def trained(stage: Stage) -> tuple[dict, dict]:
     return {name: then[name] for name in both}, {name: now[name] for name in both}
 
 
-def begun(stage: Stage) -> tuple[dict, dict]:
+def flags_of(stage: Stage) -> tuple[dict, dict]:
     """Flags of the command that made something else, and of today's, where they are no paths; both empty where the log
     does not say (of studies before 2026-11-23)."""
     ran = last_command(stage)
-    return (given(ran), given(stage.command)) if ran else ({}, {})
+    return (pathless(ran), pathless(stage.command)) if ran else ({}, {})
 
 
-def given(command: Sequence[str]) -> dict[str, str]:
-    """Flags of a command with their values, but paths."""
+def pathless(command: Sequence[str]) -> dict[str, str]:
+    """Flags of a command with their values, without those that are paths: a study may be moved."""
     flags = {}
     for word in command:
         if word.startswith("--"):
             flags[word] = []
         elif flags:
             list(flags.values())[-1].append(word)
-    pathless = {flag: v for flag, v in flags.items() if not any(os.sep in word for word in v)}
-    return {flag: shlex.join(values) or "given" for flag, values in pathless.items()}
+    return {
+        flag: shlex.join(values) or "given"
+        for flag, values in flags.items()
+        if not any(os.sep in word for word in values)
+    }
 
 
 def write_result(cell: Cell, delays: Sequence[int] = ()) -> None:

@@ -46,7 +46,8 @@ class Demonstrator(Node):
         self._reset_client = self.create_client(Trigger, "sim_node/reset")
         self._expert = None
         self._next_step = 0
-        self._heard = 0.0  # of the simulation, the last time, by the monotonic clock
+        self._heard = 0.0  # s, steady; the last joint state
+        self._stamps: list[int] = []  # ns; of the episode's first joint state and the last
         self._result: bool | None = None
 
     def _get(self, name: str):
@@ -56,7 +57,10 @@ class Demonstrator(Node):
         """One target per control step of the simulation's clock."""
         stamp = stamp_ns(msg)
         self._heard = time.monotonic()
-        if self._expert is None or stamp < self._next_step:
+        if self._expert is None:
+            return
+        self._stamps = [*self._stamps[:1], stamp]
+        if stamp < self._next_step:
             return
         dt = self._task.control_dt
         self._next_step = stamp + round(dt * 1e9) - 1_000_000
@@ -77,14 +81,28 @@ class Demonstrator(Node):
             self._begin(executor, stop)
             while self._result is None and not stop.requested:
                 executor.spin_once(timeout_sec=0.05)
-                if time.monotonic() > self._heard + PATIENCE_S:
-                    raise RunFailed(
-                        f"no joint states for {PATIENCE_S:.0f} s in episode {number + 1}: does sim_node still run?"
-                    )
+                self._require_progress(number + 1)
             if stop.requested:
                 return
             said = "success" if self._result else "failure"
             print(f"episode {number + 1}/{total} {said}", flush=True)
+
+    def _require_progress(self, number: int) -> None:
+        """Raise where an episode will not end.
+
+        Raises:
+            RunFailed: the simulation is gone, or goes on without us.
+        """
+        if time.monotonic() > self._heard + PATIENCE_S:
+            raise RunFailed(
+                f"no joint states for {PATIENCE_S:.0f} s in episode {number}: does sim_node still run?"
+            )
+        longest = self._task.episode_steps * self._task.control_dt
+        if self._stamps and self._stamps[-1] - self._stamps[0] > 2e9 * longest:
+            raise RunFailed(
+                f"episode {number} should end after {longest:g} s, and goes on after twice that: does sim_node hear "
+                f"commands on {self._command_pub.topic_name}?"
+            )
 
     def _begin(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
         """Reset the simulation; the script begins with what it sees then."""
@@ -100,7 +118,8 @@ class Demonstrator(Node):
             raise InputError(f"sim_node has {theirs}, this node {ours}: give both the same")
         rng = np.random.default_rng(said["seed"])
         self._state = self._task.initial_state(rng)
-        self._result, self._next_step = None, 0
+        self._result, self._next_step, self._stamps = None, 0, []
+        self._heard = time.monotonic()
         self._expert = make_expert(self._task, self._state, rng)
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -208,6 +209,18 @@ def test_the_demonstrator_plays_the_task_on_the_robot_that_is_simulated(start):
         "error: sim_node has task 'reach' on ur5e with reward dense, "
         "this node task 'reach' on ur5e with its defaults: give both the same"
     ]
+
+
+def test_a_demonstrator_that_is_not_heard_says_so(start, tmp_path):
+    elsewhere = tmp_path / "ur5e.yaml"
+    text = (resources.files("robots") / "ur5e.yaml").read_text()
+    elsewhere.write_text(text.replace("  command: /", "  command: /elsewhere/"))
+    start(sim_node={"task": "reach", "robot": "ur5e", **SILENT, "real_time_factor": 10.0})
+    deaf = start(demonstrator={"task": "reach", "robot": str(elsewhere)})["demonstrator"]
+    assert deaf.wait(120.0) == 1
+    (line,) = deaf.log.read_text().splitlines()
+    assert line.startswith("error: episode 1 should end after")
+    assert "does sim_node hear commands on /elsewhere/" in line
 
 
 def test_names_given_to_the_process_do_not_rename_the_controller(peer, tmp_path):
