@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 from toys import ROOT, documented
 
-from flow_policy_rl import cli, config_file, demo, ros
-from flow_policy_rl.evaluate import Evaluation, text, wilson_interval
+from flow_policy_rl import cli, config_file
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -542,109 +541,6 @@ def test_names_that_are_listed_without_torch_are_those_that_exist():
     assert typing.get_args(presets.Preset) == listing.PRESETS
 
 
-@pytest.mark.parametrize("task", ["lift", "insert", "hopper"])
-def test_the_control_explores_as_score_flow_does_from_a_checkpoint(task):
-    """A Gaussian with other noise than its flow compares the noise."""
-    flags = ["--task", task, "--checkpoint", "policy.safetensors"]
-    _, control = cli.parse_train(["gaussian_ppo", *flags], None)
-    _, flow = cli.parse_train(["score_flow", *flags], None)
-    assert control.ppo == flow.ppo
-    for bound in ("sigma_min", "sigma_max"):
-        assert getattr(control.gaussian, bound) == getattr(flow.score_flow, bound)
-
-
-def test_a_walker_that_learns_from_nothing_explores_widely(tmp_path):
-    _, pretrained = cli.parse_train(
-        ["gaussian_ppo", "--task", "hopper", "--checkpoint", "policy.safetensors"], None
-    )
-    _, scratch = cli.parse_train(["gaussian_ppo", "--task", "hopper"], None)
-    assert scratch.gaussian.sigma_min >= 2 * pretrained.gaussian.sigma_min
-    assert scratch.gaussian.sigma_max >= 2 * pretrained.gaussian.sigma_max
-    settings = tmp_path / "settings.yaml"  # a file decides as flags do
-    settings.write_text("task: hopper\ncheckpoint: policy.safetensors\n")
-    assert cli.parse_train(["gaussian_ppo"], settings)[1] == pretrained
-
-
-def test_the_time_of_a_success_leaves_out_episodes_that_failed():
-    steps = np.array([100, 800, 120, 300, 110, 800])
-    won = steps < 800
-    result = Evaluation(tuple(range(6)), won, won.astype(float), steps).summary()
-    assert result["success_steps"] == pytest.approx([115, 246])  # of 100, 110, 120, 300
-    assert "within 115 control steps by median, 246 for nine tenths" in text(
-        result | {"policy": "p", "task": "t", "task_options": {}}
-    )
-    failed = Evaluation(tuple(range(6)), ~won & won, np.zeros(6), steps).summary()
-    walked = Evaluation(tuple(range(6)), None, np.zeros(6), steps).summary()
-    for result in (failed, walked):
-        assert result["success_steps"] is None
-        assert "within" not in text(result | {"policy": "p", "task": "t", "task_options": {}})
-
-
-def test_wilson_interval_against_known_values():
-    # Newcombe (1998), table I, method 3: 81 of 263 and 0 of 20.
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
-
-
-def test_a_demo_ends_well_where_messages_have_no_numbers():
-    """Humble and Cyclone DDS number none, so that nobody knows how long a command took."""
-    from flow_policy_rl import demo_page
-
-    row = {"policy": "base", "success": "50 %", "95 % interval": "40 to 60 %"}
-    unknown = dict.fromkeys(("p50", "p95", "p99", "max"))
-    said = demo.text(
-        {
-            "table": [row],
-            "latency_ms": {"end_to_end": unknown},
-            "ros": {"emergency_stops": 0},
-            "parity_max_abs_error": 1e-6,
-            "seconds": {"total": 60.0},
-            "policy": "policy.onnx",
-            "bag": "bag",
-            "report": "report.html",
-        }
-    )
-    assert "latency over ROS: not measured" in said
-    assert demo_page.latency(unknown | {"p50": 2.5, "p99": 7.25}) == "p50 2.50 ms, p99 7.25 ms"
-
-
-def test_files_are_hashed_without_what_came_with_python_3_11(tmp_path, monkeypatch):
-    import hashlib
-
-    from flow_policy_rl import provenance
-
-    monkeypatch.delattr(hashlib, "file_digest", raising=False)
-    (tmp_path / "file").write_bytes(bytes(3 << 20))
-    assert provenance.file_hash(tmp_path / "file") == hashlib.sha256(bytes(3 << 20)).hexdigest()
-
-
-@pytest.mark.parametrize(("algorithm", "cameras"), [("score_flow", True), ("rldt", False)])
-def test_commands_in_the_demo_report_are_the_demo(algorithm, cameras, tmp_path, capsys):
-    """Every printed command parses back to the config that ran."""
-    import tyro
-
-    from flow_policy_rl import collect, demo_page, demo_stages, train_config
-
-    run = demo_stages.Demo(
-        demo.Config(algorithm, cameras=cameras, run_dir=tmp_path / "run", seed=3)
-    )
-    lines = {line.split()[1]: line.split() for line in demo_page.commands(run)[:2]}
-    assert tyro.cli(collect.Config, args=lines["collect"][2:]) == run.collect_config
-    parsed = tyro.cli(
-        train_config.TrainBC,
-        args=lines["train"][3:],
-        default=train_config.default_config("bc", "lift"),
-    )
-    assert parsed == run.bc_config
-    tuned = demo_page.commands(run)[2].split()
-    parsed = tyro.cli(
-        train_config.ALGORITHMS[algorithm],
-        args=tuned[3:],
-        default=train_config.default_config(algorithm, "lift"),
-    )
-    assert parsed == run.rl_config
-
-
 def test_readme_commands_exist():
     text = (ROOT / "README.md").read_text()
     used = {
@@ -652,64 +548,3 @@ def test_readme_commands_exist():
     }
     assert used <= set(cli.COMMANDS)
     assert shutil.which("make")
-
-
-def test_two_runs_at_once_take_different_ros_domains():
-    code = "from flow_policy_rl.ros import private_domain; print(private_domain(), flush=True); input()"
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(3)
-    ]
-    domains = [run.stdout.readline() for run in runs]
-    for run in runs:
-        run.communicate("\n")
-    assert len(set(domains)) == 3
-
-
-PARAMETER_FILES = {
-    "another node": (
-        "policynode: {ros__parameters: {soft_start_s: 3.0}}",
-        r"no section 'policy_node' .did you mean",
-    ),
-    "no section": ("soft_start_s: 3.0", "no section 'policy_node'; it has: soft_start_s"),
-    "empty": ("", "no section 'policy_node'; it has: nothing"),
-    "no ros__parameters": (
-        "policy_node: {soft_start_s: 3.0}",
-        "a section is a name, then ros__parameters",
-    ),
-    "not YAML": ("policy_node: [", "is not YAML: while parsing"),
-    "arms": (
-        "policy_node: {ros__parameters: {armed: true}}",
-        "sets 'armed', which the flag --armed says",
-    ),
-    "arms all nodes": (
-        "/**: {ros__parameters: {armed: true}}",
-        "sets 'armed', which the flag --armed says",
-    ),
-    "right": ("policy_node: {ros__parameters: {soft_start_s: 3.0}}\nsim_node: {}", None),
-    "for all nodes": ("/**: {ros__parameters: {use_sim_time: true}}", None),
-}
-
-
-@pytest.mark.parametrize("case", PARAMETER_FILES)
-def test_a_parameter_file_limits_the_node_that_is_started_and_arms_none(
-    case, tmp_path, monkeypatch, capsys
-):
-    """Limits that speak of another node would be none, and a file comes before the flags."""
-    text, says = PARAMETER_FILES[case]
-    file, started = tmp_path / "careful.yaml", []
-    file.write_text(text)
-    monkeypatch.setattr(ros, "foreground", lambda *arguments: started.append(arguments))
-    code = cli.main(["deploy", "--policy", "lift", "--params-file", str(file)])
-    if says is None:
-        ((node, parameters, given),) = started
-        assert (code, node, given, parameters["armed"]) == (0, "policy_node", file, False)
-        # Simulated time is what the file says, unless the flag asks for it.
-        assert "use_sim_time" not in parameters
-        return
-    err = capsys.readouterr().err
-    assert (code, started, err.count("\n")) == (2, [], 1)
-    assert err.startswith(f"error: parameter file '{file}'")
-    assert re.search(says, err)

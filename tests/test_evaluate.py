@@ -7,7 +7,7 @@ import pytest
 
 from flow_policy_rl.data.demonstrations import DemoLayout
 from flow_policy_rl.errors import InputError, RunFailed
-from flow_policy_rl.evaluate import check_fits, evaluate
+from flow_policy_rl.evaluate import Evaluation, check_fits, evaluate, text, wilson_interval
 from flow_policy_rl.train_config import default_config
 from flow_policy_rl.train_run import policy_spec
 from sim.randomize import make_env
@@ -122,3 +122,24 @@ def test_a_policy_that_sees_other_numbers_under_the_same_name_is_refused(field, 
     says = rf"'mine' \(task 'lift', {what} of {fields[field].name} .*\) does not fit task 'lift' \({what} of"
     with pytest.raises(InputError, match=says):
         check_fits(policy_spec(task, tuple(fields), config), task, "mine")
+
+
+def test_the_time_of_a_success_leaves_out_episodes_that_failed():
+    steps = np.array([100, 800, 120, 300, 110, 800])
+    won = steps < 800
+    result = Evaluation(tuple(range(6)), won, won.astype(float), steps).summary()
+    assert result["success_steps"] == pytest.approx([115, 246])  # of 100, 110, 120, 300
+    assert "within 115 control steps by median, 246 for nine tenths" in text(
+        result | {"policy": "p", "task": "t", "task_options": {}}
+    )
+    failed = Evaluation(tuple(range(6)), ~won & won, np.zeros(6), steps).summary()
+    walked = Evaluation(tuple(range(6)), None, np.zeros(6), steps).summary()
+    for result in (failed, walked):
+        assert result["success_steps"] is None
+        assert "within" not in text(result | {"policy": "p", "task": "t", "task_options": {}})
+
+
+def test_wilson_interval_against_known_values():
+    # Newcombe (1998), table I, method 3: 81 of 263 and 0 of 20.
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
