@@ -246,23 +246,52 @@ def test_the_verdict_and_the_table_take_the_same_median_of_steps():
     assert "Threshold" not in learn_page.verdict([*rows[:1], *never], "hopper", "return")
 
 
-def test_behind_a_return_stands_the_range_of_its_seeds_and_is_called_so(tmp_path):
-    """Resampling a few seeds gives their range at most, and 75 % with three, not 95."""
-    rows = rows_of("fpo", [1.0, 2.0, 9.0, 3.0, 4.0, 5.0], [None] * 6)
-    study = STUDIES["locomotion"]
-    keys = learn_page.columns(study)
-    assert any("range of seeds" in heading for heading in keys)
-    assert learn_page.summarize(rows, "hopper", "fpo", keys.values())[1] == "4 (1 to 9)"
-    curve = mean_curve("hopper", "fpo", "env_steps", [[(0, v), (9, v)] for v in (1.0, 2.0, 9.0)])
-    assert (curve.low[-1], curve.mean[-1], curve.high[-1]) == (1, 4, 9)
-    picture = learn_page.write_pictures(tmp_path, study, [curve])[0].read_text()
-    assert "mean and range of 3 seeds" in picture
-    near = rows + rows_of("rldt", [2.0, 3.0, 10.0, 4.0, 5.0, 6.0], [None] * 6)
-    assert "not told apart from fpo (ranges overlap" in learn_page.verdict(near, "hopper", "return")
-    config = learn.Config(study="locomotion", out=tmp_path)
+@pytest.mark.parametrize("returns", [[1.0, 2.0, 9.0], [4.0, -5.0, 4.0, 4.1], [3.0, float("-inf")]])
+def test_behind_the_return_of_a_few_seeds_stands_their_range_and_is_called_so(returns, tmp_path):
+    """Resampling them gives it, and that holds the median of all seeds with 75 % for three, not with 95."""
+    assert learn_page.bootstrap_interval(np.array(returns)) == (min(returns), max(returns))
+    study, rows = STUDIES["locomotion"], rows_of("fpo", returns, [None] * len(returns))
+    near = rows + rows_of("rldt", returns[::-1], [None] * len(returns))
+    assert "(ranges overlap" in learn_page.verdict(near, "hopper", "return")
+    config = learn.Config(study="locomotion", out=tmp_path, seeds=len(returns))
     how = learn.paragraphs(config, study, [], near, [])["how"]
     assert "range of the seeds" in how
     assert "95 %" not in how
+
+
+def test_behind_the_return_of_many_seeds_stands_a_bootstrap_interval(tmp_path):
+    """As scipy draws it, within what 10,000 draws are apart."""
+    stats = pytest.importorskip("scipy.stats")
+    returns = np.random.default_rng(3).normal(1000, 200, size=8)
+    rows = rows_of("fpo", list(returns), [None] * 8)
+    low, high = learn_page.bootstrap_interval(returns)
+    theirs = stats.bootstrap(
+        (returns,),
+        lambda draws, axis: stats.trim_mean(draws, 0.25, axis=axis),
+        method="percentile",
+        random_state=1,
+    ).confidence_interval
+    assert (low, high) == pytest.approx(tuple(theirs), abs=5)
+    assert returns.min() < low - 20
+    assert high + 20 < returns.max()
+    assert (
+        f"({low:,.0f} to {high:,.0f})"
+        in learn_page.summarize(rows, "hopper", "fpo", ["return_mean"])[1]
+    )
+    near = rows + rows_of("rldt", list(returns[::-1]), [None] * 8)
+    assert "(intervals overlap" in learn_page.verdict(near, "hopper", "return")
+    config = learn.Config(study="locomotion", out=tmp_path, seeds=8)
+    assert (
+        "bootstrap interval over seeds (95 %)"
+        in learn.paragraphs(config, STUDIES["locomotion"], [], near, [])["how"]
+    )
+
+
+def test_a_curve_is_drawn_with_the_range_of_its_seeds(tmp_path):
+    curve = mean_curve("hopper", "fpo", "env_steps", [[(0, v), (9, v)] for v in (1.0, 2.0, 9.0)])
+    assert (curve.low[-1], curve.mean[-1], curve.high[-1]) == (1, 4, 9)
+    picture = learn_page.write_pictures(tmp_path, STUDIES["locomotion"], [curve])[0].read_text()
+    assert "mean and range of 3 seeds" in picture
 
 
 def test_one_seed_tells_nobody_apart():

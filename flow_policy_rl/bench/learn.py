@@ -41,10 +41,11 @@ EVAL_SEED = 10_000  # episodes of the table; training watches others
 NOISES = ("zero", "random")
 # Settings that change where a study's folder is moved, or its bases are copied.
 MAY_MOVE = {"checkpoint", "demos"}
-# What stands in brackets behind a result, by what a study measures.
+# What stands in brackets behind a result.
 SPANS = {
-    "success_rate": "Success pools the seeds' episodes (Wilson, 95 %: other episodes, not other seeds).",
-    "return": "Behind a return stands the range of the seeds, which is no interval of confidence.",
+    "success": "Success pools the seeds' episodes (Wilson, 95 %: other episodes, not other seeds).",
+    "ranges": "Behind a return stands the range of the seeds, which is no interval of confidence.",
+    "intervals": "Behind a return stands its bootstrap interval over seeds (95 %).",
 }
 
 
@@ -451,10 +452,11 @@ def paragraphs(
     command += f" --jobs {config.jobs}" if config.jobs > 1 else ""
     for flag, chosen in (("tasks", config.tasks), ("variants", config.variants)):
         command += f" --{flag} {shlex.join(chosen)}" if chosen else ""
+    spans = "success" if study.metric == "success_rate" else learn_page.spans(config.seeds)
     said = {
         "how": f"`{command}`: budget `{config.budget}`, seeds 0 to {config.seeds - 1}, "
         f"{rows[0]['episodes'] if rows else 0} whole episodes per cell and noise on seeds from {EVAL_SEED}. "
-        f"{SPANS[study.metric]} The full budget: the same command with `--budget full`"
+        f"{SPANS[spans]} The full budget: the same command with `--budget full`"
         f"{', without `--env-steps`' if config.env_steps else ''} ({study.full.env_steps:,} control steps a cell)."
     }
     if study.base:
