@@ -28,6 +28,19 @@ def failed_file(run_dir: Path, rank: int = 0) -> Path:
     return run_dir / f"failed-{rank}.safetensors"
 
 
+def refuse_a_run(folder: Path) -> None:
+    """Raise InputError where a training has left something that another one would overwrite."""
+    if (folder / POLICY_FILE).exists():
+        held = "holds a trained policy already"
+    elif state_file(folder).exists():
+        held = "holds a training that is not over"
+    else:
+        return
+    raise InputError(
+        f"run folder '{folder}' {held}: go on with --resume, or choose another --run-dir"
+    )
+
+
 @contextlib.contextmanager
 def claimed(folder: Path, flag: str = "--run-dir") -> Iterator[None]:
     """Make the folder, and keep other runs out of it until the end, however that comes. What was made for it and is

@@ -29,6 +29,7 @@ from flow_policy_rl.run_folder import (
     POLICY_FILE,
     claimed,
     failed_file,
+    refuse_a_run,
     state_file,
 )
 from flow_policy_rl.spec import PolicySpec
@@ -72,11 +73,8 @@ def run_training(config: TrainBC | TrainRL) -> dict:
     if distributed.rank() != 0:
         return run(config)
     with claimed(config.run_dir):
-        if (config.run_dir / POLICY_FILE).exists() and not config.resume:
-            raise InputError(
-                f"run folder '{config.run_dir}' holds a trained policy already: go on with --resume, "
-                "or choose another --run-dir"
-            )
+        if not config.resume:
+            refuse_a_run(config.run_dir)
         return run(config)
 
 

@@ -4,12 +4,14 @@ import contextlib
 import importlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import types
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,8 +40,8 @@ def place(tmp_path_factory):
     return folder
 
 
-def training(folder, name: str, *more: str) -> list[str]:
-    line = f"train bc --task reach --demos {folder}/demos.hdf5 --run-dir {folder}/{name}"
+def training(folder: Path, name: str | Path, *more: str) -> list[str]:
+    line = f"train bc --task reach --demos {folder}/demos.hdf5 --run-dir {folder / name}"
     return [*line.split(), "--bc.num-steps=2", "--bc.batch-size=8", "--network.width=8", *more]
 
 
@@ -203,6 +205,14 @@ def test_a_trained_policy_is_not_overwritten(place, capsys):
     before = contents(place / "run")
     assert "holds a trained policy already" in refused(capsys, " ".join(training(place, "run")))
     assert contents(place / "run") == before
+
+
+def test_a_training_that_is_not_over_is_not_begun_afresh_over_its_state(place, tmp_path, capsys):
+    shutil.copy(place / "run" / "state.safetensors", tmp_path)
+    before = contents(tmp_path)
+    line = " ".join(training(place, tmp_path))
+    assert "holds a training that is not over: go on with --resume" in refused(capsys, line)
+    assert contents(tmp_path) == before
 
 
 def test_a_refused_resumption_changes_nothing(place, capsys):
