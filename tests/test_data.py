@@ -1,5 +1,8 @@
 """Demonstrations and bags on disk."""
 
+import dataclasses
+import weakref
+
 import h5py
 import numpy as np
 import pytest
@@ -69,18 +72,39 @@ def test_split_keeps_episodes_whole():
 
 
 def test_a_part_is_what_its_episodes_alone_would_be_without_a_copy():
-    episodes = [episode(length, 100 * length) for length in (4, 3, 5, 2, 6)]
-    whole = ChunkDataset(episodes, action_horizon=3)
+    def episodes():
+        return [episode(length, 100 * length) for length in (4, 3, 5, 2, 6)]
+
+    whole = ChunkDataset(episodes(), action_horizon=3)
     parts = whole.split(0.4)
     again = parts[0].split(0.34)
     for part, of in zip((*parts, *again), ((0, 3), (3, 5), (0, 2), (2, 3)), strict=True):
-        alone = ChunkDataset(episodes[slice(*of)], action_horizon=3)
+        alone = ChunkDataset(episodes()[slice(*of)], action_horizon=3)
         rows = torch.arange(len(alone))
         (obs, chunks), (own, theirs) = part.batch(rows), alone.batch(rows)
         assert len(part) == len(alone)
         assert torch.equal(obs["x"], own["x"])
         assert torch.equal(chunks, theirs)
         assert part.obs["x"].untyped_storage().data_ptr() == whole.obs["x"].data_ptr()
+
+
+def test_observations_of_demonstrations_are_in_memory_once():
+    """Each is gone before the next one is copied."""
+    episodes, alive = [episode(50, 100 * i) for i in range(5)], []
+
+    class Watched(dict):
+        def pop(self, name):
+            alive.append(sum(there() is not None for there in arrays))
+            return super().pop(name)
+
+    arrays = [weakref.ref(e.obs["x"]) for e in episodes]
+    episodes = [dataclasses.replace(e, obs=Watched(e.obs)) for e in episodes]
+    data = ChunkDataset(episodes, action_horizon=3)
+    assert data.obs["x"].dtype == torch.float32
+    assert data.obs["x"][:, 0].tolist() == [100 * i + k for i in range(5) for k in range(50)]
+    # What is copied now is still bound while the next one is asked for.
+    assert alive == [5, 5, 4, 3, 2]
+    assert not any(there() is not None for there in arrays)
 
 
 def test_bad_demonstrations_are_refused(tmp_path):

@@ -16,7 +16,8 @@ __all__ = ["ChunkDataset", "DemoLayout", "Demonstrations", "Episode", "load", "s
 class ChunkDataset:
     """Windows of H actions that follow each observation; past an episode's end its last action repeats.
 
-    Episodes lie one behind another in one tensor per field, a copy.
+    Observations are taken out of the episodes, so that pictures are in memory once: they lie one behind another in one
+    tensor per field.
     """
 
     def __init__(self, episodes: Sequence[Episode], action_horizon: int):
@@ -57,6 +58,14 @@ class ChunkDataset:
 
 
 def _stacked(episodes: Sequence[Episode], name: str) -> Tensor:
-    """One field of all episodes, one behind another: (n, ...) float32, or uint8 as it is."""
-    values = np.concatenate([e.obs[name] for e in episodes])
-    return torch.as_tensor(values, dtype=None if values.dtype == np.uint8 else torch.float32)
+    """One field, taken out of all episodes, one behind another: (n, ...) float32, or uint8 as it is."""
+    first = episodes[0].obs[name]
+    dtype = np.uint8 if first.dtype == np.uint8 else np.float32
+    stack = np.empty((sum(len(e.actions) for e in episodes), *first.shape[1:]), dtype)
+    del first
+    row = 0
+    for episode in episodes:
+        values = episode.obs.pop(name)
+        stack[row : row + len(values)] = values
+        row += len(values)
+    return torch.from_numpy(stack)
