@@ -465,9 +465,10 @@ class PolicyNode(LifecycleNode):
             if self._outputs is not None and not again:
                 self._outputs.doubt()
             news = self._reasons.news(reason, time.monotonic(), begins=not again)
+            # Before anything else is: who deactivates it meanwhile has the last word.
+            self._set_state(DiagnosticStatus.ERROR, f"holding: {reason}")
         if news:
             self.get_logger().warning(f"holding: {reason}")
-        self._set_state(DiagnosticStatus.ERROR, f"holding: {reason}")
 
     def _stop(self) -> None:
         with self._lock:
