@@ -13,7 +13,6 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from flow_policy_ros.policy_node import PolicyNode
 from flow_policy_ros.reports import Order
-from flow_policy_ros.served import MEASURED
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -26,7 +25,7 @@ from flow_policy_rl.serving.decode import debug_record
 from flow_policy_rl.serving.model_file import SEAL_KEY, seal
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.serving.safety import KINDS
-from flow_policy_rl.serving.streams import Snapshot
+from flow_policy_rl.serving.streams import MEASURED, Snapshot
 from flow_policy_rl.spec import METADATA_KEY
 
 
