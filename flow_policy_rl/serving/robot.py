@@ -47,9 +47,10 @@ class Topics:
         images: sensor_msgs/Image (or CompressedImage where the name ends in /compressed) by camera, in.
         forward_command: std_msgs/Float64MultiArray of a forward_command_controller, out (output: per_tick).
         gripper_command: JointTrajectory of a gripper controller of its own; without it the gripper is part of
-        `command`. controller_state: control_msgs/JointTrajectoryControllerState, read where control_msgs is installed.
+            `command`.
+        controller_state: control_msgs/JointTrajectoryControllerState, read where control_msgs is installed.
         speed_scaling: std_msgs/Float64, percent of full speed at which the robot executes (a UR's speed slider), in;
-        without it the robot is taken to execute at full speed always.
+            without it the robot is taken to execute at full speed always.
     """
 
     joint_states: str
