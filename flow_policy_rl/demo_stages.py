@@ -166,14 +166,15 @@ class Demo:
         """Simulated arm and policy as two processes on ROS 2, everything recorded."""
         bag = self.dir / "bag"
         shutil.rmtree(bag, ignore_errors=True)
+        rate = 1 / self.make_task().control_dt
         nodes = {
             "recorder": {"bag": str(bag.absolute())},
             "sim_node": {
                 "task": self.config.task,
                 "first_seed": EVAL_SEED,
                 "real_time_factor": self.config.real_time_factor,
-                "state_rate_hz": 20.0,
-                "image_rate_hz": 20.0 if self.config.cameras else 2.0,
+                "state_rate_hz": rate,
+                "image_rate_hz": rate if self.config.cameras else 2.0,
             },
             "policy_node": {
                 "policy": str(self.export_config.out.absolute()),

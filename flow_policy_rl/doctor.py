@@ -60,7 +60,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the result; `mend` is empty where nothing needs mending."""
+    """One line of the result; `mend` says what to do where it is not ok."""
 
     name: str
     ok: bool
@@ -73,7 +73,8 @@ def main(config: Config) -> dict:
     wanted = lambda purposes: config.purpose == "all" or config.purpose in purposes.split()  # noqa: E731
     found = [check() for check, purposes in CHECKS if wanted(purposes)]
     checks = list({check.name: check for check in reversed(found)}.values())[::-1]
-    return {"checks": [asdict(c) for c in checks], "ok": all(c.ok for c in checks)}
+    rows = [asdict(c) | {"mend": "" if c.ok else c.mend} for c in checks]
+    return {"checks": rows, "ok": all(c.ok for c in checks)}
 
 
 def python() -> Check:
@@ -110,7 +111,7 @@ def torch() -> Check:
     if ok and "CUDA no" in detail and shutil.which("nvidia-smi"):
         mend = "this PyTorch sees no GPU though nvidia-smi is here: install its CUDA build, check the driver"
         return Check("torch", False, detail, mend)
-    return Check("torch", ok, detail, "" if ok else mend)
+    return Check("torch", ok, detail, mend)
 
 
 def warp() -> Check:
@@ -128,7 +129,7 @@ def warp() -> Check:
             return Check("warp", False, detail, mend)
         detail += ": --backend warp-cpu only, for tests"
     mend = "pip install --force-reinstall 'flow_policy_rl[warp]'"
-    return Check("warp", ok, detail, "" if ok else mend)
+    return Check("warp", ok, detail, mend)
 
 
 def rendering() -> Check:
@@ -137,7 +138,7 @@ def rendering() -> Check:
         "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri, and unset MUJOCO_GL or set it to egl"
     )
     ok, detail = in_child(RENDER)
-    return Check("rendering", ok and "draws frames" in detail, detail, "" if ok else mend)
+    return Check("rendering", ok and "draws frames" in detail, detail, mend)
 
 
 def onnxruntime_providers() -> Check:
@@ -156,7 +157,7 @@ def onnxruntime_providers() -> Check:
         return Check(
             "onnxruntime", False, f"{detail}; {' and '.join(both)} are both installed", mend
         )
-    return Check("onnxruntime", "CPU" in names, detail, "" if "CPU" in names else mend)
+    return Check("onnxruntime", "CPU" in names, detail, mend)
 
 
 def installed(distribution: str) -> bool:
@@ -179,9 +180,7 @@ def plug_ins() -> Check:
             except InputError as error:
                 problems.append(str(error))
     detail = "; ".join(problems) or ", ".join(found) or "none"
-    return Check(
-        "plug-ins", not problems, detail, "pip uninstall or mend that package" if problems else ""
-    )
+    return Check("plug-ins", not problems, detail, "pip uninstall or mend that package")
 
 
 def ros() -> Check:
@@ -196,16 +195,14 @@ def ros() -> Check:
         if Path(sys.prefix) in Path(where).parents
         else f"installation at {Path(where).parent}"
     )
-    return Check("ros", ok, f"{kind}: {detail}", "" if ok else mend)
+    return Check("ros", ok, f"{kind}: {detail}", mend)
 
 
 def ros_nodes() -> Check:
     """The node package of this project."""
     found = importlib.util.find_spec("flow_policy_ros") is not None
     mend = "pip install ros_ws/src/flow_policy_ros, or build it with colcon"
-    return Check(
-        "flow_policy_ros", found, "installed" if found else "not installed", "" if found else mend
-    )
+    return Check("flow_policy_ros", found, "installed" if found else "not installed", mend)
 
 
 def ros_environment() -> Check:
@@ -261,7 +258,7 @@ def camera_transport() -> Check:
         f"shared-memory segment of {largest:,} bytes in {profile}"
         if sizes
         else f"no segment_size in {profile}",
-        "" if largest >= SEGMENT_BYTES else mend,
+        mend,
     )
 
 
@@ -284,7 +281,7 @@ def disk() -> Check:
     if not os.access(Path.cwd(), os.W_OK):
         return Check("disk", False, f"{Path.cwd()} cannot be written", "cd to a folder of your own")
     mend = f"free at least {NEEDED_GB} GB, or give --run-dir on another disk"
-    return Check("disk", free >= NEEDED_GB, detail, "" if free >= NEEDED_GB else mend)
+    return Check("disk", free >= NEEDED_GB, detail, mend)
 
 
 def in_child(code: str) -> tuple[bool, str]:
@@ -330,6 +327,6 @@ def text(result: dict) -> str:
     for check in result["checks"]:
         mark = "ok  " if check["ok"] else "BAD "
         lines.append(f"{mark} {check['name']:<22} {check['detail']}")
-        if not check["ok"] and check["mend"]:
+        if check["mend"]:
             lines.append(f"     {'':<22} mend: {check['mend']}")
     return "\n".join([*lines, "", "all well" if result["ok"] else "something needs mending"])

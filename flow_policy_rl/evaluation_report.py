@@ -63,13 +63,11 @@ def tiles(result: dict) -> list[tuple[str, str, str]]:
 
 def command(result: dict) -> str:
     """What repeats the evaluation."""
-    line = (
-        f"flow-policy eval --policy {result['policy']} --task {result['task']} --episodes {result['episodes']} "
-        f"--seed {result['seed']} --noise {result['noise']} --inference-delay {result['inference_delay']} "
-        f"--backend {result['backend']}"
-    )
+    words = ["flow-policy", "eval"]
+    for name in ("policy", "task", "episodes", "seed", "noise", "inference_delay", "backend"):
+        words += [f"--{name.replace('_', '-')}", str(result[name])]
     options = [str(word) for option in result["task_options"].items() for word in option]
-    return f"{line} --task-options {shlex.join(options)}" if options else line
+    return shlex.join(words + (["--task-options", *options] if options else []))
 
 
 def episode_figures(task, outcome) -> report.Figures | None:

@@ -168,13 +168,13 @@ class Builder:
             names.update(zip(node.output, made, strict=True))
         return {name: names[inside] for name, inside in piece.outputs.items()}
 
-    def constant(self, value: np.ndarray, name: str = "") -> str:
+    def constant(self, value: np.ndarray) -> str:
         """The name of a constant; equal ones share it."""
         value = np.asarray(value)
         key = (value.dtype.str, value.shape, value.tobytes())
         if key not in self._numbers:
             short = value.size == 1 and value.dtype.kind in "fiu"
-            name = name or (f"{value.item():.6g}" if short else f"constant_{len(self._numbers)}")
+            name = f"{value.item():.6g}" if short else f"constant_{len(self._numbers)}"
             while name in self._values:
                 name += "'"
             self._numbers[key] = name

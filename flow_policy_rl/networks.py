@@ -19,18 +19,16 @@ def time_features(t: Tensor) -> Tensor:
 
 
 class ResidualMLP(nn.Module):
-    """`depth` residual blocks of one hidden layer each: h + W silu(norm(h))."""
+    """`depth` residual blocks of one hidden layer each: h + W silu(h)."""
 
-    def __init__(self, width: int, depth: int, layer_norm: bool = False):
+    def __init__(self, width: int, depth: int):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        norm = nn.LayerNorm if layer_norm else nn.Identity
-        self.norms = nn.ModuleList(norm(width) for _ in range(depth))
 
     def forward(self, h: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            h = h + layer(nn.functional.silu(norm(h)))
+        for layer in self.layers:
+            h = h + layer(nn.functional.silu(h))
         return h
 
 

@@ -61,7 +61,7 @@ class Config:
         joining: how consecutive chunks join in mode timed, as the parameter of the node.
         noise: where the flow starts: zero, or random from `seed`.
         seed: of all noise.
-        samples: further chunks per observation from random noise, for best-of-N and spread.
+        samples: in mode grid, further chunks per observation from random noise, for best-of-N and spread.
         gates: YAML file of thresholds; exit code 1 when one fails.
         max_mae: a gate on the mean error (rad, m).
         rerun: file for the Rerun viewer as well: chunks, joints, pictures and latencies over the time of the bag.

@@ -183,7 +183,7 @@ def duration(seconds: float) -> str:
     )
 
 
-def metric_figure(metric: str, groups: Sequence[Sequence[Run]], height: int = 230) -> report.Figure:
+def metric_figure(metric: str, groups: Sequence[Sequence[Run]]) -> report.Figure:
     """One metric; each group of repetitions as its mean, in the range of the repetitions."""
     figure = go.Figure()
     for i, group in enumerate(groups):
@@ -218,7 +218,7 @@ def metric_figure(metric: str, groups: Sequence[Sequence[Run]], height: int = 23
     report.layout(figure, over, "").update_layout(showlegend=False)
     if metric.endswith("_rate"):
         figure.update_yaxes(range=[0, 1.02], tickformat=".0%")
-    return report.Figure(metric, figure, height=height)
+    return report.Figure(metric, figure, height=230)
 
 
 def band(curves: Sequence[tuple[list[float], list[float]]]) -> tuple[list, list, list, list]:

@@ -55,7 +55,7 @@ class Arm:
     base: np.ndarray
 
 
-def find_arm(world: World, robot: str, prefix: str = "") -> Arm:
+def find_arm(world: World, robot: str, prefix: str) -> Arm:
     """The arm of a world with this prefix."""
     alone = robot_model(robot)
     names = [alone.actuator(i).name for i in range(alone.nu)]

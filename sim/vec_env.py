@@ -362,25 +362,33 @@ class VecEnv:
         self.num_diverged += 1
         kept = ""
         if self.dump_dir is not None and self.num_diverged <= MOST_DUMPS:
-            episode = int(self._episode[env]) - 1
-            path = Path(self.dump_dir) / f"{self.task.name}-{self.seed}-{env}-{episode}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(
-                path,
-                task=self.task.name,
-                state=self.state[env],
-                command=self.command[env],
-                actions=actions,
-                seed=self.seed,
-                env=env,
-                episode=episode,
-                step=step,
-            )
-            kept = f"; state and actions before it: {path}"
+            try:
+                kept = f"; state and actions before it: {self._dump(env, actions, step)}"
+            except OSError as error:
+                # A disk that is full must not end the run for the sake of a report.
+                kept = f"; state and actions before it could not be kept: {error}"
         LOG.warning(
             "task '%s': the simulation of environment %d broke down at control step %d and was reset (%d so far)%s",
             self.task.name, env, step, self.num_diverged, kept,
         )  # fmt: skip
+
+    def _dump(self, env: int, actions: np.ndarray, step: int) -> Path:
+        """The file that lets it be seen again."""
+        episode = int(self._episode[env]) - 1
+        path = Path(self.dump_dir) / f"{self.task.name}-{self.seed}-{env}-{episode}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            path,
+            task=self.task.name,
+            state=self.state[env],
+            command=self.command[env],
+            actions=actions,
+            seed=self.seed,
+            env=env,
+            episode=episode,
+            step=step,
+        )
+        return path
 
     def _succeeded(self, states: np.ndarray, diverged_at: np.ndarray) -> np.ndarray:
         """(N, h) bool: steps at which the goal has been met for long enough."""

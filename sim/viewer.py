@@ -10,7 +10,7 @@ from sim.errors import SimulationError
 from sim.world import World
 
 
-def show(world: World, episodes: np.ndarray, speed: float = 1.0, loop: bool = True) -> None:
+def show(world: World, episodes: np.ndarray) -> None:
     """Play episodes (n, T, state_size), nan after the end of each, one after the other until the window is closed.
 
     Raises:
@@ -31,6 +31,4 @@ def show(world: World, episodes: np.ndarray, speed: float = 1.0, loop: bool = Tr
                         world.write(state, data)
                         mujoco.mj_forward(world.model, data)
                     viewer.sync()
-                    time.sleep(world.control_dt / speed)
-            if not loop:
-                return
+                    time.sleep(world.control_dt)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from toys import ROOT, documented
 
-from flow_policy_rl import cli, config_file
+from flow_policy_rl import cli, config_file, doctor
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -66,6 +66,14 @@ def test_what_is_printed_is_what_is_documented(chain, line, only, tmp_path, caps
     names = {"policy": chain / "policy.onnx", "here": chain, "out": tmp_path / "out"}
     cli.main([*line.format(**names).split(), "--json"])
     assert set(json.loads(capsys.readouterr().out)) == documented(line.split()[0], *only)
+
+
+def test_the_doctor_mends_what_is_bad_and_only_that(monkeypatch):
+    monkeypatch.setattr(doctor, "in_child", lambda code: (True, "draws blank frames"))
+    monkeypatch.setattr(doctor, "CHECKS", ((doctor.python, ""), (doctor.rendering, "")))
+    checks = {c["name"]: c for c in doctor.main(doctor.Config())["checks"]}
+    assert all(bool(c["mend"]) != c["ok"] for c in checks.values())
+    assert not checks["rendering"]["ok"]
 
 
 def test_what_native_code_prints_is_no_part_of_the_json(monkeypatch, capfd):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import signal
 from pathlib import Path
 
@@ -221,6 +222,13 @@ def test_options_of_a_task_pass_through_collect_eval_and_train(tmp_path):
         collect.main(dataclasses.replace(config, task_options={"rewards": "dense"}))
     with pytest.raises(SimulationError, match="cameras of task 'push' is true or false"):
         collect.main(dataclasses.replace(config, task_options={"cameras": "yes"}))
+
+
+def test_the_command_that_repeats_an_evaluation_is_one_for_the_shell():
+    names = ("policy", "task", "episodes", "seed", "noise", "inference_delay", "backend")
+    result = dict.fromkeys(names, "1") | {"policy": "my runs/a policy.onnx", "task_options": {}}
+    words = shlex.split(evaluation_report.command(result))
+    assert words[words.index("--policy") + 1] == "my runs/a policy.onnx"
 
 
 def test_options_travel_with_demonstrations_policy_and_results(tmp_path, capsys, monkeypatch):

@@ -35,6 +35,7 @@ from flow_policy_rl.convert import Config, Splitting
 from flow_policy_rl.data import demonstrations
 from flow_policy_rl.data.bags import Bag
 from flow_policy_rl.data.frames import End, FrameReader, layout_from_robot
+from flow_policy_rl.data.health import Health
 from flow_policy_rl.data.robomimic import DemoLayout, Demonstrations, Episode
 from flow_policy_rl.errors import InputError
 from flow_policy_rl.policy import NetworkConfig
@@ -409,6 +410,27 @@ def test_frozen_cameras_dead_joints_and_jumps_are_found(tmp_path, robot_file):
     assert "x: b" in found["constant input"]
     page = (tmp_path / "out.hdf5.health.html").read_text()
     assert "frozen camera" in page
+
+
+def test_an_episode_that_is_not_kept_leaves_no_trace_in_the_health_page():
+    image = ObservationField("front_image", "image", (), "", "front", resolution=(8, 8))
+    x = ObservationField("x", "joint_position", ("a",), "rad")
+    rng = np.random.default_rng(0)
+
+    def seen(health: Health, moving: bool, keep: bool) -> None:
+        for k in range(40):
+            pixels = rng.integers(0, 100, (8, 8, 3)) if moving else np.full((8, 8, 3), 255)
+            health.frame({"x": np.zeros(1), "front_image": pixels.astype(np.uint8)}, np.ones(1) * k)
+        health.end(keep)
+
+    kept, mixed = (Health(DemoLayout("t", "toy", ("a",), 0.05, (x, image))) for _ in range(2))
+    seen(kept, True, True)
+    rng = np.random.default_rng(0)
+    seen(mixed, False, False)
+    seen(mixed, True, True)
+    seen(mixed, False, False)
+    assert mixed.summary() == kept.summary()
+    assert mixed.frozen == {"front_image": 0}
 
 
 @pytest.mark.parametrize("output", ["d.hdf5", "lr"])

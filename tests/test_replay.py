@@ -37,13 +37,12 @@ from flow_policy_rl.offline import gates, metrics, predict
 from flow_policy_rl.offline.durations import Durations
 from flow_policy_rl.offline.measure import measure
 from flow_policy_rl.offline.predict import Predictor
-from flow_policy_rl.offline.recording import MEASURED, read_recording
+from flow_policy_rl.offline.recording import read_recording
 from flow_policy_rl.offline.truth import KEPT_S, CommandTruth, Pending, SampledTruth
 from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.serving.robot import load_robot
-from flow_policy_rl.serving.streams import NotReady, Streams, topics_of
-from flow_policy_rl.spec import ObservationField
+from flow_policy_rl.serving.streams import MEASURED, NotReady, Streams, with_measured
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +66,8 @@ def test_bag_frames_equal_live_frames(tmp_path, policy_file, robot):
     spec = OnnxPolicy(policy_file).spec
     messages = recorded(4.0)
     write(tmp_path / "bag", messages)
-    fields = topics_of(spec, robot.topics)
-    fields["/js"].append(ObservationField(MEASURED, "joint_position", spec.joint_names, ""))
-    streams, scheduler, live = Streams(fields, 0.5), ChunkScheduler(spec), []
+    streams = Streams(with_measured(spec, robot.topics), 0.5)
+    scheduler, live = ChunkScheduler(spec), []
     for topic, _, _, msg in messages:
         if topic == "/command":
             continue

@@ -401,6 +401,8 @@ def test_prefix_loss_leaves_given_actions_alone(generator):
         ({"segments_per_block": 0}, "segments_per_block must be at least 1"),
         ({"fresh_share": 1.5}, "fresh_share must be from 0 to 1"),
         ({"actor_share": -0.1}, "actor_share must be from 0 to 1"),
+        ({"critic_warmup": -1}, "critic_warmup must be at least 0"),
+        ({"actor_warmup_steps": -1}, "actor_warmup_steps must be at least 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(wrong, says):

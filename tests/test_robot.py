@@ -71,7 +71,8 @@ def test_limits_and_kinematics_come_from_a_urdf(tmp_path):
         (("tool: tool", "tool: tol"), "did you mean 'tool'"),
         (("j1: {acceleration: 2.0, ", "j1: {"), "key 'acceleration' is missing"),
         (("j1:", "j9:"), "key 'position' is missing"),
-        (("low: [-1, -1, 0]", "low: [-1, -1]"), "list of 3 numbers"),
+        (("low: [-1, -1, 0]", "low: [-1, -1]"), "list of 3 finite numbers"),
+        (("low: [-1, -1, 0]", "low: [-1, -1, .nan]"), "list of 3 finite numbers"),
         (("low:", "lo:"), "did you mean 'low'"),
         (("tool: tool\n", ""), "workspace needs chain"),
         (("/joint_states", "joint states"), "not a topic name"),
@@ -85,6 +86,57 @@ def test_bad_robot_files_with_a_urdf_name_the_key(tmp_path, change, says):
         load_robot(str(tmp_path / "r.yaml"))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (('<axis xyz="0 0 1"/>\n', '<axis xyz="0 0 0"/>\n'), "joint 'j1' has"),
+        (('xyz="0.2 0 0"', 'xyz="nan 0 0"'), "joint 'j2' has"),
+        (('<parent link="base"/>', '<parent link="l2"/>'), "hangs from itself"),
+    ],
+)
+def test_a_urdf_whose_tool_has_no_place_is_refused(tmp_path, change, says):
+    assert change[0] in URDF
+    (tmp_path / "r.urdf").write_text(URDF.replace(*change, 1))
+    (tmp_path / "r.yaml").write_text(ROBOT)
+    with pytest.raises(InputError, match=says):
+        load_robot(str(tmp_path / "r.yaml"))
+
+
+def test_a_fixed_joint_needs_no_axis(tmp_path):
+    given = URDF.replace('xyz="0 0 0.1"/>', 'xyz="0 0 0.1"/><axis xyz="0 0 0"/>')
+    assert given != URDF
+    (tmp_path / "r.urdf").write_text(given)
+    (tmp_path / "r.yaml").write_text(ROBOT)
+    tool = load_robot(str(tmp_path / "r.yaml")).chain.tool_position(("j1",), np.zeros((1, 1)))
+    assert np.allclose(tool, [[0.3, 0, 0.5]])
+
+
+HAND = """name: mine
+arm:
+  j1: {position: [-3, 3], velocity: 1.0, acceleration: 2.0, jerk: 100.0}
+gripper: {}
+chain: [{joint: j1, axis: AXIS, slides: SLIDES}, {xyz: [0.5, 0, 0]}]
+topics: {joint_states: /joint_states, command: /arm/joint_trajectory}
+"""
+
+
+@pytest.mark.parametrize("slides", ["true", "false"])
+def test_the_length_of_an_axis_moves_no_tool(tmp_path, slides):
+    positions, tools = np.array([[1.2]]), []
+    for axis in ("[0, 0, 1]", "[0, 0, 10]", "[0, 0, 1.0e-3]"):
+        text = HAND.replace("AXIS", axis).replace("SLIDES", slides)
+        (tmp_path / "r.yaml").write_text(text)
+        tools.append(load_robot(str(tmp_path / "r.yaml")).chain.tool_position(("j1",), positions))
+    assert np.allclose(tools, tools[0])
+
+
+def test_an_axis_of_zero_is_refused(tmp_path):
+    text = HAND.replace("AXIS", "[0, 0, 0]").replace("SLIDES", "false")
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"chain\[0\].axis: an axis must be finite and not zero"):
+        load_robot(str(tmp_path / "r.yaml"))
 
 
 @pytest.mark.parametrize("name", robot_names())

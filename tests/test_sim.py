@@ -285,6 +285,16 @@ def test_staggered_episodes_run_out_of_time_evenly(task, limit):
     env.close(), later.close()
 
 
+def test_a_divergence_that_cannot_be_written_down_ends_nothing(task, tmp_path, caplog):
+    (tmp_path / "full").write_text("")
+    env = VecEnv(task, 2, dump_dir=tmp_path / "full")
+    env.reset([0, 1])
+    task.world.qvel(env.state[1])[0] = np.nan
+    assert env.step(gentle_targets(task, (2, 8))).diverged.tolist() == [False, True]
+    assert "could not be kept" in caplog.text
+    env.close()
+
+
 def test_a_diverged_environment_is_reset_and_the_others_are_untouched(task, tmp_path, caplog):
     env, alone = VecEnv(task, 3, dump_dir=tmp_path), VecEnv(task, 3)
     env.reset([0, 1, 2])

@@ -161,7 +161,8 @@ class RLDTConfig:
         check_settings(self, "rldt", POSITIVE, "actor_learning_rate")
         check_settings(self, "rldt", LIMIT, "max_grad_norm")
         weights = ("consistency_coef", "constraint_coef", "prefix_coef", "exploration_scale")
-        check_settings(self, "rldt", NOT_NEGATIVE, *weights)
+        spans = ("critic_warmup", "actor_warmup_steps")
+        check_settings(self, "rldt", NOT_NEGATIVE, *weights, *spans)
         check_settings(self, "rldt", DECAY, "gamma")
         check_settings(self, "rldt", SHARE, "actor_share", "fresh_share")
         if not 0 <= self.start_noise[0] <= self.start_noise[1]:

@@ -67,7 +67,7 @@ class CriticConfig:
     def __post_init__(self):
         counts = ("num_critics", "width", "depth", "num_target_actions")
         check_settings(self, "rldt.critic", COUNT, *counts)
-        check_settings(self, "rldt.critic", POSITIVE, "learning_rate")
+        check_settings(self, "rldt.critic", POSITIVE, "learning_rate", "init_std")
         check_settings(self, "rldt.critic", DECAY, "target_decay")
         check_settings(self, "rldt.critic", SHARE, "td_lambda")
         low, high = self.value_low, self.value_high

@@ -25,6 +25,7 @@ from flow_policy_rl import provenance
 from flow_policy_rl.data.bags import TYPESTORE, BagWriter
 from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_rl.progress import Progress
+from flow_policy_rl.serving.decode import POSE_ELEMENTS
 from flow_policy_rl.serving.robot import load_robot
 from flow_policy_rl.spec import ObservationField, PolicySpec
 
@@ -33,7 +34,6 @@ STATE_HZ, POSE_HZ, COMMAND_HZ = 100, 50, 2.5
 BYTES_PER_SECOND = HEIGHT * WIDTH * 3 * len(CAMERAS) * CAMERA_HZ
 PICTURES = 30  # different ones
 STATE_SECONDS = 120.0
-POSE = ("x", "y", "z", "qx", "qy", "qz", "qw")
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def make_policy(folder: Path, name: str, cameras: bool) -> Path:
             ObservationField(f"{c}_image", "image", (), "", c, resolution=(96, 96)) for c in CAMERAS
         ]
     else:
-        fields.append(known("cube_pose", "pose", POSE, "m", "cube"))
+        fields.append(known("cube_pose", "pose", POSE_ELEMENTS, "m", "cube"))
     spec = PolicySpec(
         task="bench",
         robot="panda",

@@ -85,7 +85,8 @@ def main(config: Config) -> dict:
         }
         samples = _watch(nodes, home / "logs", config.duration_s)
         measured = json.loads(out.read_text())
-    return _judge(measured, samples, config, name)
+    due = 1 if config.joining == "ensemble" else spec.execute_horizon
+    return _judge(measured, samples, config, name, due * spec.control_dt)
 
 
 def _watch(nodes: dict, logs: Path, duration_s: float) -> list[tuple[float, float, float]]:
@@ -116,7 +117,8 @@ def _usage(pid: int) -> tuple[float, float]:
     return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def _judge(measured: dict, samples: list, config: Config, policy: str) -> dict:
+def _judge(measured: dict, samples: list, config: Config, policy: str, period: float) -> dict:
+    """What they measured of a policy that is due to infer once per `period` s."""
     records = measured["records"]
     if not measured["end_to_end_ms"]:
         raise RunFailed(
@@ -127,7 +129,6 @@ def _judge(measured: dict, samples: list, config: Config, policy: str) -> dict:
     started = max(STARTED_S, WARM_UP_SHARE * config.duration_s)
     settled = [s for s in samples if s[0] - samples[0][0] > started] or samples
     times, cpu, memory = np.array(settled).T
-    period = 0.05 if config.joining == "ensemble" else 0.4
     span = max(times[-1] - times[0], 1e-9)
     slope = float(np.polyfit(times, memory, 1)[0] * 60) if len(times) > 2 else float("nan")
     stamps = stage("observation_stamp") / 1e9

@@ -22,7 +22,7 @@ from flow_policy_rl.offline.recording import (
     check_topics,
 )
 from flow_policy_rl.offline.truth import GAP_S, KEPT_S, choose, controller_reference
-from flow_policy_rl.serving.decode import DecodeError, decode, rgb
+from flow_policy_rl.serving.decode import POSE_ELEMENTS, DecodeError, decode, rgb
 from flow_policy_rl.serving.robot import Robot
 from flow_policy_rl.serving.streams import topics_of
 from flow_policy_rl.serving.trajectory_controller import TrajectoryRejected
@@ -403,10 +403,9 @@ def layout_from_robot(
     ]
     if gripper:
         fields.append(ObservationField("gripper_pos", "joint_position", gripper, "m"))
-    pose = ("x", "y", "z", "qx", "qy", "qz", "qw")
     for name, topic in robot.topics.poses.items():
         if topic in there:
-            fields.append(ObservationField(f"{name}_pose", "pose", pose, "m", name))
+            fields.append(ObservationField(f"{name}_pose", "pose", POSE_ELEMENTS, "m", name))
     for name, topic in robot.topics.images.items():
         if topic in there:
             size = resolution or picture_size(bag, topic)

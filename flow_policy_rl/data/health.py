@@ -33,23 +33,28 @@ class Health:
             f.name: ArrayStatistics(f.size) for f in layout.observations if f.kind != "image"
         }
         self.numbers["actions"] = ArrayStatistics(len(layout.joint_names))
-        self.pictures = {
-            f.name: ImageStatistics() for f in layout.observations if f.kind == "image"
-        }
+        self.cameras = [f.name for f in layout.observations if f.kind == "image"]
+        self.pictures = {name: ImageStatistics() for name in self.cameras}
         self.lengths: list[int] = []
         self.successes: list[bool | None] = []
         self.jumps: list[tuple[int, int, str, float]] = []
-        self.frozen = dict.fromkeys(self.pictures, 0)
+        self.frozen = dict.fromkeys(self.cameras, 0)
+        self._open()
+
+    def _open(self) -> None:
+        """The next episode: what is seen of it counts once it is kept."""
         self._fingerprints: dict[str, tuple[bytes, int]] = {}
         self._steps = 0
         self._last: np.ndarray | None = None
-        self._open_jumps: list = []
+        self._open_jumps: list[tuple[int, int, str, float]] = []
+        self._open_pictures = {name: ImageStatistics() for name in self.cameras}
+        self._open_frozen = dict.fromkeys(self.cameras, 0)
 
     def frame(self, obs: dict[str, np.ndarray], action: np.ndarray) -> None:
         """One step of the open episode."""
         for name, statistics in self.numbers.items():
             statistics.add(action if name == "actions" else obs[name])
-        for name, statistics in self.pictures.items():
+        for name, statistics in self._open_pictures.items():
             statistics.add(obs[name])
             self._look(name, obs[name])
         if self.limits is not None and self._last is not None:
@@ -67,20 +72,22 @@ class Health:
         mark = pixels[::FINGERPRINT_STRIDE, ::FINGERPRINT_STRIDE].tobytes()
         before, count = self._fingerprints.get(name, (b"", 0))
         count = count + 1 if mark == before else 0
-        self.frozen[name] += count == FROZEN_STEPS  # each stretch counts once
+        self._open_frozen[name] += count == FROZEN_STEPS  # each stretch counts once
         self._fingerprints[name] = (mark, count)
 
     def end(self, keep: bool = True, success: bool | None = None) -> None:
-        """The episode ended."""
+        """The episode ended; one that is not kept leaves no trace."""
         if keep:
             self.lengths.append(self._steps)
             self.successes.append(success)
             self.jumps += self._open_jumps
+            for name in self.cameras:
+                self.pictures[name].merge(self._open_pictures[name])
+                self.frozen[name] += self._open_frozen[name]
         else:
             for statistics in self.numbers.values():
                 statistics.cut(sum(self.lengths))
-        self._steps, self._last, self._open_jumps = 0, None, []
-        self._fingerprints.clear()
+        self._open()
 
     def summary(self) -> dict:
         """Statistics by field, and findings: what a person should look at."""
@@ -160,7 +167,8 @@ class Health:
             say(
                 "warning",
                 "failures",
-                f"{failed} episodes are marked as failures (--only-success leaves them out)",
+                f"{failed} episodes are marked as failures (of a bag, --splitting.only-success leaves "
+                "them out)",
             )
         return found or [{"level": "ok", "name": "nothing found", "detail": "no check objected"}]
 
@@ -241,7 +249,7 @@ class Health:
 
     def _picture_table(self, statistics: dict) -> report.Table | None:
         rows = []
-        for name in self.pictures:
+        for name in self.cameras:
             s = statistics[name]
             if "mean" in s:
                 mean, std = (np.mean(s[k]) for k in ("mean", "std"))

@@ -170,8 +170,7 @@ class LeRobotWriter:
                 f"videos/{key}/from_timestamp": start / self.fps,
                 f"videos/{key}/to_timestamp": (start + steps) / self.fps,
             }
-            self._pictures[key].counts += self._episode_pictures[key].counts
-            self._pictures[key].frames += self._episode_pictures[key].frames
+            self._pictures[key].merge(self._episode_pictures[key])
         summaries = {k: summarise(v) for k, v in numbers.items()}
         summaries |= {k: p.summary() for k, p in self._episode_pictures.items()}
         for key, summary in summaries.items():

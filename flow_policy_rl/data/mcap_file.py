@@ -90,9 +90,8 @@ def read_mcap(
             content = file.read(min(length, size - here))
             yield from tables.chunk(content, length, here)
         elif opcode in (SCHEMA, CHANNEL, MESSAGE) and at <= size:
-            yield from tables.records(
-                _RECORD.pack(opcode, length) + file.read(length), f"byte {here}", False
-            )
+            record = _RECORD.pack(opcode, length) + file.read(length)
+            yield from tables.records(record, f"byte {here}")
 
 
 class _Tables:
@@ -126,9 +125,9 @@ class _Tables:
                 f"chunk of {size} bytes ({compression or 'not compressed'}) read up to byte {len(data)}",
                 where,
             )
-        yield from self.records(data, where, True)
+        yield from self.records(data, where)
 
-    def records(self, data: bytes | memoryview, where: str, in_chunk: bool) -> Iterator[Raw]:
+    def records(self, data: bytes | memoryview, where: str) -> Iterator[Raw]:
         """Messages among the records of a chunk; an incomplete last one is left."""
         view, at, end = memoryview(data), 0, len(data)
         channels, header, message = self.channels, _RECORD.size, _MESSAGE.size

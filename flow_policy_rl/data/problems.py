@@ -30,14 +30,14 @@ class Problems:
     def __init__(self):
         self._found: dict[tuple[str, str], Problem] = {}
 
-    def add(self, topic: str, reason: str, where: str | int, count: int = 1) -> None:
+    def add(self, topic: str, reason: str, where: str | int) -> None:
         """Count one. A `where` of type int is a time in ns. Decimal numbers do not make a reason another one."""
         where = f"{where / 1e9:.3f} s" if isinstance(where, int) else where
         key = (topic, re.sub(r"\d+\.\d+", "#", reason))
         if key not in self._found and len(self._found) >= MAX_KINDS:
             key, topic, reason = ("", "other"), "", "further kinds of problems"
         found = self._found.setdefault(key, Problem(topic, reason, 0, where, where))
-        found.count += count
+        found.count += 1
         found.last = where
 
     def __iter__(self):

@@ -333,8 +333,6 @@ def generic_layout(
     shapes: Mapping[str, tuple[int, ...]],
     num_actions: int,
     control_dt: float,
-    robot: str = "unknown",
-    joint_names: tuple[str, ...] = (),
 ) -> DemoLayout:
     """Of data that does not say what its numbers are: every number gets a name, every image is a camera.
 
@@ -350,8 +348,8 @@ def generic_layout(
             fields.append(ObservationField(name, "joint_position", elements, "unknown"))
         else:
             left_out(name, shape)
-    names = joint_names or tuple(f"action_{k}" for k in range(num_actions))
-    return DemoLayout(task, robot, names, control_dt, tuple(fields))
+    names = tuple(f"action_{k}" for k in range(num_actions))
+    return DemoLayout(task, "unknown", names, control_dt, tuple(fields))
 
 
 def left_out(name: str, shape: Sequence[int]) -> None:

@@ -69,6 +69,11 @@ class ImageStatistics:
             self.counts[channel] += np.bincount(sample[:, channel], minlength=256)
         self.frames += 1
 
+    def merge(self, other: "ImageStatistics") -> None:
+        """Count what another has counted."""
+        self.counts += other.counts
+        self.frames += other.frames
+
     def summary(self) -> dict[str, list]:
         """As LeRobot stores it: (3, 1, 1) per number."""
         if not self.frames:

@@ -29,11 +29,10 @@ from flow_policy_rl.offline.truth import (
 from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
 from flow_policy_rl.serving.decode import DecodeError, image
 from flow_policy_rl.serving.robot import Robot
-from flow_policy_rl.serving.streams import NotReady, Streams, topics_of
+from flow_policy_rl.serving.streams import MEASURED, NotReady, Streams, with_measured
 from flow_policy_rl.serving.trajectory_controller import TrajectoryRejected
-from flow_policy_rl.spec import ObservationField, PolicySpec
+from flow_policy_rl.spec import PolicySpec
 
-MEASURED = "measured_joint_pos"
 JUMP_MARGIN = 0.05  # rad or m beyond what the velocity limits allow: the robot was put elsewhere
 POSE_BYTES = 56  # at the end of a message: seven numbers
 LATENCY_TOPIC = "/sim_node/end_to_end_latency"
@@ -170,15 +169,13 @@ class _Reader:
     def __init__(self, bag, spec, robot, truth_kind, truth_topic, sink, stamps):
         self.bag, self.spec, self.robot, self.sink = bag, spec, robot, sink
         self.problems = bag.problems
-        fields = topics_of(spec, robot.topics)
+        fields = with_measured(spec, robot.topics)
         needed = {
             topic: tuple(dict.fromkeys(t for f in own for t in FIELD_TYPES[f.kind]))
             for topic, own in fields.items()
         }
         joints = robot.topics.joint_states
         needed[joints] = FIELD_TYPES["joint_position"]
-        measured = ObservationField(MEASURED, "joint_position", spec.joint_names, "")
-        fields.setdefault(joints, []).append(measured)
         self.streams = Streams(fields, max_age_s=GAP_S)
         self.given = None if stamps is None else _Given(stamps)
         self.scheduler = self.given or ChunkScheduler(spec)
@@ -203,9 +200,8 @@ class _Reader:
         check_topics(bag, needed)
         self.pending = Pending(self._store)
         self.rows: list[tuple[int, int]] = []
-        self.kept: dict[str, list[np.ndarray]] = {
-            f.name: [] for f in (*spec.observations, measured) if f.kind != "image"
-        }
+        numbers = (f.name for f in spec.observations if f.kind != "image")
+        self.kept: dict[str, list[np.ndarray]] = {name: [] for name in (*numbers, MEASURED)}
         self.truths: list[np.ndarray] = []
         self.befores: list[np.ndarray] = []
         self.latencies: list[tuple[float, float]] = []  # when, and how long, s

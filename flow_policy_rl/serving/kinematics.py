@@ -1,5 +1,6 @@
 """Forward kinematics of a chain of scalar joints, in numpy: where the tool is."""
 
+import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,19 @@ class Kinematics:
                 values = positions[:, list(joint_names).index(link.joint)]
                 pose = pose @ _moved(np.array(link.axis), values, link.slides)
         return pose[:, :3, 3]
+
+
+def direction(axis: Sequence[float]) -> tuple[float, float, float]:
+    """An axis of any length, as a unit vector.
+
+    Raises:
+        ValueError: it is zero, or not finite.
+    """
+    length = math.hypot(*axis)
+    if not 0 < length < math.inf:
+        raise ValueError("an axis must be finite and not zero")
+    x, y, z = (v / length for v in axis)
+    return x, y, z
 
 
 def _transform(xyz: Sequence[float], rpy: Sequence[float]) -> np.ndarray:
@@ -118,16 +132,17 @@ def _urdf_joint(element: ElementTree.Element, path: Path) -> UrdfJoint:
         x, y, z = (
             float(v) for v in (default if found is None else found.get(key, default)).split()
         )
+        if not all(map(math.isfinite, (x, y, z))):
+            raise ValueError("not finite")
         return x, y, z
 
     try:
-        axis = np.array(triple("axis", "xyz", "1 0 0"))
         moving = kind in ("revolute", "continuous", "prismatic")
         link = Link(
             name if moving else "",
             triple("origin", "xyz", "0 0 0"),
             triple("origin", "rpy", "0 0 0"),
-            tuple(axis / np.linalg.norm(axis)),
+            direction(triple("axis", "xyz", "1 0 0")) if moving else Link.axis,
             kind == "prismatic",
         )
         limit = element.find("limit")
@@ -145,7 +160,7 @@ def _urdf_joint(element: ElementTree.Element, path: Path) -> UrdfJoint:
         )
     except (ValueError, AttributeError):
         raise InputError(
-            f"URDF '{path}': joint '{name}' has a number that cannot be read, or no child"
+            f"URDF '{path}': joint '{name}' has a number that cannot be read, an axis of zero, or no child"
         ) from None
 
 
@@ -153,13 +168,17 @@ def chain(joints: dict[str, UrdfJoint], tool: str, path: Path) -> Kinematics:
     """The chain of a URDF from its root to a link.
 
     Raises:
-        InputError: there is no such link.
+        InputError: there is no such link, or it hangs from itself.
     """
     by_child = {j.child: j for j in joints.values()}
     if tool not in by_child:
         raise unknown_name(f"link of URDF '{path}'", tool, by_child)
     links: list[Link] = []
+    passed = set()
     while tool in by_child:
+        if tool in passed:
+            raise InputError(f"URDF '{path}': link '{tool}' hangs from itself")
+        passed.add(tool)
         links.insert(0, by_child[tool].link)
         tool = by_child[tool].parent
     return Kinematics(links)

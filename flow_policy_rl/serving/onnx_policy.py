@@ -173,9 +173,9 @@ class OnnxPolicy:
             self._session.run_with_iobinding(buffers.binding)
             return buffers.output.copy()
 
-    def warm_up(self, num_calls: int = 20, batch: int | None = None) -> None:
+    def warm_up(self, num_calls: int = 20) -> None:
         """First calls are slow (buffers, caches, engines): make them before anybody waits for one."""
-        batch = batch or self.batch or 1
+        batch = self.batch or 1
         obs = {
             name: np.zeros((batch, *shape), dtype)
             for name, (shape, dtype) in graph_inputs(self.spec).items()

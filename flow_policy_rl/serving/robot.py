@@ -13,7 +13,14 @@ import yaml
 
 from flow_policy_rl import plugins
 from flow_policy_rl.errors import InputError, unknown_name
-from flow_policy_rl.serving.kinematics import Kinematics, Link, UrdfJoint, chain, read_urdf
+from flow_policy_rl.serving.kinematics import (
+    Kinematics,
+    Link,
+    UrdfJoint,
+    chain,
+    direction,
+    read_urdf,
+)
 
 GRIPPER_ACTIONS = ("GripperCommand", "ParallelGripperCommand")
 LIMITS = ("position", "velocity", "acceleration", "jerk")
@@ -40,9 +47,10 @@ class Topics:
         images: sensor_msgs/Image (or CompressedImage where the name ends in /compressed) by camera, in.
         forward_command: std_msgs/Float64MultiArray of a forward_command_controller, out (output: per_tick).
         gripper_command: JointTrajectory of a gripper controller of its own; without it the gripper is part of
-        `command`. controller_state: control_msgs/JointTrajectoryControllerState, read where control_msgs is installed.
+            `command`.
+        controller_state: control_msgs/JointTrajectoryControllerState, read where control_msgs is installed.
         speed_scaling: std_msgs/Float64, percent of full speed at which the robot executes (a UR's speed slider), in;
-        without it the robot is taken to execute at full speed always.
+            without it the robot is taken to execute at full speed always.
     """
 
     joint_states: str
@@ -252,7 +260,12 @@ def _kinematics(
         if values.get("joint") and values["joint"] not in joints:
             raise unknown_name(f"joint in {where}: chain[{i}]:", str(values["joint"]), joints)
         for key in {"xyz", "rpy", "axis"} & set(values):
-            values[key] = tuple(_numbers(values[key], 3, f"{where}: chain[{i}].{key}"))
+            values[key] = tuple(_triple(values[key], f"{where}: chain[{i}].{key}"))
+        if "axis" in values:
+            try:
+                values["axis"] = direction(values["axis"])
+            except ValueError as error:
+                raise InputError(f"{where}: chain[{i}].axis: {error}") from None
         links.append(Link(**values))
     return Kinematics(links)
 
@@ -262,19 +275,16 @@ def _box(raw: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
     for key in raw:
         if key not in ("low", "high"):
             raise unknown_name(f"key in {where}:", str(key), ("low", "high"))
-    low, high = (np.array(_numbers(raw.get(key), 3, f"{where}.{key}")) for key in ("low", "high"))
+    low, high = (np.array(_triple(raw.get(key), f"{where}.{key}")) for key in ("low", "high"))
     if not (low < high).all():
         raise InputError(f"{where}: low must be below high")
     return low, high
 
 
-def _numbers(raw: Any, count: int, where: str) -> list[float]:
-    if (
-        not isinstance(raw, list)
-        or len(raw) != count
-        or any(not isinstance(v, int | float) for v in raw)
-    ):
-        raise InputError(f"{where} must be a list of {count} numbers")
+def _triple(raw: Any, where: str) -> list[float]:
+    numbers = isinstance(raw, list) and all(isinstance(v, int | float) for v in raw)
+    if not numbers or len(raw) != 3 or not np.isfinite(raw).all():
+        raise InputError(f"{where} must be a list of 3 finite numbers")
     return [float(v) for v in raw]
 
 

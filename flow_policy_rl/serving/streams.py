@@ -16,6 +16,7 @@ from flow_policy_rl.spec import ObservationField, PolicySpec
 KEPT = 256  # samples per stream: more than two seconds at 100 Hz
 KEPT_IMAGES = 32
 OTHER_CLOCK_S = 3600.0  # an age beyond this is no delay but another clock
+MEASURED = "measured_joint_pos"
 JOINT_KINDS = ("joint_position", "joint_velocity")
 
 
@@ -53,6 +54,14 @@ def topics_of(spec: PolicySpec, topics: Topics) -> dict[str, list[ObservationFie
             topic = known[f.source]
         result.setdefault(topic, []).append(f)
     return result
+
+
+def with_measured(spec: PolicySpec, topics: Topics) -> dict[str, list[ObservationField]]:
+    """`topics_of`, and from the joint states `MEASURED`: where the commanded joints are."""
+    fields = topics_of(spec, topics)
+    measured = ObservationField(MEASURED, "joint_position", spec.joint_names, "")
+    fields.setdefault(topics.joint_states, []).append(measured)
+    return fields
 
 
 class Sample(NamedTuple):

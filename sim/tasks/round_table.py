@@ -6,7 +6,7 @@ from sim.tasks import assembly
 from sim.tasks.assembly import INSERTED, SEATED, Assembly, fitted, frame, in_order, key, nut, thread
 from sim.tasks.tabletop import Start, block, free_body
 
-TOP_RADIUS, TOP_HEIGHT = 0.10, 0.032  # m
+TOP_RADIUS, TOP_HEIGHT, TOP_INNER = 0.10, 0.032, 0.073  # m
 LEG_RADIUS, LEG_HEIGHT, UPPER_KEY = 0.0195, 0.051, 0.020  # m
 FOOT_HALF, HUB_HALF, HUB_HEIGHT = 0.065, 0.022, 0.030  # m
 SEAT = np.array([0.0, 0.0, TOP_HEIGHT / 2])  # m, the hole in the frame of the top
@@ -15,16 +15,16 @@ LEG_GRIP, FOOT_GRIP = 0.038, 0.056  # m above the part's origin
 DARK, LIGHT = "0.42 0.28 0.2 1", "0.8 0.66 0.48 1"
 
 
-def disc(inner: float = 0.073) -> str:
+def disc() -> str:
     """MJCF of a nearly round slab with a square hole: a square frame and a plate on each side."""
-    out = (TOP_RADIUS - inner) / 2
-    sides = [((out, 0.045), (s * (inner + out), 0)) for s in (-1, 1)]
-    sides += [((0.045, out), (0, s * (inner + out))) for s in (-1, 1)]
+    out = (TOP_RADIUS - TOP_INNER) / 2
+    sides = [((out, 0.045), (s * (TOP_INNER + out), 0)) for s in (-1, 1)]
+    sides += [((0.045, out), (0, s * (TOP_INNER + out))) for s in (-1, 1)]
     plates = "".join(
         block((*half, TOP_HEIGHT / 2 - assembly.SLACK), 0.03, DARK, pos=f"{x} {y} 0", condim="3")
         for half, (x, y) in sides
     )
-    return frame(inner, TOP_HEIGHT, 0.3, DARK) + plates
+    return frame(TOP_INNER, TOP_HEIGHT, 0.3, DARK) + plates
 
 
 def foot() -> str:

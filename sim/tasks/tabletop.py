@@ -237,9 +237,9 @@ def far(gap: np.ndarray, scale: float = 0.1) -> np.ndarray:
     return -namespace(gap).tanh(gap / scale)
 
 
-def free_body(name: str, geoms: str, at: str = "0.5 0 0.1") -> str:
+def free_body(name: str, geoms: str) -> str:
     """MJCF of a body that moves freely."""
-    return f'<body name="{name}" pos="{at}"><freejoint name="{name}"/>{geoms}</body>'
+    return f'<body name="{name}" pos="0.5 0 0.1"><freejoint name="{name}"/>{geoms}</body>'
 
 
 def block(size: tuple[float, ...], mass: float, rgba: str, **more: str) -> str:

@@ -34,7 +34,7 @@ from flow_policy_rl.serving.clock_watch import ClockWatch
 from flow_policy_rl.serving.commander import Plan
 from flow_policy_rl.serving.decode import stamp_ns
 from flow_policy_rl.serving.safety import EmergencyStop, Rejected
-from flow_policy_rl.serving.streams import NotReady
+from flow_policy_rl.serving.streams import MEASURED, NotReady
 from flow_policy_rl.serving.tick_stream import TickStream
 from flow_policy_ros import parameters
 from flow_policy_ros.graph import Button, Input, clock_problem, input_type
@@ -51,7 +51,7 @@ from flow_policy_ros.reports import (
     arrival,
     input_facts,
 )
-from flow_policy_ros.served import MEASURED, Served
+from flow_policy_ros.served import Served
 from flow_policy_ros.slow_service import SlowService
 from flow_policy_ros.worker import Worker
 
@@ -465,9 +465,10 @@ class PolicyNode(LifecycleNode):
             if self._outputs is not None and not again:
                 self._outputs.doubt()
             news = self._reasons.news(reason, time.monotonic(), begins=not again)
+            # Before anything else is: who deactivates it meanwhile has the last word.
+            self._set_state(DiagnosticStatus.ERROR, f"holding: {reason}")
         if news:
             self.get_logger().warning(f"holding: {reason}")
-        self._set_state(DiagnosticStatus.ERROR, f"holding: {reason}")
 
     def _stop(self) -> None:
         with self._lock:

@@ -13,7 +13,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from flow_policy_rl.data.bags import BagWriter
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import InputError, RunFailed
 from flow_policy_ros import parameters
 from flow_policy_ros.messages import message_class
 from flow_policy_ros.parameters import Parameter
@@ -96,7 +96,7 @@ class Recorder(Node):
                 looked = time.monotonic()
             executor.spin_once(timeout_sec=0.05)
         if self.failure:
-            raise InputError(self.failure)
+            raise RunFailed(self.failure)
 
 
 def main() -> int:

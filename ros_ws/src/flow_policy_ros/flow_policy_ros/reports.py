@@ -117,14 +117,14 @@ class StatusReport:
     """The node's status in `/diagnostics`, by its full name, so that those of two arms are told apart.
 
     Attributes:
-        level, text: how it is.
+        state: level and text, together: two threads change them.
         counts: of what happened since the node started.
     """
 
     def __init__(self, node: Node):
         self._name, self._space = node.get_fully_qualified_name(), node.get_namespace()
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self.level, self.text = DiagnosticStatus.WARN, "not configured"
+        self.state = DiagnosticStatus.WARN, "not configured"
         self.latencies = Latencies()
         self.counts = dict.fromkeys(
             ("commands", "deadline_misses", "limited_plans", "rejected_chunks"), 0
@@ -139,8 +139,8 @@ class StatusReport:
 
     def change(self, level: bytes, text: str) -> bool:
         """Whether this is something new."""
-        before, (self.level, self.text) = (self.level, self.text), (level, text)
-        return before != (level, text)
+        before, self.state = self.state, (level, text)
+        return before != self.state
 
     def publish(self, facts: dict[str, object], robot: str, stamp: int) -> None:
         """The state, facts (those of the moment first), counts and latencies."""
@@ -149,7 +149,7 @@ class StatusReport:
         values |= self.latencies.summary()
         hardware = f"{self._space.rstrip('/')}/{robot}"
         self._publisher.publish(
-            messages.diagnostics(self._name, self.level, self.text, values, stamp, hardware)
+            messages.diagnostics(self._name, *self.state, values, stamp, hardware)
         )
 
 

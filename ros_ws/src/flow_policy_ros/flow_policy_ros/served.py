@@ -12,12 +12,9 @@ from flow_policy_rl.serving.monitor import Familiarity
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.serving.robot import Robot, load_robot
 from flow_policy_rl.serving.safety import EmergencyStop, SafetyFilter
-from flow_policy_rl.serving.streams import Snapshot, Streams, topics_of
-from flow_policy_rl.spec import ObservationField, PolicySpec
+from flow_policy_rl.serving.streams import Snapshot, Streams, with_measured
+from flow_policy_rl.spec import PolicySpec
 
-MEASURED = (
-    "measured_joint_pos"  # where the commanded joints are, read along with the policy's own inputs
-)
 WARM_UP = 20
 SAME_AFTER_RELOAD = (
     "robot",
@@ -65,15 +62,12 @@ class Served:
             joining = "rtc" if spec.prefix_horizon else "replace"
         scheduler = ChunkScheduler(spec, get("lead_s"), joining)
         safety = _safety(get, robot, spec)
-        fields = topics_of(spec, robot.topics)
-        measured = ObservationField(MEASURED, "joint_position", spec.joint_names, "")
-        fields.setdefault(robot.topics.joint_states, []).append(measured)
         emergency.max_consecutive_limited = _most_limited(get)
         policy.warm_up(WARM_UP)
         return cls(
             policy,
             robot,
-            Streams(fields, get("max_input_age_s")),
+            Streams(with_measured(spec, robot.topics), get("max_input_age_s")),
             Commander(scheduler, safety, emergency, get("soft_start_s"), _tolerance(get)),
             Familiarity(spec, get("max_sigma")),
             np.random.default_rng(get("seed")),

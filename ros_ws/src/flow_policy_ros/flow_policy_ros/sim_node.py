@@ -271,25 +271,28 @@ class SimNode(Node):
             self._renderer.close()
         self.controller.destroy_node()
 
+    def _steps_of(self, rate: str) -> int:
+        """Physics steps between two of what a parameter names the rate of."""
+        return max(1, round(1 / (self._get(rate) * self._task.world.physics_dt)))
+
     def spin(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
         """Tick, publish, serve callbacks until the next tick is due."""
         executor.add_node(self.controller)
         world = self._task.world
-        per_tick = max(1, round(1 / (self._get("state_rate_hz") * world.physics_dt)))
-        tick_s = per_tick * world.physics_dt
-        image_every = round(1 / (self._get("image_rate_hz") * tick_s)) if self._images else 0
-        step_every = max(1, round(world.control_dt / tick_s))
-        ticks, due = 0, time.perf_counter()
+        # In physics steps: a tick need not be a whole part of a control step, nor of what is between two images.
+        per_tick = self._steps_of("state_rate_hz")
+        per_image = self._steps_of("image_rate_hz") if self._images else 0
+        after, due = 0, time.perf_counter()
         while not stop.requested:
             self._live.advance(per_tick, self.controller.reference)
-            ticks += 1
-            if ticks % step_every == 0:
+            before, after = after, after + per_tick
+            for _ in range(after // world.decimation - before // world.decimation):
                 self._after_control_step()
             # Images first: the joint state that comes with them is what starts an inference.
-            if image_every and ticks % image_every == 0:
+            if per_image and after // per_image > before // per_image:
                 self.publish_images()
             self.publish_state()
-            due += tick_s / self._get("real_time_factor")
+            due += per_tick * world.physics_dt / self._get("real_time_factor")
             now = time.perf_counter()
             if now - due > LATE_S:
                 due = now

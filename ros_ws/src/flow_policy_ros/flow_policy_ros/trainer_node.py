@@ -15,14 +15,13 @@ import sys
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from std_srvs.srv import Trigger
 
-from flow_policy_rl.errors import InputError
+from flow_policy_rl.errors import InputError, output_folder
 from flow_policy_ros import messages, parameters
 from flow_policy_ros.parameters import Parameter
-from flow_policy_ros.process import Stop, run_node
+from flow_policy_ros.process import run_node
 
 LOOK_EVERY_S = 0.5
 END_S = 5.0
@@ -69,11 +68,13 @@ class TrainerNode(Node):
         for name in ("demos", "checkpoint", "run_dir"):
             if self._get(name):
                 line += [f"--{name.replace('_', '-')}", self._get(name)]
-        return line + shlex.split(self._get("args"))
+        try:
+            return line + shlex.split(self._get("args"))
+        except ValueError as error:
+            raise InputError(f"parameter args: {error}") from None
 
     def _run(self, doing: str, line: list[str]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._log = self._folder / f"{doing}.log"
+        self._log = output_folder(self._folder) / f"{doing}.log"
         with self._log.open("wb") as log:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "flow_policy_rl.cli", *line],
@@ -90,7 +91,10 @@ class TrainerNode(Node):
     def _on_start(self, request, response):
         problem = f"{self._doing} is under way" if self._child is not None else ""
         if not problem:
-            self._run("training", self._training())
+            try:
+                self._run("training", self._training())
+            except InputError as error:
+                problem = str(error)
         return self._answer(response, problem, f"training into {self._folder}")
 
     def _on_stop(self, request, response):
@@ -155,15 +159,9 @@ class TrainerNode(Node):
             self._child.wait()
 
 
-def spin(node: TrainerNode, executor: SingleThreadedExecutor, stop: Stop) -> None:
-    """Serve callbacks until a signal."""
-    while not stop.requested:
-        executor.spin_once(timeout_sec=0.1)
-
-
 def main() -> int:
     """Entry point."""
-    return run_node(TrainerNode, spin)
+    return run_node(TrainerNode)
 
 
 if __name__ == "__main__":

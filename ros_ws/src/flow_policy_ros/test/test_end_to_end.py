@@ -8,10 +8,15 @@ from importlib import resources
 
 import numpy as np
 import pytest
+from builtin_interfaces.msg import Duration
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.srv import GetParameters
-from robot_peer import Robot
+from robot_peer import HOME, NAMES, Robot
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
+from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from flow_policy_rl import replay
 from flow_policy_rl.data.bags import deserialize, read_bag
@@ -194,6 +199,31 @@ def test_the_simulation_starts_as_the_batched_one_with_the_task_s_options(start,
     there = VecEnv(make_task("one_leg", **options), 1).reset([77])["leg_pose"][0, :2]
     here = seen[0].pose.position
     assert [here.x, here.y] == pytest.approx(there.tolist(), abs=1e-3)
+
+
+def test_rates_that_do_not_divide_change_neither_the_time_limit_nor_whether_there_are_images(
+    start, peer
+):
+    clock = peer.listen(Clock, "/clock", depth=1)
+    images = peer.listen(Image, "/front/image_raw")
+    ended = peer.listen(Bool, "/sim_node/success")
+    rates = {"state_rate_hz": 12.5, "image_rate_hz": 50.0, "image_size": 16}
+    start(sim_node={"task": "lift", "real_time_factor": 4.0, **rates})
+    commands = peer.node.create_publisher(JointTrajectory, COMMAND, 1)
+    peer.until(lambda: clock and commands.get_subscription_count() and images, "images")
+    point = JointTrajectoryPoint(positions=HOME[:7], time_from_start=Duration(sec=1))
+    commands.publish(JointTrajectory(joint_names=NAMES[:7], points=[point]))
+    begun = stamp(clock)
+    peer.until(lambda: ended, "the time limit")
+    task = make_task("lift")
+    limit = task.episode_steps * task.control_dt
+    assert not ended[0].data
+    assert abs(stamp(clock) - begun - limit) < 0.1 * limit
+
+
+def stamp(clock: list[Clock]) -> float:
+    """The newest simulated second."""
+    return clock[-1].clock.sec + clock[-1].clock.nanosec * 1e-9
 
 
 def test_the_demonstrator_plays_the_task_on_the_robot_that_is_simulated(start):

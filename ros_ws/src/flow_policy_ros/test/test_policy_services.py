@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,7 +14,6 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from flow_policy_ros.policy_node import PolicyNode
 from flow_policy_ros.reports import Order
-from flow_policy_ros.served import MEASURED
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -26,7 +26,7 @@ from flow_policy_rl.serving.decode import debug_record
 from flow_policy_rl.serving.model_file import SEAL_KEY, seal
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.serving.safety import KINDS
-from flow_policy_rl.serving.streams import Snapshot
+from flow_policy_rl.serving.streams import MEASURED, Snapshot
 from flow_policy_rl.spec import METADATA_KEY
 
 
@@ -83,6 +83,24 @@ def test_an_inference_begun_before_a_run_does_not_command_it(policy_file):
         node._infer(dataclasses.replace(order, run=node._run))
         assert not node._holding
     finally:
+        node.close()
+        node.destroy_node()
+        rclpy.shutdown()
+
+
+def test_a_node_that_is_deactivated_while_it_begins_to_hold_says_inactive(policy_file):
+    """The inference thread refuses while the executor deactivates: when the lock is free, before the log is written."""
+    rclpy.init(args=["--ros-args", "-p", f"policy:={policy_file}"])
+    node = PolicyNode()
+    try:
+        node.trigger_configure()
+        node.trigger_activate()
+        log = SimpleNamespace(warning=lambda text: node.trigger_deactivate())
+        node.get_logger = lambda: log
+        node._refuse("something is wrong")
+        assert node._status.state[1] == "inactive"
+    finally:
+        del node.get_logger
         node.close()
         node.destroy_node()
         rclpy.shutdown()

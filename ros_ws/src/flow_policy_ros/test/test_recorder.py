@@ -1,10 +1,26 @@
 """A recorder that is killed, or whose disk is full, leaves a bag that can be read up to that point."""
 
 import signal
+import subprocess
 
 from std_msgs.msg import Float64
 
 from flow_policy_rl.data.bags import deserialize, read_bag
+from flow_policy_rl.ros import node_command
+
+FULL = """
+import errno, sys
+from flow_policy_rl.data.bags import BagWriter
+from flow_policy_ros import recorder
+write = BagWriter.write
+def full(self, *message):
+    if recorder.message_count >= 20:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    recorder.message_count += 1
+    write(self, *message)
+recorder.message_count, BagWriter.write = 0, full
+sys.exit(recorder.main())
+"""
 
 
 def publish(peer, count: int, start: int = 0) -> None:
@@ -32,6 +48,16 @@ def test_a_stopped_recorder_has_everything(start, peer, tmp_path):
     assert nodes["recorder"].wait(60.0) == 0
     values = [deserialize(m).data for m in read_bag(tmp_path / "bag", ["/numbers"])]
     assert values == [float(i) for i in range(40)]
+
+
+def test_a_disk_that_is_full_is_a_failure_and_no_wrong_input(ros_environment, peer, tmp_path):
+    python, _, _, *rest = node_command("recorder", {"bag": str(tmp_path / "bag")})
+    with (tmp_path / "recorder.log").open("w") as log:
+        child = subprocess.Popen([python, "-c", FULL, *rest], stderr=log)
+        publish(peer, 60)
+        assert child.wait(60.0) == 1
+        said = (tmp_path / "recorder.log").read_text().splitlines()
+    assert said[-1].startswith("error: recording stopped after 20 messages: ")
 
 
 def test_an_existing_bag_is_not_overwritten(start, tmp_path):

@@ -53,6 +53,23 @@ def test_training_tells_its_progress_and_exports(start, peer, tmp_path):
     assert nodes["trainer_node"].wait(60.0) == 0
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"args": "--preset 'paper"}, "parameter args: No closing quotation"),
+        ({"run_dir": "{here}/file/run"}, "cannot be made: a file is in the way"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_and_the_node_goes_on(start, peer, tmp_path, wrong, says):
+    (tmp_path / "file").write_text("")
+    given = {"run_dir": "{here}/run"} | wrong
+    start(trainer_node={k: v.format(here=tmp_path) for k, v in given.items()})
+    for _ in range(2):
+        answer = peer.call(Trigger, "/trainer_node/start", Trigger.Request())
+        assert not answer.success
+        assert says in answer.message
+
+
 @pytest.mark.slow
 def test_a_training_that_cannot_start_says_why(start, peer, tmp_path):
     status = peer.listen(DiagnosticArray, "/diagnostics")
