@@ -118,11 +118,11 @@ def test_frames_are_as_of_one_time_and_actions_follow(tmp_path, robot_file, outp
     assert result["format"] == ("robomimic" if output.endswith("hdf5") else "lerobot")
 
 
-def frames_of(tmp_path, robot_file, messages, **settings):
+def frames_of(tmp_path, robot_file, messages, splitting=None, **settings):
     """Frames at 20 Hz, and how each episode ended."""
     bag, robot = Bag(write(tmp_path / "bag", messages)), load_robot(robot_file)
     layout = layout_from_robot(bag, robot, "toy", 0.05, None)
-    events = list(FrameReader(bag, layout, robot, Splitting(), **settings).read())
+    events = list(FrameReader(bag, layout, robot, splitting or Splitting(), **settings).read())
     return [e for e in events if isinstance(e, Frame)], [e for e in events if isinstance(e, End)]
 
 
@@ -139,6 +139,21 @@ def test_a_frame_holds_the_newest_sample_of_each_stream_that_is_not_later(tmp_pa
     assert np.allclose(poses, np.minimum((ms + 3) // 20 * 20, 980) / 1000, atol=1e-9)
     actions = np.array([f.action for f in frames])
     assert np.allclose(actions[:, 1] / 0.3, (ms + 50) / 1000, atol=0.011)
+
+
+def test_frames_of_the_next_episode_are_later_than_the_mark_that_ended_the_one_before(
+    tmp_path, robot_file
+):
+    """At 2.0 s, when the newest stamp is of 1.99 s; the action of the last frame was known by then."""
+    messages = [*recorded(2.5), ("/done", BOOL, 2_000 * MS, said(True))]
+    messages.sort(key=lambda m: m[2])
+    frames, ends = frames_of(tmp_path, robot_file, messages, Splitting(end_topic="/done"))
+    times = np.array([f.time for f in frames])
+    first = ends[0].steps
+    assert (ends[0].time, ends[0].success) == (1.99, True)
+    assert np.allclose(times[:first], np.arange(1.0, 1.99 - 0.05 + 1e-9, 0.05))
+    assert times[first] >= 1.99
+    assert np.allclose(np.diff(times[first:]), 0.05)
 
 
 def test_nothing_from_before_a_jump_of_time_is_in_a_frame_after_it(tmp_path, robot_file):

@@ -562,6 +562,9 @@ def test_violations_and_comparison():
     chunks = np.array([[[0.05], [0.1], [0.3], [1.2]]])
     share = metrics.violations(chunks, np.array([[0.0]]), limits, 0.1)
     assert share == {"position": 0.25, "velocity": 0.5, "acceleration": 0.0}
+    soft = limits | {"acceleration": np.array([50.0])}  # 0, 15 and 70 per second squared
+    share = metrics.violations(chunks, np.array([[0.0]]), soft, 0.1)
+    assert share["acceleration"] == pytest.approx(1 / 3)
     # Nothing was commanded before; then the other way, beyond the other limit and in one of two joints.
     share = metrics.violations(chunks, np.array([[np.nan]]), limits, 0.1)
     assert share == {"position": 0.25, "velocity": 0.5, "acceleration": 0.0}
