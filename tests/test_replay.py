@@ -494,7 +494,7 @@ def test_spectral_arc_length_is_of_a_shape_alone_below_ten_hertz():
 
 def test_a_seam_is_the_larger_of_the_two_steps_in_velocity_around_it():
     for new in (
-        [2.5, 3.5],
+        [2.5, 4.0],
         [2.0, 3.5],
     ):  # 10 per second before; the step is into the chunk, or in it
         chunks = np.array([[[0.0], [1.0], [2.0]], [[new[0]], [new[1]], [4.5]]])
