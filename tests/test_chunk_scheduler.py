@@ -39,11 +39,12 @@ def ramp(start: float, slope: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("joining", ["replace", "crossfade", "ensemble"])
-def test_chunks_that_agree_join_without_a_seam(joining):
+@pytest.mark.parametrize(("now", "past"), [(105, 0), (165, 2)])
+def test_chunks_that_agree_join_without_a_seam(joining, now, past):
     scheduler = ChunkScheduler(small_spec(), joining=joining)
     scheduler.join(ramp(0.0, 0.1), 0, 0)
-    joined = scheduler.join(ramp(0.2, 0.1), 100 * MS, 105 * MS)
-    assert np.allclose(joined.positions, ramp(0.2, 0.1))
+    joined = scheduler.join(ramp(0.2, 0.1), 100 * MS, now * MS)
+    assert np.allclose(joined.positions, ramp(0.2, 0.1)[past:])
     assert np.allclose(joined.seam_jump, 0, atol=1e-9)
 
 
@@ -133,6 +134,18 @@ def test_rtc_takes_over_smoothly_from_the_end_of_its_prefix_however_early_it_com
     assert np.allclose(joined.seam_jump, (blended[0] - 0.5) / 0.05)
 
 
+def test_rtc_takes_over_where_its_prefix_ends_though_a_longer_one_would_fit():
+    scheduler = ChunkScheduler(small_spec(prefix_horizon=2), joining="rtc")
+    scheduler.join(ramp(0.0, 0.1), 0, 0)
+    assert scheduler.prefix(100 * MS).delay == 1
+    chunk = np.concatenate([ramp(0.2, 0.1)[:1], np.full((5, 2), 3.0)])
+    joined = scheduler.join(chunk, 100 * MS, 110 * MS)
+    # In force is 0.4 at 200, 0.5 at 250 and 0.6 at 300 ms, its end.
+    blended = [0.8 * 0.4 + 0.2 * 3.0, 0.6 * 0.5 + 0.4 * 3.0, 0.4 * 0.6 + 0.6 * 3.0]
+    assert np.allclose(joined.positions[:, 0], [0.3, *blended, 3.0, 3.0])
+    assert np.allclose(joined.seam_jump, (blended[0] - 0.4) / 0.05)
+
+
 def test_a_seam_is_what_the_new_chunk_adds_and_not_the_motion_itself():
     """Velocity of both chunks changes by 2 per step; one of them is 0.1 off."""
     scheduler = ChunkScheduler(small_spec())
@@ -155,4 +168,5 @@ def test_inference_is_due_once_per_executed_horizon_and_again_after_a_jump():
     assert not scheduler.due(198 * MS)
     assert scheduler.due(200 * MS)
     scheduler.started(200 * MS)
+    assert not scheduler.due(200 * MS)  # the same state again
     assert scheduler.due(0)

@@ -34,7 +34,7 @@ from flow_policy_rl.algorithms.bc import BCConfig
 from flow_policy_rl.convert import Config, Splitting
 from flow_policy_rl.data import demonstrations
 from flow_policy_rl.data.bags import Bag
-from flow_policy_rl.data.frames import End, FrameReader, layout_from_robot
+from flow_policy_rl.data.frames import End, Frame, FrameReader, layout_from_robot
 from flow_policy_rl.data.health import Health
 from flow_policy_rl.data.robomimic import DemoLayout, Demonstrations, Episode
 from flow_policy_rl.errors import InputError
@@ -117,6 +117,66 @@ def test_frames_are_as_of_one_time_and_actions_follow(tmp_path, robot_file, outp
     assert np.all((t - shown > -0.08) & (t - shown < 0.13))
     assert episode.obs["front_image"].shape[1:] == (HEIGHT, WIDTH, 3)
     assert result["format"] == ("robomimic" if output.endswith("hdf5") else "lerobot")
+
+
+def frames_of(tmp_path, robot_file, messages, splitting=None, **settings):
+    """Frames at 20 Hz, and how each episode ended."""
+    bag, robot = Bag(write(tmp_path / "bag", messages)), load_robot(robot_file)
+    layout = layout_from_robot(bag, robot, "toy", 0.05, None)
+    events = list(FrameReader(bag, layout, robot, splitting or Splitting(), **settings).read())
+    return [e for e in events if isinstance(e, Frame)], [e for e in events if isinstance(e, End)]
+
+
+def test_a_frame_holds_the_newest_sample_of_each_stream_that_is_not_later(tmp_path, robot_file):
+    """Stamps in closed form: joints every 10 ms, the pose 3 ms before every 20 ms, until it falls silent at 1 s."""
+    messages = [m for m in recorded(2.0) if m[0] != "/cube" or m[2] < 2_000 * MS]
+    frames, (end, *_) = frames_of(tmp_path, robot_file, messages, max_age=0.2)
+    ms = np.round([1000 * (f.time - 1) for f in frames]).astype(int)
+    assert ms.tolist() == list(range(0, 1151, 50))  # the last pose, of 977 ms, is good for 200 ms
+    assert (end.reason, end.keep, end.steps) == ("stale /cube", True, len(frames))
+    joints = np.array([f.obs["gripper_pos"][0] for f in frames]) / 0.3
+    assert np.allclose(joints, ms / 1000, atol=1e-9)
+    poses = np.array([f.obs["cube_pose"][0] for f in frames])
+    assert np.allclose(poses, np.minimum((ms + 3) // 20 * 20, 980) / 1000, atol=1e-9)
+    actions = np.array([f.action for f in frames])
+    assert np.allclose(actions[:, 1] / 0.3, (ms + 50) / 1000, atol=0.011)
+
+
+def test_frames_of_the_next_episode_are_later_than_the_mark_that_ended_the_one_before(
+    tmp_path, robot_file
+):
+    """At 2.0 s, when the newest stamp is of 1.99 s; the action of the last frame was known by then."""
+    messages = [*recorded(2.5), ("/done", BOOL, 2_000 * MS, said(True))]
+    messages.sort(key=lambda m: m[2])
+    frames, ends = frames_of(tmp_path, robot_file, messages, Splitting(end_topic="/done"))
+    times = np.array([f.time for f in frames])
+    first = ends[0].steps
+    assert (ends[0].time, ends[0].success) == (1.99, True)
+    assert np.allclose(times[:first], np.arange(1.0, 1.99 - 0.05 + 1e-9, 0.05))
+    assert times[first] >= 1.99
+    assert np.allclose(np.diff(times[first:]), 0.05)
+
+
+def test_nothing_from_before_a_jump_of_time_is_in_a_frame_after_it(tmp_path, robot_file):
+    """The clock goes back by half a second after 2 s, and the pose is heard of again only 100 ms later."""
+    messages = []
+    for topic, kind, log, msg in recorded(4.0):
+        if topic == "/cube" and 3_000 * MS <= log < 3_100 * MS:
+            continue
+        if log >= 3_000 * MS and topic != "/command":
+            stamp = msg.header.stamp
+            back = stamp.sec * 10**9 + stamp.nanosec - 500 * MS
+            msg = replace(msg, header=header(back))
+        messages.append((topic, kind, log, msg))
+    frames, ends = frames_of(tmp_path, robot_file, messages)
+    assert ends[0].reason == "stamp goes back"
+    after = frames[ends[0].steps :]
+    assert len(after) > 20
+    assert after[0].time == pytest.approx(2.597)  # of the first pose
+    for frame in after:
+        joint, cube = frame.obs["gripper_pos"][0] / 0.3, frame.obs["cube_pose"][0] - 0.003
+        for seen in (joint, cube):
+            assert -1e-9 <= frame.time + 0.5 - (1 + seen) < 0.02
 
 
 def test_drivers_apart_convert_as_one_does(tmp_path, robot_file):

@@ -355,6 +355,42 @@ def test_every_parameter_is_held_by_the_optimiser_once_and_gets_a_gradient(make,
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in held)
 
 
+def test_diagnostics_tell_the_loss_of_the_rollout_from_that_of_now(generator):
+    """From a rollout without loss: what is there now is that of the draws, and beyond the clamp."""
+    estimator = FPO(small_policy(), FPOConfig(reduction="sum", loss_clamp=1e-3))
+    obs = random_obs(estimator.policy, 16, generator)
+    _, trace = draw(estimator, obs, generator)
+    before = {**trace, "loss": torch.zeros_like(trace["loss"])}
+    numbers = estimator.diagnostics(obs, before)
+    assert numbers["train/cfm_loss_before"] == 0
+    now = trace["loss"][:, :, :4].sum(-1).mean().item()
+    assert numbers["train/cfm_loss_after"] == pytest.approx(now, rel=1e-4)
+    assert numbers["train/clamped_fraction"] == 1
+
+
+@pytest.mark.parametrize(
+    ("reduction", "expected"), [("sum", 4), ("sqrt", 4 / 8**0.5), ("mean", 0.5), ("joint_mean", 2)]
+)
+def test_losses_of_four_executed_actions_of_two_joints_are_reduced_as_named(reduction, expected):
+    estimator = FPO(small_policy(), FPOConfig(reduction=reduction))
+    loss, executed = torch.ones(3, 5, 6), (torch.arange(6) < 4).expand(3, -1)
+    assert torch.allclose(estimator.reduce(loss, executed), torch.full((3, 5), float(expected)))
+
+
+def test_what_is_executed_is_the_flow_and_its_noise_and_losses_have_noise_of_their_own(generator):
+    for spread in (0.0, 0.1):
+        config = FPOConfig(start_noise=0.0, action_noise=spread, antithetic=False)
+        estimator = FPO(small_policy(action_low=(-9, -9), action_high=(9, 9)), config)
+        policy = estimator.policy
+        obs = random_obs(policy, 500, generator)
+        chunk, trace = draw(estimator, obs, generator)
+        with torch.no_grad():
+            noise = policy.normalize_action(chunk - policy.sample(obs, torch.zeros(500, 6, 2)))
+        assert noise.std().item() == pytest.approx(spread, rel=0.05, abs=1e-6)
+        assert torch.equal(policy.denormalize_action(trace["x_1"]), chunk)
+        assert trace["x_0"].std().item() == pytest.approx(1, rel=0.02)
+
+
 def test_gaussian_ratio_is_that_of_its_density(generator):
     estimator = Gaussian(small_policy(), GaussianConfig())
     obs = random_obs(estimator.policy, 9, generator)

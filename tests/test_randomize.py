@@ -93,6 +93,13 @@ def test_models_get_what_was_drawn_and_nothing_remains_of_it(task):
     assert np.allclose(model.geom_size[geom], nominal.geom_size[geom] * size)
     expected = nominal.body_mass[cube] * draw["mass"][cube] * size**3
     assert model.body_mass[cube] == pytest.approx(expected)
+    expected = nominal.body_inertia * draw["mass"][:, None]
+    expected[cube] *= size**5
+    assert np.allclose(model.body_inertia, expected, rtol=1e-12)
+    gain = draw["gain"][:, None]  # of a servo: its force stays zero where its target is met
+    assert np.ptp(gain) > 0
+    assert np.allclose(model.actuator_gainprm, nominal.actuator_gainprm * gain)
+    assert np.allclose(model.actuator_biasprm, nominal.actuator_biasprm * gain)
     assert np.allclose(model.geom_friction, nominal.geom_friction * draw["friction"])
     assert np.allclose(model.dof_damping, nominal.dof_damping * draw["damping"])
     assert model.body_subtreemass[0] == pytest.approx(model.body_mass.sum())  # constants follow

@@ -11,7 +11,7 @@ from flow_policy_rl import presets
 from flow_policy_rl.advantages import lambda_returns
 from flow_policy_rl.algorithms import rldt
 from flow_policy_rl.algorithms.rldt import RLDT, RLDTConfig
-from flow_policy_rl.algorithms.rldt_critic import CriticConfig
+from flow_policy_rl.algorithms.rldt_critic import Critic, CriticConfig
 from flow_policy_rl.buffers import ChunkReplay, rollout_segments
 from flow_policy_rl.errors import RunFailed
 from flow_policy_rl.nesting import flat
@@ -20,10 +20,10 @@ from flow_policy_rl.rollout import Collector
 
 
 def segments(values: list[float], steps: int = 3) -> dict:
-    """One segment per value: its reward comes in the last chunk, its number is written everywhere."""
+    """One segment per value: its reward comes in the first chunk, its number is written everywhere."""
     number = torch.tensor(values).expand(steps, -1).clone()
     after = torch.zeros_like(number)
-    after[-1] = number[-1]
+    after[0] = number[0]
     return {
         "obs": {"a": number[..., None].clone()},
         "number": number,
@@ -71,14 +71,15 @@ def test_first_draw_is_all_fresh_and_repeats_only_when_it_must(generator):
 
 
 def test_balanced_draws_show_each_level_of_reward_equally_often(generator):
+    """31 of 41 are older: a third of them for each level, the odd one for any."""
     replay = ChunkReplay(1000)
-    replay.add(segments([0.0] * 90 + [1.0] * 8 + [2.0] * 2))
+    replay.add(segments([0.0] * 90 + [0.8, 1.2] * 4 + [2.0] * 2))
     replay.add(segments([5.0] * 10))
-    drawn = [replay.sample(40, generator, 0.25, balanced=True) for _ in range(200)]
-    numbers = torch.cat([d["number"][0] for d in drawn])
-    assert (numbers == 5).float().mean() == pytest.approx(0.25)
+    drawn = [replay.sample(41, generator, 0.25, balanced=True) for _ in range(200)]
+    numbers = torch.cat([d["number"][0] for d in drawn]).round()
+    assert (numbers == 5).float().mean() == pytest.approx(10 / 41)
     for level in (0, 1, 2):
-        assert (numbers == level).float().mean() == pytest.approx(0.25, abs=0.01)
+        assert (numbers == level).float().mean() == pytest.approx(31 / 41 / 3, abs=0.005)
 
 
 def test_state_of_a_replay_survives(generator):
@@ -213,6 +214,58 @@ def test_the_critic_takes_the_least_of_its_members(generator):
     assert torch.allclose(targets[running], torch.tensor(0.81))
 
 
+@pytest.mark.parametrize("target", ["min", "mean"])
+def test_targets_equal_an_independent_numpy_version(target, generator):
+    """The least (or mean) of the target network's members per action, then the mean over the two actions."""
+    torch.manual_seed(0)
+    steps, segments, high = 3, 4, 0.1
+    critic = Critic(
+        5, 4, CriticConfig(width=8, target=target, value_high=high), torch.device("cpu")
+    )
+    with torch.no_grad():
+        for parameter in critic.target.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    shape = (steps, segments)
+    batch = {
+        "reward": torch.randn(shape, generator=generator),
+        "discount": torch.rand(shape, generator=generator),
+        "terminated": torch.arange(12).view(shape) == 4,
+        "truncated": torch.arange(12).view(shape) == 5,
+        "next_features": torch.randn(*shape, 5, generator=generator),
+        "next_action": torch.randn(*shape, 2, 4, generator=generator),
+    }
+    expected, held = np.zeros(shape), 0
+    for s in range(segments):
+        for t in reversed(range(steps)):
+            context = critic.target.embed(batch["next_features"][t, s][None])
+            q = [critic.target(context, a[None])[:, 0] for a in batch["next_action"][t, s]]
+            value = np.mean([getattr(np, target)(of.detach().numpy()) for of in q])
+            held += value > high
+            value = min(value, high)
+            last = t == steps - 1 or batch["truncated"][t, s]
+            beyond = value if last else 0.5 * value + 0.5 * expected[t + 1, s]
+            if batch["terminated"][t, s]:
+                beyond = 0.0
+            expected[t, s] = batch["reward"][t, s] + batch["discount"][t, s] * beyond
+    assert 0 < held < 12
+    assert np.allclose(critic.targets(batch), expected, atol=1e-5)
+
+
+def test_health_compares_what_the_critic_says_with_what_was_achieved(generator):
+    """Members say 10 and 14, hence 12: 1 + 12 / 2 = 7 is achieved by the last chunk, then 4.5 and 3.25."""
+    critic = constant_value_learner(10.0, generator).critic
+    with torch.no_grad():
+        critic.ensemble.head_bias[1].fill_(14.0)
+    shape, no = (3, 4), torch.zeros(3, 4, dtype=torch.bool)
+    batch = {"reward": torch.ones(shape), "discount": torch.full(shape, 0.5)}
+    batch |= {"terminated": no, "truncated": no, "action": torch.zeros(*shape, 4)}
+    batch |= {"features": torch.zeros(*shape, 2), "next_features": torch.zeros(*shape, 2)}
+    found = critic.health(batch | {"next_action": torch.zeros(*shape, 2, 4)})
+    assert found["train/q_bias"] == pytest.approx(12 - (7 + 4.5 + 3.25) / 3)
+    assert found["train/q_explained_variance"] == pytest.approx(0, abs=1e-6)
+    assert found["train/q_disagreement"] == pytest.approx(2)
+
+
 # --- the learner ---
 
 
@@ -318,6 +371,125 @@ def test_the_critic_is_asked_about_actions_as_they_would_be_executed():
     assert ((action >= low) & (action <= high)).all()
 
 
+def told(learner: RLDT) -> dict:
+    """Segments whose stage is the sum of their observation before a chunk, and minus that after it."""
+    block = learner.replay.sample(learner.config.num_segments, learner.generator)
+    before, after = block["obs"]["features"], block["final_obs"]["features"]
+    return block | {"return_before": before.sum(-1), "return_after": -after.sum(-1)}
+
+
+def test_the_critic_is_told_what_was_before_a_chunk_and_what_is_after_it():
+    """Without noise the policy has one answer: M times that, to the observation after the chunk."""
+    learner = tiny(dataclasses.replace(TINY, start_noise=(0.0, 0.0), gamma=0.9))
+    learner.iterate()
+    policy, block = learner.policy, told(learner)
+    assert block["discount"].min().item() == pytest.approx(0.81)  # of two control steps
+    batch = learner.critic_batch(block, learner.generator)
+    before, after = block["obs"]["features"], block["final_obs"]["features"]
+    assert torch.equal(
+        batch["features"], torch.cat([before, block["return_before"][..., None]], -1)
+    )
+    expected = torch.cat([after, block["return_after"][..., None]], -1)
+    assert torch.equal(batch["next_features"], expected)
+    rows = {"features": after.flatten(0, 1)}
+    answer = policy.normalize_action(policy.sample(rows, torch.zeros(4 * 8, 2, 2)))
+    answer = answer.view(4, 8, 1, 4).expand(-1, -1, 2, -1)
+    assert answer.std() > 0.1
+    assert torch.allclose(batch["next_action"], answer, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "centers"), [("rbf", "final"), ("delta", "landing")])
+def test_the_actor_asks_the_critic_about_the_state_that_its_particles_are_in(
+    kernel, centers, monkeypatch
+):
+    transport = rldt.TransportConfig(kernel)
+    learner = tiny(dataclasses.replace(TINY, transport=transport, segments_per_block=4))
+    learner.iterate()
+    seen, loss, gradient = {}, rldt.actor_loss, learner.critic.gradient
+
+    def asked(features, actions, *limits):
+        seen.update(features=features, actions=actions)
+        return gradient(features, actions, *limits)
+
+    def watched(policy, reference, obs, transport, *rest):
+        def field(landing, final):
+            seen.update(landing=landing, final=final)
+            return transport(landing, final)
+
+        seen.update(obs=obs["features"])
+        return loss(policy, reference, obs, field, *rest)
+
+    monkeypatch.setattr(learner.critic, "gradient", asked)
+    monkeypatch.setattr(rldt, "actor_loss", watched)
+    learner.actor_step(told(learner))
+    assert len(seen["obs"]) == 2 * 4  # half of the segments
+    assert torch.equal(seen["features"][:, :-1], seen["obs"])
+    assert torch.equal(seen["features"][:, -1], seen["obs"].sum(-1))
+    assert torch.equal(seen["actions"], seen[centers])
+    assert not torch.equal(seen["landing"], seen["final"])
+
+
+def test_an_update_draws_what_its_settings_say(monkeypatch):
+    """Fresh segments alone; or, balanced, two of four old ones are the only success there was."""
+    for settings in ({"fresh_share": 1.0}, {"fresh_share": 0.0, "balanced_replay": True}):
+        learner = tiny(dataclasses.replace(TINY, num_blocks=5, **settings))
+        learner.iterate(), learner.iterate()
+        fresh, old = learner.replay.ages()
+        data = learner.replay._data
+        data["return_after"][:], data["return_before"][:] = 0.0, 0.0
+        data["return_after"][old[0]], data["return_after"][fresh] = 1.0, 2.0
+        drawn, batch = [], learner.critic_batch
+
+        def watched(block, generator, drawn=drawn, batch=batch):
+            drawn.append(block["return_after"][0])
+            return batch(block, generator)
+
+        monkeypatch.setattr(learner, "critic_batch", watched)
+        learner.update()
+        counts = torch.stack([d.int().bincount(minlength=3) for d in drawn])
+        expected = [0, 0, 8] if settings["fresh_share"] else [2, 2, 4]
+        assert torch.equal(counts, torch.tensor(expected).expand(5, -1))
+
+
+def test_rewards_are_divided_by_a_running_mean_of_their_size(generator):
+    """Of Winning's rewards, of one that is negative, and of none at all, which changes nothing."""
+    torch.manual_seed(0)
+    learner = RLDT(point_policy(width=16, depth=2), Winning(8), TINY, generator)
+    learner.iterate()
+    critic, block = learner.critic, learner.replay.sample(8, learner.generator)
+    scale = None
+    for row in block["reward"].abs().mean(1).tolist():
+        scale = row if scale is None else 0.99 * scale + 0.01 * row
+    assert critic.reward_scale == pytest.approx(scale)
+    batch = learner.critic_batch(block, learner.generator)
+    assert torch.allclose(batch["reward"], block["reward"] / scale)
+    critic.observe_rewards(torch.tensor([[3.0, -5.0], [0.0, 0.0]]))
+    assert critic.reward_scale == pytest.approx(0.99 * scale + 0.01 * 4)
+    other = tiny()
+    other.critic.load_state_dict(critic.state_dict())
+    assert other.critic.reward_scale == critic.reward_scale
+
+
+def test_the_gradient_of_the_actor_is_clipped():
+    """Far below what Adam divides by at least, nothing moves."""
+    learner = tiny(dataclasses.replace(TINY, max_grad_norm=1e-13))
+    learner.iterate()
+    before = learner.policy.velocity_field.head.weight.clone()
+    assert learner.actor_step(told(learner))["actor_grad_norm"] > 1e-3
+    moved = (learner.policy.velocity_field.head.weight - before).abs().max()
+    assert moved < 1e-3 * learner.actor_optimizer.param_groups[0]["lr"]
+
+
+def test_the_first_steps_of_the_actor_are_small():
+    learner = tiny(dataclasses.replace(TINY, actor_warmup_steps=4, actor_learning_rate=1e-3))
+    learner.iterate()
+    rates = []
+    for _ in range(6):
+        learner.actor_step(told(learner))
+        rates.append(learner.actor_optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
+
+
 def test_the_target_network_follows_at_its_decay():
     learner = tiny()
     learner.iterate()
@@ -381,6 +553,9 @@ def test_the_field_does_not_push_past_the_joint_limits():
     gradient, _ = learner.critic.gradient(features, at_limit, *limits)
     assert (gradient[..., 0] <= 0).all()
     assert (gradient[..., 1] >= 0).all()
+    held = at_limit.clamp(*limits)
+    assert not torch.equal(held, at_limit)
+    assert torch.equal(gradient, learner.critic.gradient(features, held, *limits)[0])
     inside, agreement = learner.critic.gradient(features, 0.1 * at_limit, *limits)
     action = (0.1 * at_limit).requires_grad_()
     ensemble = learner.critic.ensemble
@@ -422,6 +597,16 @@ def test_exploration_noise_follows_the_curvature_of_the_flow(generator):
         assert torch.allclose(learner.explore(obs)[1]["exploration_std"], torch.tensor(std))
     limit = learner.policy.normalize_action(learner.policy.action_high)
     assert (trace["action"] <= limit + 1e-6).all()  # what is kept is what is executed
+    # Of the same draws: the root mean square per element, or the norm of the chunk's four, and its scale.
+    sizes = []
+    for norm, scale in ((False, 1.0), (False, 0.5), (True, 1.0)):
+        learner.config = dataclasses.replace(
+            TINY, explore_by_norm=norm, exploration_scale=scale, start_noise=(0.0, 1.0)
+        )
+        learner.generator.manual_seed(1)
+        sizes.append(learner.explore(obs)[1]["exploration_std"])
+    assert torch.allclose(sizes[1], 0.5 * sizes[0])
+    assert torch.allclose(sizes[2], 2 * sizes[0])
 
 
 @pytest.mark.parametrize(("spread", "warned"), [(0.05, True), (0.5, False)])

@@ -19,6 +19,8 @@ from flow_policy_rl.algorithms.rldt import (
     actor_loss,
     median_bandwidth,
     require_shares,
+    sample_spread,
+    start_noise,
     stratified_steps,
     transport_field,
 )
@@ -316,8 +318,10 @@ def test_weights_lie_between_one_in_k_and_one_and_stay_finite(generator):
     assert 1 / 8 <= expected <= 1
 
 
-def test_one_actor_loss_equals_an_independent_numpy_version(generator):
-    policy, reference = small_policy(0), small_policy(1)
+@pytest.mark.parametrize("longest", [0, 2])
+def test_one_actor_loss_equals_an_independent_numpy_version(longest, generator):
+    """Also of a policy that continues up to two given actions."""
+    policy, reference = small_policy(0, prefix_horizon=longest), small_policy(1)
     obs = random_obs(policy, 3, generator)
     config = RLDTConfig(num_particles=4)
     centre = np.array([0.4, -0.2])
@@ -337,14 +341,17 @@ def test_one_actor_loss_equals_an_independent_numpy_version(generator):
     index = stratified_steps(12, 4, 3, generator).numpy()
     line = stratified_steps(12, 4, 3, generator).numpy()
     fresh = torch.randn(12, 6, 2, generator=generator).numpy()
+    given = ((longest + 1) * torch.rand(12, generator=generator)).int().numpy()
+    assert set(given) == set(range(longest + 1))
 
     def network(of, x, t, row):
         one = {name: value[row : row + 1] for name, value in obs.items()}
         with torch.no_grad():
             x = torch.tensor(x[None], dtype=torch.float32)
-            return of.velocity(x, torch.full((1, 6), t), of.embed(one))[0].double().numpy()
+            t = torch.tensor(np.broadcast_to(t, (1, 6)), dtype=torch.float32)
+            return of.velocity(x, t, of.embed(one))[0].double().numpy()
 
-    transported, consistency, constraint = [], [], []
+    transported, consistency, constraint, continued, missed = [], [], [], [], []
     for state_row in range(3):
         rows = range(4 * state_row, 4 * state_row + 4)
         chains = {}
@@ -369,26 +376,41 @@ def test_one_actor_loss_equals_an_independent_numpy_version(generator):
             w = 1 / (3 - index[p])
             transported.append(-(v.ravel() * phi).sum() * w)
             consistency.append(0.5 * ((x - a[i]) ** 2).sum() * w**2)
+            missed.append(((x - a[i]) ** 2).mean())
             t = line[p] / 3
             x = (1 - t) * fresh[p] + t * chains[p][-1]
             gap = network(policy, x, t, state_row) - network(reference, x, t, state_row)
             constraint.append(0.2 * (gap**2).sum())
+            x[: given[p]] = chains[p][-1][: given[p]]
+            t = np.where(np.arange(6) < given[p], 1.0, t)
+            error = network(policy, x, t, state_row) - (chains[p][-1] - fresh[p])
+            continued.append(0.2 * (error[given[p] :] ** 2).sum())
     assert terms["transport_loss"].item() == pytest.approx(np.mean(transported), rel=1e-4)
     assert terms["consistency_loss"].item() == pytest.approx(np.mean(consistency), rel=1e-4)
     assert terms["constraint_loss"].item() == pytest.approx(np.mean(constraint), rel=1e-4)
+    assert terms["landing_error"].item() == pytest.approx(np.mean(missed) ** 0.5, rel=1e-4)
     total = np.mean(transported) + np.mean(consistency) + np.mean(constraint)
+    assert ("prefix_loss" in terms) == bool(longest)
+    if longest:
+        assert terms["prefix_loss"].item() == pytest.approx(np.mean(continued), rel=1e-4)
+        total += np.mean(continued)
     assert loss.item() == pytest.approx(total, rel=1e-4)
 
 
-def test_prefix_loss_leaves_given_actions_alone(generator):
-    policy = small_policy(prefix_horizon=2)
-    obs = random_obs(policy, 4, generator)
-    _, terms = actor_loss(policy, policy, obs, no_transport, RLDTConfig(), generator)
-    assert terms["prefix_loss"] > 0
-    plain = small_policy()
-    assert (
-        "prefix_loss" not in actor_loss(plain, plain, obs, no_transport, RLDTConfig(), generator)[1]
-    )
+def test_the_spread_of_samples_is_that_around_the_mean_of_their_state():
+    states, away = 5.0 * torch.arange(3.0).view(3, 1, 1, 1), torch.tensor([0.3, -0.3, 0.3, -0.3])
+    actions = (states + away.view(1, 4, 1, 1)).expand(3, 4, 6, 2)
+    assert sample_spread(actions).item() == pytest.approx(0.3)
+
+
+def test_rollouts_start_from_noise_whose_spread_is_drawn_for_each_chunk(generator):
+    """x_0 of a chunk of 2000 numbers is as wide as its own draw between the two bounds."""
+    noise = start_noise((400, 40, 50), RLDTConfig(start_noise=(0.5, 1.5)), generator)
+    spread = noise.square().mean((1, 2)).sqrt().sort().values
+    assert torch.allclose(spread, torch.linspace(0.5, 1.5, 400), atol=0.15)
+    assert noise.mean().abs() < 0.01
+    still = start_noise((4, 3, 2), RLDTConfig(start_noise=(0.0, 0.0)), generator)
+    assert not still.any()
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,20 @@ def test_without_noise_the_chain_is_the_deployed_flow(generator):
     assert torch.allclose(chunk, deployed, atol=1e-5)
 
 
+@pytest.mark.parametrize("noisy_steps", [0, 1])
+def test_without_noise_given_actions_are_continued_as_deployed(noisy_steps, generator):
+    config = ScoreFlowConfig(1e-13, 2e-13, noisy_steps=noisy_steps, start_noise=0.0)
+    base = small_policy(prefix_horizon=3, execute_horizon=3)
+    estimator = ScoreFlow(ScoreFlow.prepare(base, config), config)
+    policy = estimator.policy
+    obs = random_obs(policy, 8, generator)
+    obs["prefix"] = 0.3 * torch.randn(8, 3, 2, generator=generator)
+    obs["inference_delay"] = torch.arange(8) % 4
+    with torch.no_grad():
+        deployed = policy.sample(obs, torch.zeros(8, 6, 2))
+    assert torch.allclose(estimator.sample(obs, generator)[0], deployed, atol=1e-5)
+
+
 @pytest.mark.parametrize("drift", ["learned", "matched"])
 def test_steps_before_the_noisy_ones_are_those_of_the_deployed_flow(drift, generator):
     estimator = make(drift, noisy_steps=1, start_noise=0.0)
@@ -131,6 +145,56 @@ def test_zero_drift_is_reinflow(generator):
     mean, _ = estimator.mean_std(x, t, context, features)
     velocity = policy.velocity_field(x, t, context)
     assert torch.allclose(mean, x + velocity / 3)
+
+
+@pytest.mark.parametrize("score", ["current", "base"])
+def test_the_matched_drift_follows_the_score_it_was_told_to(score, generator):
+    """alpha = sigma^2 K / 2, of a policy that has left its base behind."""
+    estimator = make("matched", score=score)
+    policy = estimator.policy
+    with torch.no_grad():
+        policy.velocity_field.head.bias += 0.5
+    obs, x = random_obs(policy, 5, generator), torch.randn(5, 6, 2, generator=generator)
+    features, t = policy.features(obs), torch.full((5, 6), 1 / 3)
+    mean, std = estimator.mean_std(x, t, policy.context(features), features)
+    velocity = policy.velocity_field(x, t, policy.velocity_field.from_obs(features))
+    field = policy.base_field if score == "base" else policy.velocity_field
+    score_at = flow.score(x, field(x, t, field.from_obs(features)), t)
+    assert torch.allclose(mean, x + (velocity + 1.5 * std**2 * score_at) / 3, atol=1e-6)
+
+
+def test_the_authors_normalisation_is_per_element_of_the_chain_with_its_start(generator):
+    """Four states of 6 x 2 elements: clip ranges of the `paper` presets are in these units."""
+    found = []
+    for likelihood in ("joint", "per_dim_mean"):
+        estimator = make(likelihood=likelihood)
+        obs = random_obs(estimator.policy, 5, generator.manual_seed(0))
+        _, trace = draw(estimator, obs, generator)
+        trace["log_prob"] -= 0.1
+        found.append(estimator.evaluate(obs, trace)[0])
+    assert torch.allclose(found[0], found[1] * 4 * 6 * 2, rtol=1e-4)
+
+
+def test_diagnostics_number_the_flow_steps_and_compare_the_drift_with_the_matched_one(generator):
+    estimator = make("fixed", fixed_gain=0.3, noisy_steps=2)
+    policy = estimator.policy
+    with torch.no_grad():
+        policy.velocity_field.head.bias += 2.0
+    obs = random_obs(policy, 50, generator)
+    _, trace = draw(estimator, obs, generator)
+    numbers = estimator.diagnostics(obs, trace)
+    features, context = policy.features(obs), policy.embed(obs)
+    for k in (1, 2):  # of three, the first is quiet
+        x, t = trace["chain"][:, k - 1], torch.full((50, 6), k / 3)
+        mean, std = estimator.mean_std(x, t, context, features)
+        alpha, matched = (1 - k / 3) * 0.3, 1.5 * std.square().mean().item()
+        assert numbers[f"train/sigma_{k}"] == pytest.approx(std.mean().item(), rel=1e-4)
+        assert numbers[f"train/alpha_{k}"] == pytest.approx(alpha, rel=1e-4)
+        assert numbers[f"train/alpha_surplus_{k}"] == pytest.approx(alpha - matched, rel=1e-3)
+    assert "train/sigma_0" not in numbers
+    saturated = (mean.abs() > 1).float().mean().item()  # of the last step
+    assert numbers["train/saturated_means"] == pytest.approx(saturated)
+    assert 0.1 < saturated < 0.9
 
 
 def test_sigma_stays_in_its_bounds(generator):
@@ -160,9 +224,12 @@ def test_every_parameter_is_trained_and_held_by_the_optimiser_once(generator):
         n for n, p in estimator.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
     ]
     assert without == []
-    held = [id(p) for group in estimator.parameter_groups(1e-3) for p in group["params"]]
+    field, heads = estimator.parameter_groups(1e-3)
+    held = [id(p) for group in (field, heads) for p in group["params"]]
     assert len(held) == len(set(held))
     assert set(held) == {id(p) for p in estimator.parameters()}
+    assert (field["lr"], heads["lr"]) == (1e-3, 3e-4)
+    assert {id(p) for p in estimator.noise_head.parameters()} < {id(p) for p in heads["params"]}
     assert entropy.requires_grad
 
 
