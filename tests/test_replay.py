@@ -43,6 +43,7 @@ from flow_policy_rl.serving.chunk_scheduler import ChunkScheduler
 from flow_policy_rl.serving.onnx_policy import OnnxPolicy
 from flow_policy_rl.serving.robot import load_robot
 from flow_policy_rl.serving.streams import MEASURED, NotReady, Streams, with_measured
+from flow_policy_rl.spec import ObservationField
 
 
 @pytest.fixture(scope="module")
