@@ -250,7 +250,7 @@ def motion_violations(
     parts = [m for m in map(_known, motions) if len(m) > 3]
     if not parts:
         return {"position": None, "velocity": None, "acceleration": None}
-    found = [(len(m), violations(m[None, 1:], m[:1], limits, dt)) for m in parts]
+    found = [(len(m) - 1, violations(m[None, 1:], m[:1], limits, dt)) for m in parts]
     total = sum(length for length, _ in found)
     return {
         what: sum(length * shares[what] for length, shares in found) / total
