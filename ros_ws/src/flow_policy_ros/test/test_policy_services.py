@@ -58,52 +58,49 @@ def set_parameter(peer, name: str, value):
     return peer.call(SetParameters, "/policy_node/set_parameters", request).results[0]
 
 
-def test_an_inference_begun_before_a_run_does_not_command_it(policy_file):
+@pytest.fixture
+def active_node(policy_file):
+    """A policy node that is active, in this process."""
+    rclpy.init(args=["--ros-args", "-p", f"policy:={policy_file}"])
+    node = PolicyNode()
+    try:
+        node.trigger_configure()
+        node.trigger_activate()
+        yield node
+    finally:
+        node.close()
+        node.destroy_node()
+        rclpy.shutdown()
+
+
+def test_an_inference_begun_before_a_run_does_not_command_it(active_node, policy_file):
     """A slow inference may end after the node was deactivated and activated again, with the arm elsewhere."""
-    rclpy.init(args=["--ros-args", "-p", f"policy:={policy_file}"])
-    node = PolicyNode()
-    try:
-        node.trigger_configure()
-        node.trigger_activate()
-        policy = OnnxPolicy(policy_file)
-        obs = {f.name: np.zeros(f.shape, np.float32) for f in policy.spec.observations}
-        noise = np.zeros((1, *policy.chunk_shape), np.float32)
-        obs[MEASURED] = policy.infer({k: v[None] for k, v in obs.items()}, noise)[0, 0]
-        order = Order(Snapshot(obs, node._now(), {}), node._run, 0, 0, 0)
-        node.trigger_deactivate()
-        node.trigger_activate()
-        node._infer(order)
-        assert node._served.commander.plan is None
-        again = dataclasses.replace(order, run=node._run)
-        node._infer(again)
-        assert node._served.commander.plan is not None
-        node._refuse("something is wrong")  # nor does it end a hold
-        node._infer(again)
-        assert node._holding
-        node._infer(dataclasses.replace(order, run=node._run))
-        assert not node._holding
-    finally:
-        node.close()
-        node.destroy_node()
-        rclpy.shutdown()
+    node, policy = active_node, OnnxPolicy(policy_file)
+    obs = {f.name: np.zeros(f.shape, np.float32) for f in policy.spec.observations}
+    noise = np.zeros((1, *policy.chunk_shape), np.float32)
+    obs[MEASURED] = policy.infer({k: v[None] for k, v in obs.items()}, noise)[0, 0]
+    order = Order(Snapshot(obs, node._now(), {}), node._run, 0, 0, 0)
+    node.trigger_deactivate()
+    node.trigger_activate()
+    node._infer(order)
+    assert node._served.commander.plan is None
+    again = dataclasses.replace(order, run=node._run)
+    node._infer(again)
+    assert node._served.commander.plan is not None
+    node._refuse("something is wrong")  # nor does it end a hold
+    node._infer(again)
+    assert node._holding
+    node._infer(dataclasses.replace(order, run=node._run))
+    assert not node._holding
 
 
-def test_a_node_that_is_deactivated_while_it_begins_to_hold_says_inactive(policy_file):
+def test_a_node_that_is_deactivated_while_it_begins_to_hold_says_inactive(active_node, monkeypatch):
     """The inference thread refuses while the executor deactivates: when the lock is free, before the log is written."""
-    rclpy.init(args=["--ros-args", "-p", f"policy:={policy_file}"])
-    node = PolicyNode()
-    try:
-        node.trigger_configure()
-        node.trigger_activate()
-        log = SimpleNamespace(warning=lambda text: node.trigger_deactivate())
-        node.get_logger = lambda: log
-        node._refuse("something is wrong")
-        assert node._status.state[1] == "inactive"
-    finally:
-        del node.get_logger
-        node.close()
-        node.destroy_node()
-        rclpy.shutdown()
+    log = SimpleNamespace(warning=lambda text: active_node.trigger_deactivate())
+    with monkeypatch.context() as patched:
+        patched.setattr(active_node, "get_logger", lambda: log)
+        active_node._refuse("something is wrong")
+    assert active_node._status.state[1] == "inactive"
 
 
 def test_emergency_stop_is_latched_by_service_and_by_topic(
