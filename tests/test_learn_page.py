@@ -11,12 +11,13 @@ import pytest
 
 from flow_policy_rl.bench import learn, learn_page
 from flow_policy_rl.bench.curves import draw, mean_curve, round_ticks
+from flow_policy_rl.bench.seeds import between, interquartile_mean
 from flow_policy_rl.bench.studies import STUDIES
 
 
 def test_interquartile_mean():
-    assert learn_page.interquartile_mean(np.array([0.0, 1, 2, 3, 4, 5, 6, 100])) == 3.5
-    assert learn_page.interquartile_mean(np.array([1.0, 5.0, 6.0])) == 4.0
+    assert interquartile_mean(np.array([0.0, 1, 2, 3, 4, 5, 6, 100])) == 3.5
+    assert interquartile_mean(np.array([1.0, 5.0, 6.0])) == 4.0
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_the_verdict_and_the_table_take_the_same_median_of_steps():
 @pytest.mark.parametrize("returns", [[1.0, 2.0, 9.0], [4.0, -5.0, 4.0, 4.1], [3.0, float("-inf")]])
 def test_behind_the_return_of_a_few_seeds_stands_their_range_and_is_called_so(returns, tmp_path):
     """Resampling them gives it, and that holds the median of all seeds with 75 % for three, not with 95."""
-    assert learn_page.bootstrap_interval(np.array(returns)) == (min(returns), max(returns))
+    assert between(np.array(returns)) == (min(returns), max(returns))
     study, rows = STUDIES["locomotion"], rows_of("fpo", returns, [None] * len(returns))
     near = rows + rows_of("rldt", returns[::-1], [None] * len(returns))
     assert "(ranges overlap" in learn_page.verdict(near, "hopper", "return")
@@ -264,7 +265,7 @@ def test_behind_the_return_of_many_seeds_stands_a_bootstrap_interval(tmp_path):
     stats = pytest.importorskip("scipy.stats")
     returns = np.random.default_rng(3).normal(1000, 200, size=8)
     rows = rows_of("fpo", list(returns), [None] * 8)
-    low, high = learn_page.bootstrap_interval(returns)
+    low, high = between(returns)
     theirs = stats.bootstrap(
         (returns,),
         lambda draws, axis: stats.trim_mean(draws, 0.25, axis=axis),
@@ -279,7 +280,7 @@ def test_behind_the_return_of_many_seeds_stands_a_bootstrap_interval(tmp_path):
         in learn_page.summarize(rows, "hopper", "fpo", ["return_mean"])[1]
     )
     near = rows + rows_of("rldt", list(returns[::-1]), [None] * 8)
-    assert "(intervals overlap" in learn_page.verdict(near, "hopper", "return")
+    assert "(95 % intervals overlap" in learn_page.verdict(near, "hopper", "return")
     config = learn.Config(study="locomotion", out=tmp_path, seeds=8)
     assert (
         "bootstrap interval over seeds (95 %)"
@@ -292,6 +293,25 @@ def test_a_curve_is_drawn_with_the_range_of_its_seeds(tmp_path):
     assert (curve.low[-1], curve.mean[-1], curve.high[-1]) == (1, 4, 9)
     picture = learn_page.write_pictures(tmp_path, STUDIES["locomotion"], [curve])[0].read_text()
     assert "mean and range of 3 seeds" in picture
+
+
+def test_a_curve_of_many_seeds_is_drawn_with_the_interval_of_its_mean(tmp_path):
+    """As scipy draws it; where one diverged and four go on, with their range."""
+    stats = pytest.importorskip("scipy.stats")
+    ends = np.random.default_rng(4).normal(0.5, 0.2, size=5)
+    runs = [[(0, 0.0), (5, 2 * v), (9, v)] for v in ends]
+    curve = mean_curve("lift", "fpo", "env_steps", runs)
+    theirs = stats.bootstrap((ends,), np.mean, method="percentile", random_state=1)
+    assert (curve.low[-1], curve.high[-1]) == pytest.approx(
+        tuple(theirs.confidence_interval), abs=0.005
+    )
+    assert curve.mean[-1] == pytest.approx(ends.mean())
+    assert ends.min() < curve.low[-1] - 0.02
+    picture = learn_page.write_pictures(tmp_path, STUDIES["manipulation"], [curve])[0].read_text()
+    assert "mean and 95 % interval of 5 seeds" in picture
+    early = [runs[0][:2], *runs[1:]]
+    curve = mean_curve("lift", "fpo", "env_steps", early, [True] + [False] * 4)
+    assert (curve.low[-1], curve.high[-1]) == (ends[1:].min(), ends[1:].max())
 
 
 def test_one_seed_tells_nobody_apart():

@@ -1,4 +1,4 @@
-"""Learning curves: several runs become a mean with a range, and a picture in plain SVG that Markdown can show."""
+"""Learning curves: runs become a mean and what it lies between, and a picture in plain SVG that Markdown can show."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from flow_policy_rl.bench.seeds import between, mean
 from flow_policy_rl.report import COLORS
 
 Run = list[tuple[float, float]]  # (env steps or seconds, metric), in order
@@ -15,7 +16,7 @@ Run = list[tuple[float, float]]  # (env steps or seconds, metric), in order
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean of a metric over seeds, the lowest and the highest of them, and how many they are; (n,) each."""
+    """Mean of a metric over seeds, its range or interval (`bench/seeds.py`), and how many they are; (n,) each."""
 
     task: str
     label: str
@@ -48,7 +49,7 @@ class Curve:
 def mean_curve(
     task: str, label: str, axis: str, runs: Sequence[Run], diverged: Sequence[bool] = ()
 ) -> Curve:
-    """Mean and range of runs wherever one of them was looked at, as far as all go.
+    """Mean of runs, and what it lies between, wherever one of them was looked at, as far as all go.
 
     Args:
         diverged: which runs ended early: they cut no other short, and count as far as they go (default: none).
@@ -61,9 +62,11 @@ def mean_curve(
     last = min(run[-1][0] for run in whole) if whole else max(run[-1][0] for run in runs)
     seen = np.unique([x for run in runs for x, _ in run])
     x = seen[(first <= seen) & (seen <= last)] if last > first else np.array([last])
-    values = np.stack([np.interp(x, *np.array(run).T, right=np.nan) for run in runs])  # (seeds, n)
-    spread = (np.nanmean(values, 0), np.nanmin(values, 0), np.nanmax(values, 0))
-    return Curve(task, label, axis, x, *spread, np.isfinite(values).sum(0))
+    values = np.stack([np.interp(x, *np.array(run).T, right=np.nan) for run in runs], 1)
+    looks = [look[np.isfinite(look)] for look in values]  # n of (seeds that go as far,)
+    means, spans = [look.mean() for look in looks], [between(look, mean) for look in looks]
+    low, high = np.transpose(spans)
+    return Curve(task, label, axis, x, np.array(means), low, high, np.array([*map(len, looks)]))
 
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 560, 340, 56, 40, 28, 150

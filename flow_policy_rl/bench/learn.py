@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from flow_policy_rl.bench import learn_page
+from flow_policy_rl.bench.seeds import span_name
 from flow_policy_rl.bench.stages import Stage, last_command, read_json, result_of, run_chains
 from flow_policy_rl.bench.studies import STUDIES, Budget, Study, Variant
 from flow_policy_rl.errors import InputError, RunFailed, output_file, refuse_below, unknown_name
@@ -44,8 +45,8 @@ MAY_MOVE = {"checkpoint", "demos"}
 # What stands in brackets behind a result.
 SPANS = {
     "success": "Success pools the seeds' episodes (Wilson, 95 %: other episodes, not other seeds).",
-    "ranges": "Behind a return stands the range of the seeds, which is no interval of confidence.",
-    "intervals": "Behind a return stands its bootstrap interval over seeds (95 %).",
+    "range": "Behind a return stands the range of the seeds, which is no interval of confidence.",
+    "95 % interval": "Behind a return stands its bootstrap interval over seeds (95 %).",
 }
 
 
@@ -452,7 +453,7 @@ def paragraphs(
     command += f" --jobs {config.jobs}" if config.jobs > 1 else ""
     for flag, chosen in (("tasks", config.tasks), ("variants", config.variants)):
         command += f" --{flag} {shlex.join(chosen)}" if chosen else ""
-    spans = "success" if study.metric == "success_rate" else learn_page.spans(config.seeds)
+    spans = "success" if study.metric == "success_rate" else span_name(config.seeds)
     said = {
         "how": f"`{command}`: budget `{config.budget}`, seeds 0 to {config.seeds - 1}, "
         f"{rows[0]['episodes'] if rows else 0} whole episodes per cell and noise on seeds from {EVAL_SEED}. "

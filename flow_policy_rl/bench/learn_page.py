@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from flow_policy_rl.bench.curves import Curve, draw, mean_curve
+from flow_policy_rl.bench.seeds import between, interquartile_mean, span_name
 from flow_policy_rl.bench.studies import Study
 from flow_policy_rl.evaluate import wilson_interval
 from flow_policy_rl.report import COLORS
 
 REMARKS_END = "<!-- From here on `flow-policy bench learn` writes; what stands above is kept. -->"
-FEW_SEEDS = 4
 RESULTS, CURVES = "results.csv", "curves.csv"
 Histories = Mapping[tuple[str, str], list[list[dict]]]  # (task, label) -> metrics of each seed
 
@@ -45,7 +45,7 @@ def write(
 
 
 def learning_curves(histories: Histories, metric: str, rows: list[dict]) -> list[Curve]:
-    """One curve per task, label and axis: the mean over seeds with their range. What is no number is no look."""
+    """One curve per task, label and axis, over seeds. What is no number is no look."""
     curves, seen = [], f"eval/{metric}"
     for (task, label), runs in histories.items():
         early = [r["diverged"] for r in rows if (r["task"], r["algorithm"]) == (task, label)]
@@ -92,39 +92,14 @@ def write_pictures(root: Path, study: Study, curves: list[Curve]) -> list[Path]:
 def how_many(curves: Sequence[Curve]) -> str:
     """What lines and bands of a picture are."""
     seeds = max((int(c.seeds.max()) for c in curves if len(c.x)), default=0)
-    return "one seed" if seeds == 1 else f"mean and range of {seeds} seeds"
-
-
-def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """Mean (...) of the middle half of the last axis (..., n): as robust as the median, and less noisy (Agarwal et al.,
-    arXiv 2108.13264)."""
-    cut = values.shape[-1] // 4
-    return np.sort(values)[..., cut : values.shape[-1] - cut].mean(axis=-1)
-
-
-def bootstrap_interval(values: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
-    """95 % percentile bootstrap of the inter-quartile mean of n seeds' values (n,).
-
-    Of up to `FEW_SEEDS` it is their range, whatever they are: all draws from the lowest, and all from the highest, are
-    more than 2.5 % of the draws. That holds the median of all seeds that there could be with 75 % for three.
-    """
-    picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
-    means = np.sort(interquartile_mean(values[picks]))
-    # On either side; not interpolated, since diverged seeds are at minus infinity.
-    beyond = draws // 40
-    return float(means[beyond]), float(means[-1 - beyond])
-
-
-def spans(seeds: int) -> str:
-    """What stands behind a return in brackets, in one word."""
-    return "ranges" if seeds <= FEW_SEEDS else "intervals"
+    return "one seed" if seeds == 1 else f"mean and {span_name(seeds)} of {seeds} seeds"
 
 
 def pooled(rows: list[dict], key: str) -> tuple[float, float, float]:
     """Over seeds, with an interval: a success rate of all episodes, or the inter-quartile mean of returns."""
     if key.startswith("return"):
         returns = np.array([r[key] for r in rows])
-        return float(interquartile_mean(returns)), *bootstrap_interval(returns)
+        return float(interquartile_mean(returns)), *between(returns)
     trials = sum(r["episodes"] for r in rows)
     successes = round(sum(r[key] * r["episodes"] for r in rows))
     return successes / trials, *wilson_interval(successes, trials)
@@ -156,7 +131,7 @@ def verdict(rows: list[dict], task: str, metric: str) -> str:
         return scores[label][2] >= scores[best][1] or not everywhere
 
     near = [label for label in scores if label != best and close(label)]
-    what = "intervals" if metric == "success_rate" else spans(seeds)
+    what = "intervals" if metric == "success_rate" else f"{span_name(seeds)}s"
     why = f"({what} overlap, or not ahead with every seed)"
     apart = f", not told apart from {'; '.join(near)} {why}" if near else ""
     return f"{said}{apart}.{first_there(by_label)}"
