@@ -38,6 +38,14 @@ TRUTHS = {
     "controller": "the reference that the controller published",
     "state": "the measured joints when each action was due",
 }
+# The live node of mode graph has its own noise and joining, in its parameters.
+ONLY_IN_MODES = {
+    "samples": ("grid",),
+    "latency_ms": ("timed",),
+    "joining": ("timed",),
+    "noise": ("grid", "timed"),
+    "seed": ("grid", "timed"),
+}
 CAVEAT = "Open-loop error does not predict closed-loop success: read this as a test of wiring and of regressions."
 
 
@@ -59,8 +67,8 @@ class Config:
         mode: grid (teacher-forced), timed (with latency, scheduler and safety), or graph (into the real node).
         latency_ms: latency of an inference in mode timed (None: as measured while replaying).
         joining: how consecutive chunks join in mode timed, as the parameter of the node.
-        noise: where the flow starts: zero, or random from `seed`.
-        seed: of all noise.
+        noise: where the flow starts in modes grid and timed: zero, or random from `seed`.
+        seed: of all noise in these modes.
         samples: in mode grid, further chunks per observation from random noise, for best-of-N and spread.
         gates: YAML file of thresholds; exit code 1 when one fails.
         max_mae: a gate on the mean error (rad, m).
@@ -104,6 +112,7 @@ class Judged:
 def main(config: Config) -> dict:
     """Replay, write the reports; where that is refused, leave no empty folder."""
     refuse_below(config, samples=0, latency_ms=0)
+    refuse_other_modes(config)
     with claimed(config.out, "--out"):
         return _replay(config)
 
@@ -154,6 +163,18 @@ def _replay(config: Config) -> dict:
         result["rerun"] = str(config.rerun)
     (config.out / "replay.json").write_text(json.dumps(result, indent=2, default=_plain) + "\n")
     return json.loads(json.dumps(result, default=_plain))
+
+
+def refuse_other_modes(config: Config) -> None:
+    """A flag that the mode would not read changes nothing, and whoever gave it thinks that it did.
+
+    Raises:
+        InputError: names the flag and its modes.
+    """
+    for name, modes in ONLY_IN_MODES.items():
+        if config.mode not in modes and getattr(config, name) != getattr(Config, name):
+            flag, valid = name.replace("_", "-"), " or ".join(modes)
+            raise InputError(f"--{flag} is of --mode {valid}, and this is --mode {config.mode}")
 
 
 def refuse_to_replace(config: Config) -> None:

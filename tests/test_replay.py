@@ -300,6 +300,9 @@ def test_the_whole_report(tmp_path, policy_file):
     [
         ({"samples": -3}, "--samples must be at least 0, not -3"),
         ({"latency_ms": -1.0}, "--latency-ms must be at least 0, not -1"),
+        ({"latency_ms": 0.0}, "--latency-ms is of --mode timed, and this is --mode grid"),
+        ({"mode": "graph", "noise": "random"}, "--noise is of --mode grid or timed, and this is"),
+        ({"mode": "timed", "samples": 4}, "--samples is of --mode grid, and this is --mode timed"),
         ({}, "does not exist"),
     ],
 )

@@ -302,7 +302,7 @@ def against_robosuite(task, config: Config) -> dict[str, float]:
         theirs.append(ROBOSUITE_STEPS / cpu)
     env.close()
     return {
-        "env_steps_per_cpu_s": statistics.median(ours),
+        "beside_robosuite_env_steps_per_cpu_s": statistics.median(ours),
         "robosuite_env_steps_per_cpu_s": statistics.median(theirs),
         "ratio_to_robosuite": statistics.median(o / t for o, t in zip(ours, theirs, strict=True)),
     }
@@ -401,7 +401,7 @@ def text(result: dict) -> str:
         )
     if "ratio_to_robosuite" in result:
         lines.append(
-            f"  per CPU-second          {result['env_steps_per_cpu_s']:>10,.0f}, robosuite "
+            f"  per CPU-second          {result['beside_robosuite_env_steps_per_cpu_s']:>10,.0f}, robosuite "
             f"{result['robosuite_env_steps_per_cpu_s']:,.0f} (ours is {result['ratio_to_robosuite']:.1f} times that)"
         )
     for row in result.get("growth", []):

@@ -48,7 +48,7 @@ def run_node(
 ) -> int:
     """Create a node, spin it until a signal or until `spin` returns, end it cleanly. Returns the exit code.
 
-    A node may have a `close()`, called while it can still publish.
+    A node may have a `close()`, called while it can still publish; what it raises ends the process as what `spin` does.
     """
     stop = Stop()
     try:
@@ -65,14 +65,16 @@ def run_node(
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
-        (spin or spin_forever)(node, executor, stop)
+        try:
+            (spin or spin_forever)(node, executor, stop)
+        finally:
+            if hasattr(node, "close"):
+                node.close()
         return 0
     except (InputError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     finally:
-        if hasattr(node, "close"):
-            node.close()
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()

@@ -82,10 +82,20 @@ class Recorder(Node):
             self.get_logger().error(self.failure)
 
     def close(self) -> None:
-        """Write the index, unless the disk is what failed, and say how much there is."""
-        if not self.failure:
+        """Write the index, unless the disk is what failed, and say how much there is.
+
+        Raises:
+            RunFailed: now the disk is full.
+        """
+        if self.failure:
+            return
+        try:
             self._writer.close()
-            self.get_logger().info(f"recorded {self.count} messages")
+        except OSError as error:
+            raise RunFailed(
+                f"the end of the bag could not be written: {error}; what was flushed can be read"
+            ) from None
+        self.get_logger().info(f"recorded {self.count} messages")
 
     def spin(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
         """Record until a signal."""

@@ -1,5 +1,6 @@
 """A recorder that is killed, or whose disk is full, leaves a bag that can be read up to that point."""
 
+import resource
 import signal
 import subprocess
 
@@ -8,7 +9,7 @@ from std_msgs.msg import Float64
 from flow_policy_rl.data.bags import deserialize, read_bag
 from flow_policy_rl.ros import node_command
 
-FULL = """
+FULL_BEFORE_THE_END = """
 import errno, sys
 from flow_policy_rl.data.bags import BagWriter
 from flow_policy_ros import recorder
@@ -53,11 +54,26 @@ def test_a_stopped_recorder_has_everything(start, peer, tmp_path):
 def test_a_disk_that_is_full_is_a_failure_and_no_wrong_input(ros_environment, peer, tmp_path):
     python, _, _, *rest = node_command("recorder", {"bag": str(tmp_path / "bag")})
     with (tmp_path / "recorder.log").open("w") as log:
-        child = subprocess.Popen([python, "-c", FULL, *rest], stderr=log)
+        child = subprocess.Popen([python, "-c", FULL_BEFORE_THE_END, *rest], stderr=log)
         publish(peer, 60)
         assert child.wait(60.0) == 1
         said = (tmp_path / "recorder.log").read_text().splitlines()
     assert said[-1].startswith("error: recording stopped after 20 messages: ")
+
+
+def test_a_disk_that_fills_up_at_the_very_end_leaves_what_was_flushed(start, peer, tmp_path):
+    """From some moment on the system refuses to let files grow, as it would on a full disk."""
+    recorder = start(recorder={"bag": str(tmp_path / "bag")})["recorder"]
+    publish(peer, 150)
+    written = (tmp_path / "bag" / "bag_0.mcap").stat().st_size
+    resource.prlimit(recorder.pid, resource.RLIMIT_FSIZE, (written, written))
+    recorder.signal(signal.SIGINT)
+    assert recorder.wait(60.0) == 1
+    said = recorder.log.read_text().splitlines()[-1]
+    assert said.startswith("error: the end of the bag could not be written: ")
+    values = [deserialize(m).data for m in read_bag(tmp_path / "bag") if m.topic == "/numbers"]
+    assert values == [float(i) for i in range(len(values))]
+    assert len(values) >= 50
 
 
 def test_an_existing_bag_is_not_overwritten(start, tmp_path):
