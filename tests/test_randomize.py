@@ -161,6 +161,26 @@ def test_a_held_control_that_comes_late_changes_within_the_control_step(name):
         assert np.allclose(world.qpos(states[i, -1]), data.qpos, rtol=0, atol=1e-9)
 
 
+def test_jitter_makes_each_action_late_by_its_own_share(task):
+    """Of a steady ramp every control comes as it was sent up to half a control step ago, which the action alone
+    decides."""
+    steps, decimation = 200, task.world.decimation
+    env = randomized(task, rate_jitter=(0.5, 0.5))
+    executed, _ = env._controls(env.command, swing(env, steps))
+    prompt, _ = task.world.controls(env.command, swing(env, steps))
+    slope = 0.3 / steps / decimation
+    late = ((prompt - executed)[..., 0] / slope).reshape(len(SEEDS), steps, decimation)
+    assert late.min() > -1e-6
+    late = late[:, 1:]  # before the first action the arm stands still
+    assert np.allclose(late, np.round(late), atol=1e-6)
+    assert np.allclose(late, late[..., :1], atol=1e-6)
+    counts = np.bincount(np.round(late[..., 0]).astype(int).ravel(), minlength=decimation // 2 + 1)
+    # Uniform from 0 to 5 physics steps, rounded: the ends get half.
+    assert counts.tolist() == pytest.approx(
+        [counts.sum() / 10 * share for share in (1, 2, 2, 2, 2, 1)], abs=35
+    )
+
+
 def test_lost_actions_leave_the_last_one_in_force(task):
     env = randomized(task, packet_loss=(1.0, 1.0))
     start = env.command.copy()
@@ -286,6 +306,12 @@ def test_noise_has_the_spread_that_was_asked_for(task):
     assert (poses[:, :3] - obs["object_pose"][:3]).std() == pytest.approx(0.01, rel=0.05)
     assert np.allclose(np.linalg.norm(poses[:, 3:], axis=1), 1)
     assert (poses[:, 6] >= 0).all()
+    turns = np.empty((len(seen), 3))
+    wxyz = [3, 0, 1, 2]
+    for turn, quat in zip(turns, poses[:, 3:], strict=True):
+        mujoco.mju_subQuat(turn, quat[wxyz], obs["object_pose"][3:][wxyz])
+    assert turns.std(axis=0) == pytest.approx([0.01] * 3, rel=0.05)
+    assert turns.mean(axis=0) == pytest.approx([0.0] * 3, abs=0.001)
 
 
 def test_joint_offsets_are_seen_and_followed(task):
