@@ -11,6 +11,7 @@ from toys import small_spec
 
 from flow_policy_rl.serving import decode
 from flow_policy_rl.serving.decode import DecodeError
+from flow_policy_rl.spec import ObservationField
 
 
 @given(st.permutations(["a", "b", "c", "extra"]))
@@ -47,21 +48,88 @@ def test_a_pose_has_one_form_whatever_the_sign_of_its_quaternion():
         decode.pose(pose([0, 0, 0, 0, 0, 0, 0.5]))
 
 
-@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "mono8"])
+def test_a_quaternion_is_of_length_one_to_a_hundredth_and_of_numbers():
+    assert decode.pose(pose([0, 0, 0, 0, 0, 0, 0.995]))[6] == 0.995
+    with pytest.raises(DecodeError, match="length 1.020"):
+        decode.pose(pose([0, 0, 0, 0, 0, 0, 1.02]))
+    field = ObservationField("cube", "pose", decode.POSE_ELEMENTS, "m, unit quaternion", "cube")
+    with pytest.raises(DecodeError, match="'cube': not a finite number in y, qx"):
+        decode.decode(field, pose([0, float("nan"), 0, float("inf"), 0, 0, 1]))
+
+
+# Bytes of a pixel, and which of them are red, green and blue.
+ENCODINGS = {
+    "rgb8": (3, [0, 1, 2]),
+    "bgr8": (3, [2, 1, 0]),
+    "8UC3": (3, [0, 1, 2]),
+    "rgba8": (4, [0, 1, 2]),
+    "bgra8": (4, [2, 1, 0]),
+    "mono8": (1, [0, 0, 0]),
+    "8UC1": (1, [0, 0, 0]),
+}
+
+
+def image_message(encoding: str, pixels: np.ndarray, padding: int = 0) -> Msg:
+    """Of pixels (height, width, bytes), with bytes that mean nothing behind every row."""
+    height, width = pixels.shape[:2]
+    rows = np.pad(pixels.reshape(height, -1), ((0, 0), (0, padding)), constant_values=77)
+    return Msg(
+        height=height, width=width, encoding=encoding, step=rows.shape[1], data=rows.tobytes()
+    )
+
+
+@pytest.mark.parametrize("encoding", decode.CHANNELS)
 @pytest.mark.parametrize("padding", [0, 5])
 def test_images_honour_encoding_and_row_step(encoding, padding):
-    channels = 1 if encoding == "mono8" else 3
-    pixels = np.random.default_rng(0).integers(0, 255, (4, 6, channels), dtype=np.uint8)
-    rows = np.pad(pixels.reshape(4, -1), ((0, 0), (0, padding)))
-    msg = Msg(height=4, width=6, encoding=encoding, step=rows.shape[1], data=rows.tobytes())
-    expected = pixels[..., ::-1] if encoding == "bgr8" else pixels
-    assert np.array_equal(decode.image(msg), expected)
+    size, places = ENCODINGS[encoding]
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 6, size), dtype=np.uint8)
+    msg = image_message(encoding, pixels, padding)
+    assert np.array_equal(decode.rgb(msg), pixels[..., places])
     msg.data = msg.data[:-1]
     with pytest.raises(DecodeError, match="bytes"):
         decode.image(msg)
     msg.encoding = "16UC1"
     with pytest.raises(DecodeError, match="not one of"):
         decode.image(msg)
+
+
+@pytest.mark.parametrize("wrong", [{"step": 17}, {"height": 0, "data": b""}, {"width": 0}])
+def test_images_without_room_for_their_pixels_are_refused(wrong):
+    msg = image_message("rgb8", np.zeros((4, 6, 3), np.uint8))
+    for name, value in wrong.items():
+        setattr(msg, name, value)
+    msg.data = msg.data[: msg.step * msg.height]
+    with pytest.raises(DecodeError, match=r"image of \dx\d rgb8 has step"):
+        decode.image(msg)
+
+
+def test_a_larger_picture_is_brought_to_size_by_the_average_of_its_areas():
+    """Rows and columns by their own factors, in the policy's order: height, then width."""
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 18, 3), dtype=np.uint8)
+    found = decode.fit(pixels, (4, 6))
+    means = pixels.reshape(4, 2, 6, 3, 3).mean(axis=(1, 3))
+    assert found.shape == (4, 6, 3)
+    assert np.abs(found - means).max() <= 0.5
+    assert decode.fit(pixels, (8, 18)) is pixels
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture at all", bytes(1000)])
+def test_a_compressed_image_that_is_none_is_refused(data):
+    with pytest.raises(DecodeError, match=f"{len(data)} bytes \\('jpeg'\\) is unreadable"):
+        decode.rgb(Msg(format="jpeg", data=data))
+
+
+def test_a_debug_record_has_every_array_in_its_own_shape():
+    arrays = {"obs": np.arange(6.0).reshape(2, 3), "one": np.array(7.0), "none": np.zeros((0, 4))}
+    dims = [Msg(label="stamp:2", size=2)]
+    dims += [
+        Msg(label=f"{n}:{','.join(map(str, a.shape))}", size=a.size) for n, a in arrays.items()
+    ]
+    data = [12.0, 345_678_901.0, *np.concatenate([a.ravel() for a in arrays.values()])]
+    stamp, found = decode.debug_record(Msg(layout=Msg(dim=dims), data=data))
+    assert stamp == 12_345_678_901
+    assert list(found) == list(arrays)
+    assert all(np.array_equal(found[n], a) for n, a in arrays.items())
 
 
 @pytest.mark.parametrize("kind", [".png", ".jpg"])
