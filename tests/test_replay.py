@@ -31,7 +31,7 @@ from toys import documented, small_spec
 from flow_policy_rl import cli, replay
 from flow_policy_rl.data.bags import Bag
 from flow_policy_rl.errors import InputError, RunFailed
-from flow_policy_rl.offline import gates, predict
+from flow_policy_rl.offline import predict
 from flow_policy_rl.offline.measure import measure
 from flow_policy_rl.offline.predict import Predictor
 from flow_policy_rl.offline.recording import read_recording
@@ -404,23 +404,6 @@ def test_wiring_says_that_input_is_too_old_for_the_live_node(tmp_path, policy_fi
     assert (level == "error") == ("/cube (0.3" in check["detail"])
     assert (result["wiring_errors"] > 0) == (level == "error")
     assert result["compared_chunks"] > 10
-
-
-def test_gates_refuse_what_they_do_not_know(tmp_path):
-    for text, says in {
-        "mae: 3": "must be a mapping",
-        "- mae": "must map names",
-        "mae: {above: 3}": "unknown key",
-        "mae: {max: x}": "must be a finite number",
-        "mae: {equals: .nan}": "must be a finite number",
-        "{": "not YAML",
-    }.items():
-        (tmp_path / "g.yaml").write_text(text)
-        with pytest.raises(InputError, match=says):
-            gates.load(tmp_path / "g.yaml")
-    with pytest.raises(InputError, match="did you mean 'mae'"):
-        gates.judge({"mae": 1.0}, {"mea": {"max": 1}})
-    assert not gates.judge({"mae": None}, {"mae": {"max": 1}})["mae"]["passed"]
 
 
 def test_the_past_is_kept_in_order_and_for_a_while_only(robot):
