@@ -144,7 +144,7 @@ def test_a_dry_run_shows_chunks_and_only_an_armed_run_lifts(launch, peer, lifted
     dry.interrupt()
     armed = launch("deploy", "policy:=lift", "use_sim_time:=true", "dry_run:=false")
     assert lifted()
-    assert commands
+    peer.until(lambda: commands, "commands of the armed run")
     armed.interrupt()
     sim.interrupt()
 
