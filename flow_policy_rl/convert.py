@@ -21,7 +21,13 @@ from flow_policy_rl.data.bags import Bag
 from flow_policy_rl.data.frames import End, FrameReader, Splitting, layout_from_robot
 from flow_policy_rl.data.health import Health, of_demonstrations
 from flow_policy_rl.data.robomimic import HDF5, DemoLayout, RobomimicWriter
-from flow_policy_rl.errors import InputError, near_match, output_file, refuse_below
+from flow_policy_rl.errors import (
+    InputError,
+    near_match,
+    output_file,
+    refuse_below,
+    refuse_unread,
+)
 from flow_policy_rl.offline.truth import refuse_unfollowed
 from flow_policy_rl.replay import mapped
 from flow_policy_rl.serving.robot import Robot, load_robot, robot_names
@@ -230,15 +236,12 @@ def check_pictures(layout: DemoLayout, obs: dict) -> None:
 
 def from_dataset(config: Config, kind: str) -> tuple[Health, dict, list]:
     """From one format to the other."""
-    defaults = Config(config.input, config.output)
-    for name in FOR_BAGS:
-        if getattr(config, name) != getattr(defaults, name):
-            raise InputError(
-                f"--{name.replace('_', '-')} is for bags; '{config.input}' is a data set ({kind}), whose frames are "
-                "taken as they are"
-            )
+    unread = (
+        f"is for bags; '{config.input}' is a data set ({kind}), whose frames are taken as they are"
+    )
+    refuse_unread(config, unread, *FOR_BAGS)
     demos = sources.load(config.input)
-    if config.task != defaults.task:
+    if config.task != Config.task:
         demos = replace(demos, layout=replace(demos.layout, task=config.task))
     provenance = {"source": str(config.input), "source_format": kind, "version": __version__}
     dense = any(not np.isin(e.rewards, (0, 1)).all() for e in demos.episodes)

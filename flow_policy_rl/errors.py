@@ -1,5 +1,6 @@
 """Exceptions for wrong input: the command line prints their message in one line and exits with 2."""
 
+import dataclasses
 import difflib
 import math
 import os
@@ -80,6 +81,24 @@ def refuse_below(config: object, **least: float) -> None:
                 flag = name.replace("_", "-")
                 finite = " and finite" * (value == math.inf)
                 raise InputError(f"--{flag} must be at least {bound}{finite}, not {value:g}")
+
+
+def refuse_unread(config: object, why: str, *names: str) -> None:
+    """Refuse settings that differ from their defaults where nothing reads them: whoever gave them thinks otherwise.
+
+    Args:
+        config: a dataclass whose fields are flags.
+        why: what follows the flag in the message.
+        names: fields that nothing reads.
+
+    Raises:
+        InputError: names the flag.
+    """
+    for field in dataclasses.fields(config):
+        made = field.default_factory
+        default = field.default if made is dataclasses.MISSING else made()
+        if field.name in names and getattr(config, field.name) != default:
+            raise InputError(f"--{field.name.replace('_', '-')} {why}")
 
 
 def existing_file(path: str | Path, what: str, names: Iterable[str] = ()) -> Path:

@@ -21,7 +21,7 @@ import numpy as np
 
 from flow_policy_rl import __version__, rerun_log
 from flow_policy_rl.data.bags import Bag
-from flow_policy_rl.errors import InputError, RunFailed, refuse_below, unknown_name
+from flow_policy_rl.errors import InputError, RunFailed, refuse_below, refuse_unread, unknown_name
 from flow_policy_rl.offline import gates, metrics
 from flow_policy_rl.offline.measure import measure
 from flow_policy_rl.offline.predict import Predictor
@@ -112,7 +112,10 @@ class Judged:
 def main(config: Config) -> dict:
     """Replay, write the reports; where that is refused, leave no empty folder."""
     refuse_below(config, samples=0, latency_ms=0)
-    refuse_other_modes(config)
+    for name, modes in ONLY_IN_MODES.items():
+        if config.mode not in modes:
+            valid = " or ".join(modes)
+            refuse_unread(config, f"is of --mode {valid}, and this is --mode {config.mode}", name)
     with claimed(config.out, "--out"):
         return _replay(config)
 
@@ -163,18 +166,6 @@ def _replay(config: Config) -> dict:
         result["rerun"] = str(config.rerun)
     (config.out / "replay.json").write_text(json.dumps(result, indent=2, default=_plain) + "\n")
     return json.loads(json.dumps(result, default=_plain))
-
-
-def refuse_other_modes(config: Config) -> None:
-    """A flag that the mode would not read changes nothing, and whoever gave it thinks that it did.
-
-    Raises:
-        InputError: names the flag and its modes.
-    """
-    for name, modes in ONLY_IN_MODES.items():
-        if config.mode not in modes and getattr(config, name) != getattr(Config, name):
-            flag, valid = name.replace("_", "-"), " or ".join(modes)
-            raise InputError(f"--{flag} is of --mode {valid}, and this is --mode {config.mode}")
 
 
 def refuse_to_replace(config: Config) -> None:
