@@ -113,6 +113,17 @@ def test_a_snapshot_holds_how_long_the_goal_has_been_met(task):
     env.close()
 
 
+def test_a_snapshot_holds_which_episode_comes_next(task):
+    env = VecEnv(task, 2, seed=3, num_threads=1)
+    env.reset()
+    snapshot = env.snapshot()
+    second = env.reset()
+    env.restore(snapshot)
+    for name, values in env.reset().items():
+        assert np.array_equal(values, second[name])
+    env.close()
+
+
 def test_targets_ramp_no_faster_than_the_velocity_limit(task):
     world = task.world
     command = world.home_qpos[world.joint_qpos][None]
@@ -318,6 +329,20 @@ def test_a_diverged_environment_is_reset_and_the_others_are_untouched(task, tmp_
         assert not np.abs(task.world.qvel(dump["state"])).max() < 1e6
     env.close()
     alone.close()
+
+
+def test_numbers_beyond_belief_are_a_breakdown_though_they_are_finite(task, monkeypatch):
+    """Which is not where MuJoCo itself gives up; the state before is what remains of it."""
+    monkeypatch.setattr("sim.vec_env.ABSURD", 1e3)
+    env = VecEnv(task, 2, num_threads=1, dump_dir=None)
+    env.reset([0, 1])
+    task.world.qvel(env.state[1])[2] = 2e3  # m/s, the cube's, upwards
+    before = env.state.copy()
+    step = env.step(np.tile(env.command[:, None], (1, 4, 1)))
+    assert step.diverged.tolist() == [False, True]
+    assert step.valid.sum(axis=1).tolist() == [4, 1]
+    assert np.array_equal(step.states[1], np.tile(before[1], (4, 1)))
+    env.close()
 
 
 @pytest.mark.parametrize("name", ["hopper", "halfcheetah", "lift"])
