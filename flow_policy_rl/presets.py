@@ -42,6 +42,7 @@ def _locomotion(
     from_scratch: bool,
     actor_learning_rate: float,
     num_minibatches: int = 16,
+    target_kl: float = 0.1,
     **changes,
 ) -> PPOConfig:
     """Dense rewards, from scratch or from a medium policy.
@@ -56,7 +57,7 @@ def _locomotion(
         num_minibatches=num_minibatches,
         gamma=0.999 if task == "ant" and not from_scratch else 0.99,
         actor_learning_rate=actor_learning_rate,
-        target_kl=0.1,
+        target_kl=target_kl,
         critic_warmup=0,
         scale_rewards=True,
         **changes,
@@ -73,10 +74,10 @@ def score_flow(task: str, preset: Preset = "clean", from_scratch: bool = False) 
     if preset == "paper":
         return _score_flow_paper(task)
     if task in LOCOMOTION:
-        return {
-            "ppo": _locomotion(task, from_scratch, 1e-4, num_minibatches=8),
-            "score_flow": ScoreFlowConfig(0.1, 0.3),
-        }
+        # A chunk of 17 joints is at 0.1 after 9 of 40 gradient steps (docs/log.md).
+        target_kl = 0.5 if task == "humanoid" and not from_scratch else 0.1
+        ppo = _locomotion(task, from_scratch, 1e-4, num_minibatches=8, target_kl=target_kl)
+        return {"ppo": ppo, "score_flow": ScoreFlowConfig(0.1, 0.3)}
     if task in PRECISE:
         # A learned drift leaves a thirtieth of the starting noise in what is deployed (docs/log.md).
         kernel = ScoreFlowConfig(0.005, 0.02, drift="matched", start_noise=0.0)

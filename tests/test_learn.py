@@ -128,6 +128,17 @@ def test_what_a_study_trains_a_task_with_reaches_every_row_and_no_evaluation(tmp
         assert limits == [cell.task != "lift" and t for t in trains]
 
 
+@pytest.mark.parametrize("study", STUDIES)
+def test_no_two_rows_of_a_task_are_the_same_training(study, tmp_path):
+    """A row whose only change is what the task's preset has anyway costs its hours for nothing."""
+    rows: dict[tuple, str] = {}
+    for cell in learn.plan(learn.Config(study=study, seeds=1, out=tmp_path))[1]:
+        command = next(s.command for s in cell.stages if str(cell.dir) in s.command)
+        _, config = cli.parse_train(list(command[1:]), None)
+        settings = repr(dataclasses.replace(config, run_dir=None))
+        assert rows.setdefault((command[1], settings), cell.label) == cell.label
+
+
 def test_where_less_of_a_chunk_is_executed_rollouts_are_shorter_and_more(tmp_path):
     config = learn.Config(
         tasks=("lift", "kitchen"),
@@ -375,6 +386,10 @@ def test_what_a_killed_study_ran_ends_too(tmp_path):
         ({"study": "manipulaton"}, "did you mean 'manipulation'"),
         ({"tasks": ("hopper",)}, "unknown task of the study 'hopper'"),
         ({"variants": ("ppo",)}, "unknown variant of the study 'ppo'"),
+        (
+            {"study": "locomotion", "tasks": ("ant",), "variants": ("score_flow, KL limit 0.1",)},
+            "--variants 'score_flow, KL limit 0.1' is a row of humanoid only, not of ant",
+        ),
         ({"seeds": 0}, "--seeds must be at least 1"),
     ],
 )

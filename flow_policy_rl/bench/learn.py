@@ -125,6 +125,12 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
         if name not in study.variants:
             raise unknown_name("variant of the study", name, study.variants)
     tasks = [t for t in study.tasks if not config.tasks or t in config.tasks]
+    for name in config.variants:
+        if not any(study.variants[name].of(task) for task in tasks):
+            only = ", ".join(study.variants[name].tasks)
+            raise InputError(
+                f"--variants '{name}' is a row of {only} only, not of {', '.join(tasks)}"
+            )
     missing = [t for t in tasks if t not in task_names()]
     budget = getattr(study, config.budget)
     changes = {"env_steps": config.env_steps, "points": config.points}
@@ -134,16 +140,20 @@ def plan(config: Config) -> tuple[Study, list[Cell], list[str]]:
     for task in tasks:
         if task in missing:
             continue
-        for label in chosen_variants(config, study):
+        for label in chosen_variants(config, study, task):
             cells += [
                 make_cell(study, task, label, seed, budget, root) for seed in range(config.seeds)
             ]
     return study, cells, missing
 
 
-def chosen_variants(config: Config, study: Study) -> list[str]:
-    """Labels of the rows."""
-    return [v for v in study.variants if not config.variants or v in config.variants]
+def chosen_variants(config: Config, study: Study, task: str) -> list[str]:
+    """Labels of a task's rows."""
+    return [
+        label
+        for label, variant in study.variants.items()
+        if variant.of(task) and (not config.variants or label in config.variants)
+    ]
 
 
 def by_task(values: dict, task: str):
